@@ -1,0 +1,3 @@
+"""CoRIT: deepfake and AI-image forensics."""
+
+__version__ = "0.1.0"

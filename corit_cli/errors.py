@@ -1,0 +1,5 @@
+"""Errors that are the user's to mend: shown as one line, exit code 2, never a traceback."""
+
+
+class CoritError(Exception):
+    """Something the user can put right; the message says what is wrong and what to do."""

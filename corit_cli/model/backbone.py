@@ -1,0 +1,149 @@
+"""The vision tower: a pre-norm vision transformer with a class token, run block by block.
+
+CoRIT works *between* blocks, so the tower exposes three steps (``embed``, the blocks, ``project``) where
+most implementations offer one forward pass. Layer numbers follow the paper's reading: layer 0 is the token
+sequence after the pre-norm, layer l is the output of block l, l = 1..L.
+
+Shapes: B images, N = 1 + P tokens (class token first, then P patches in row-major order), d channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Shape and arithmetic of a tower; everything a state dict alone does not tell.
+
+    ``activation`` is ``"quick_gelu"`` (OpenAI's weights) or ``"gelu"`` (most others). Confusing the two gives
+    plausible but wrong features, so it is always stated, never guessed. ``mean`` and ``std`` are the
+    per-channel normalisation the weights were trained with; ``interpolation`` is the resize they expect.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: str
+    embed_dim: int | None = None
+    pre_norm: bool = True
+    norm_eps: float = 1e-5
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image size {self.image_size} is not a multiple of patch size {self.patch_size}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation, x * sigmoid(1.702 x), through the fused SiLU kernel."""
+    return F.silu(x * 1.702) / 1.702
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: x + attn(ln_1 x), then x + mlp(ln_2 x)."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.activation = ACTIVATIONS[config.activation]
+        self.ln_1 = nn.LayerNorm(d, eps=config.norm_eps)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.ln_2 = nn.LayerNorm(d, eps=config.norm_eps)
+        self.fc = nn.Linear(d, config.mlp_width)
+        self.proj = nn.Linear(config.mlp_width, d)
+
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """Run the block on tokens ``x`` (B, N, d).
+
+        With ``rows`` = r only the first r output tokens are computed, (B, r, d): every token is still attended
+        to, but queries and the MLP, five sixths of the work, are spent on the tokens that are read.
+        """
+        B, N, d = x.shape
+        y = self.ln_1(x)  # (B, N, d)
+        if rows is None or rows >= N:
+            q, k, v = self.qkv(y).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, d/H)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(y[:, :rows], weight[:d], bias[:d])  # (B, r, d)
+            q = q.view(B, rows, self.heads, -1).transpose(1, 2)  # (B, H, r, d/H)
+            k, v = F.linear(y, weight[d:], bias[d:]).view(B, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            x = x[:, :rows]
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, H, r, d/H)
+        x = x + self.out(y.transpose(1, 2).reshape(B, -1, d))  # (B, r, d)
+        return x + self.proj(self.activation(self.fc(self.ln_2(x))))  # (B, r, d)
+
+
+class VisionTower(nn.Module):
+    """A CLIP image tower. Frozen on construction; ``requires_grad_`` thaws what a caller wants to train."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.patch_embedding = nn.Conv2d(3, d, config.patch_size, stride=config.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(d))
+        self.position_embedding = nn.Parameter(torch.zeros(1 + config.grid**2, d))
+        self.ln_pre = nn.LayerNorm(d, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_post = nn.LayerNorm(d, eps=config.norm_eps)
+        self.projection = nn.Parameter(torch.zeros(d, config.embed_dim)) if config.embed_dim else None
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Layer 0: images (B, 3, S, S) in [0, 1] to tokens (B, N, d). Normalisation happens here.
+
+        Raises ValueError when the images do not have the tower's own size S.
+        """
+        S = self.config.image_size
+        if images.shape[1:] != (3, S, S):
+            raise ValueError(f"the tower reads images of shape (B, 3, {S}, {S}), not {tuple(images.shape)}")
+        x = self.patch_embedding((images - self.mean) / self.std)  # (B, d, S/p, S/p)
+        x = x.flatten(2).transpose(1, 2)  # (B, P, d)
+        cls = self.class_embedding.expand(x.shape[0], 1, -1)  # (B, 1, d)
+        return self.ln_pre(torch.cat([cls, x], dim=1) + self.position_embedding)  # (B, N, d)
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """Tokens of layers 0..L, each (B, N, d)."""
+        x = self.embed(images)
+        out = [x]
+        for block in self.blocks:
+            x = block(x)
+            out.append(x)
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image embedding (B, embed_dim), unnormalised: what CLIP compares with text."""
+        x = self.embed(images)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.ln_post(self.blocks[-1](x, rows=1)[:, 0])  # (B, d)
+        return x if self.projection is None else x @ self.projection

@@ -1,0 +1,117 @@
+"""What happens to images on their way to us: compression, blur, rescaling, noise, trimming.
+
+Used to harden training and to measure robustness. Every function takes and returns an RGB image and depends on nothing
+but its arguments.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from corit_cli.data.images import ImageError
+
+
+def jpeg(image: Image.Image, quality: float) -> Image.Image:
+    """Through JPEG and back at libjpeg's ``quality`` (1 to 100, rounded), chroma halved along both sides (4:2:0)."""
+    return _round_trip(image, "JPEG", quality=round(quality), subsampling="4:2:0")
+
+
+def webp(image: Image.Image, quality: float) -> Image.Image:
+    """Through lossy WebP and back at ``quality`` (0 to 100, rounded); the format ends at 16383 pixels a side."""
+    return _round_trip(image, "WEBP", quality=round(quality))
+
+
+def blur(image: Image.Image, sigma: float) -> Image.Image:
+    """Gaussian blur, ``sigma`` in pixels."""
+    return image.filter(ImageFilter.GaussianBlur(sigma))
+
+
+def resize(image: Image.Image, factor: float) -> Image.Image:
+    """Both sides times ``factor``, at least one pixel, by antialiased bicubic; the image stays at its new size."""
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
+    """Independent Gaussian noise on every channel, ``sigma`` in 8-bit levels."""
+    pixels = np.asarray(image, np.float32)
+    noisy = pixels + sigma * rng.standard_normal(pixels.shape, np.float32)
+    return Image.fromarray(np.rint(noisy).clip(0, 255).astype(np.uint8))
+
+
+def crop(image: Image.Image, fraction: float) -> Image.Image:
+    """The middle of the image, ``fraction`` of each side, at least one pixel."""
+    width, height = (max(1, round(side * fraction)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _round_trip(image: Image.Image, format: str, **options: object) -> Image.Image:
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format, **options)
+    except (OSError, ValueError):
+        raise ImageError(f"{image.width} x {image.height} pixels are too many for a {format} file") from None
+    return Image.open(buffer).convert("RGB")
+
+
+# name: (function, lowest and highest strength drawn by default)
+DEGRADATIONS: dict[str, tuple[Callable[..., Image.Image], float, float]] = {
+    "jpeg": (jpeg, 60, 98),
+    "webp": (webp, 60, 98),
+    "blur": (blur, 0.3, 1.5),
+    "resize": (resize, 0.5, 1.5),
+    "noise": (noise, 1, 8),
+    "crop": (crop, 0.6, 0.95),
+}
+_ALLOWED = {
+    "jpeg": (1, 100),
+    "webp": (0, 100),
+    "blur": (0, 100),
+    "resize": (0.01, 10),
+    "noise": (0, 255),
+    "crop": (0.01, 1),
+}
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One kind of degradation with the range its strength is drawn from, ``low`` to ``high``.
+
+    Raises ValueError for an unknown name or a range that is empty or makes no sense for it.
+    """
+
+    name: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.name not in DEGRADATIONS:
+            raise ValueError(f"unknown degradation {self.name!r}: give one of {', '.join(DEGRADATIONS)}")
+        least, most = _ALLOWED[self.name]
+        if not least <= self.low <= self.high <= most:
+            given = f"{self.name} from {self.low:g} to {self.high:g}"
+            raise ValueError(f"{given}: give a low and a high end within {least:g} to {most:g}")
+
+    def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The RGB ``image``, degraded by a strength drawn uniformly from the range."""
+        function = DEGRADATIONS[self.name][0]
+        strength = rng.uniform(self.low, self.high)
+        return function(image, strength, rng) if function is noise else function(image, strength)
+
+
+def parse_degradation(text: str) -> Degradation:
+    """Read ``jpeg`` (the default range), ``jpeg:80`` (one strength) or ``jpeg:70-95``. Raises ValueError."""
+    name, colon, strength = text.strip().partition(":")
+    if not colon:
+        return Degradation(name, *DEGRADATIONS.get(name, (None, 0, 0))[1:])
+    match = re.fullmatch(r"(\d*\.?\d+)(?:-(\d*\.?\d+))?", strength)
+    if match is None:
+        raise ValueError(f"cannot read {text!r}: write it as jpeg, jpeg:80 or jpeg:70-95")
+    return Degradation(name, float(match[1]), float(match[2] or match[1]))

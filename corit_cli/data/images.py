@@ -1,0 +1,255 @@
+"""Reading image files, and cutting the square windows that a model looks at.
+
+Every way in which a file can be bad becomes one :class:`ImageError`, so that a folder of ten thousand files gives one
+error row instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from corit_cli.errors import CoritError
+
+MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken for a decompression bomb
+MAX_STRETCH = 64  # a strip longer than this many times its width is cut before it is enlarged
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+)
+# Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")
+
+# Pillow's own limit is lower than ours. Raised, not removed: it also guards frames that outgrow their header.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(CoritError):
+    """One file cannot be used as an image; the message is a short reason and does not name the file."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in ``path`` as 8-bit RGB, turned upright by its EXIF orientation.
+
+    Transparency is laid over white, 16-bit, integer and float greyscale is brought to 8 bits, and of an animated or
+    multi-page file the first frame is taken. Raises ImageError when the file is missing, damaged, truncated, not an
+    image, or larger than ``MAX_PIXELS``.
+    """
+    with _opened(path) as image:
+        image.load()
+        turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a file's header says: its size in pixels (as stored, before EXIF turns it) and in bytes, its format as
+    Pillow names it, and for a JPEG the quality setting it was probably saved with (1 to 100)."""
+
+    format: str
+    width: int
+    height: int
+    bytes: int
+    jpeg_quality: int | None
+
+
+def inspect(path: str | Path) -> FileInfo:
+    """Read a file's header and no pixels. Raises ImageError as :func:`read_image` does."""
+    with _opened(path) as image:
+        # A JPEG with previews appended (MPO) is, for its main picture, a JPEG.
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        tables = getattr(image, "quantization", None) if kind == "JPEG" else None
+        quality = _jpeg_quality(tables[min(tables)]) if tables else None
+        return FileInfo(kind, image.width, image.height, Path(path).stat().st_size, quality)
+
+
+# --- opening and decoding -------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Pillow's image with its header read. Whatever is raised inside the block becomes an ImageError."""
+    try:
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("is a folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        if status.st_size == 0:
+            raise ImageError("file is empty")
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(_too_large(image.width * image.height))
+            yield image
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that can be read"
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(int(re.findall(r"\d+", str(error))[0]))
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "no such file"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be opened ({error.strerror})"
+    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+        return "truncated"
+    return " ".join(f"damaged ({error or type(error).__name__})".split())
+
+
+def _too_large(pixels: int) -> str:
+    return f"{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}"
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation tag, or None where there is none; broken EXIF does not spoil a good picture."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:
+        return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    """Greyscale (H, W) of any depth as uint8.
+
+    Unsigned 16-bit is divided by 257. Wider integers and floats do not say what white is: it is taken to be the first
+    of 1 (floats only), 255 and 65535 that no value exceeds; other values, or negative ones, are stretched to 0..255.
+    """
+    whites = {"u": (65535,), "i": (255, 65535), "f": (1, 255, 65535)}[values.dtype.kind]
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = float(values.min()), float(values.max())
+    white = next((w for w in whites if low >= 0 and high <= w), None)
+    if white is None:
+        values, white = values - low, (high - low) or 1
+    return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+# --- JPEG quality ---------------------------------------------------------------------------------
+
+# ITU-T T.81, annex K, table K.1: the luminance table, row by row.
+_LUMA = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+# How libjpeg scales that table for the quality settings 1 to 100.
+_SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)])
+_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 64)
+
+
+def _jpeg_quality(table: list[int]) -> int:
+    """The quality whose scaled standard table is nearest, by sum of absolute differences, to a luma table (64,)."""
+    return int(np.abs(_TABLES - np.asarray(table)).sum(1).argmin()) + 1
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts only in native mode."""
+
+    mode: str = "native"
+    size: int = 224
+    crops: int = 2
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("native", "resize"):
+            raise CoritError(f"unknown crop mode {self.mode!r}: give native or resize")
+        if self.size < 1 or self.crops < 1:
+            raise CoritError("the crop size and the number of crops must be at least 1")
+
+
+def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
+    """Windows of an RGB image, uint8 (n, size, size, 3), 1 <= n <= ``config.crops``.
+
+    ``resize``: the shorter side is brought to ``size`` (bicubic) and the centre cut out; n = 1. This is CLIP's own
+    preprocessing.
+
+    ``native``: windows of untouched pixels, since resampling wipes out the traces a generator leaves. The longer side
+    is divided into ``crops`` equal parts and a window centred on each; along the other side the windows stand at one
+    third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, and
+    equal ones are returned once, so that an image of ``size`` x ``size`` gives one. Only an image with a side shorter
+    than ``size`` is enlarged, bicubic, until that side equals it.
+    """
+    size = config.size
+    if config.mode == "resize":
+        image = _resize_shorter_side(image, size)
+        left, top = (round((side - size) / 2) for side in image.size)
+        return np.asarray(image.crop((left, top, left + size, top + size)))[None]
+    if min(image.size) < size:
+        image = _resize_shorter_side(image, size)
+    pixels = np.asarray(image)  # (H, W, 3)
+    windows = _windows(*image.size, size, config.crops)
+    return np.stack([pixels[top : top + size, left : left + size] for left, top in windows])
+
+
+def _windows(width: int, height: int, size: int, n: int) -> list[tuple[int, int]]:
+    """Distinct (left, top) corners by the rule in :func:`crop`."""
+
+    def place(centre: float, side: int) -> int:
+        return min(max(round(centre * side - size / 2), 0), side - size)
+
+    corners = []
+    for i in range(n):
+        along = (i + 0.5) / n
+        across = 0.5 if n == 1 else (1 + i % 2) / 3
+        x, y = (along, across) if width >= height else (across, along)
+        corners.append((place(x, width), place(y, height)))
+    return list(dict.fromkeys(corners))
+
+
+def _resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
+    image = _cut_strip(image)
+    width, height = image.size
+    long = int(size * max(image.size) / min(image.size))
+    return image.resize((size, long) if width <= height else (long, size), Image.Resampling.BICUBIC)
+
+
+def _cut_strip(image: Image.Image) -> Image.Image:
+    """The middle of a very long strip: one pixel by a million, enlarged whole, would fill the memory."""
+    limit = MAX_STRETCH * min(image.size)
+    width, height = (min(side, limit) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,274 @@
+"""Which files are real and which are fake: folders, CSV and JSON manifests, DeepfakeBench's JSON, and fair splits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from corit_cli.data.images import IMAGE_SUFFIXES
+from corit_cli.errors import CoritError
+
+_CLASSES = {
+    **dict.fromkeys(("real", "0_real", "nature", "authentic", "original", "pristine", "0"), 0),
+    **dict.fromkeys(("fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1"), 1),
+}
+_LABELS = {**_CLASSES, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_COLUMNS = {
+    "path": ("path", "image", "file", "filename"),
+    "label": ("label", "is_fake", "target", "class"),
+    **{name: (name,) for name in ("source", "generator", "split", "video_id")},
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known of it; ``label`` is 1 for a fake and 0 for a real image, "" means unknown."""
+
+    path: Path
+    label: int
+    source: str = ""
+    generator: str = ""
+    split: str = ""
+    video_id: str = ""
+
+
+def load_samples(data: Path) -> list[Sample]:
+    """The labelled images of a folder or a manifest, sorted by path.
+
+    * A folder, nested in any way in which some folder's name gives the class (the deepest one counts; 0 and 1 only
+      where no word does). The first folder above it, splits aside, is the source, and for fakes the generator; a fake
+      class with nothing above it takes its generator from the first folder below. Images outside are left out.
+    * A ``.csv`` with a header, a ``.jsonl``, or a ``.json`` list of objects, with the columns path and label and any
+      of source, generator, split and video_id. Relative paths start from the manifest's folder.
+    * DeepfakeBench's ``.json``: dataset, label, split, perhaps compression, video, frames.
+
+    Raises CoritError when nothing is found, a row cannot be understood, or most of the files listed are missing. A
+    few missing files are left for whoever opens them to report.
+    """
+    data = Path(data)
+    if data.is_dir():
+        samples = list(_from_folder(data))
+    elif not data.is_file():
+        raise CoritError(f"{data} does not exist: give a folder, or a .csv, .jsonl or .json manifest")
+    elif data.suffix.lower() in (".csv", ".jsonl", ".json"):
+        samples = list(_from_manifest(data))
+        missing = [s.path for s in samples if not os.path.isfile(s.path)]
+        if 2 * len(missing) > len(samples):
+            raise CoritError(
+                f"{len(missing)} of the {len(samples)} files in {data} are missing, {missing[0].name} for one: "
+                f"it was looked for in {missing[0].parent} (relative paths start from the manifest's folder)"
+            )
+    else:
+        raise CoritError(f"{data} is not a folder or a .csv, .jsonl or .json manifest")
+    if not samples:
+        raise CoritError(f"no images found in {data}")
+    return sorted(samples, key=lambda s: s.path)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def _from_folder(root: Path) -> Iterator[Sample]:
+    images = classified = 0
+    for path in _image_files(root):
+        images += 1
+        folders = path.relative_to(root).parts[:-1]
+        names = [name.lower() for name in folders]
+        found = [i for i, name in enumerate(names) if name in _CLASSES]
+        if not found:
+            continue
+        classified += 1
+        at = max(found, key=lambda i: (not names[i].isdigit(), i))  # fake/video/0/ is the first shot of a fake
+        label = _CLASSES[names[at]]
+        above, below = ([f for f in part if f.lower() not in _SPLITS] for part in (folders[:at], folders[at + 1 :]))
+        yield Sample(
+            path=path,
+            label=label,
+            source=above[0] if above else "",
+            generator=next(iter(above or below), "") if label else "",
+            split=next((_SPLITS[name] for name in names if name in _SPLITS), ""),
+        )
+    if images and not classified:
+        real, fake = (", ".join(n for n, c in _CLASSES.items() if c == label) for label in (0, 1))
+        raise CoritError(
+            f"no folder under {root} says which of its {images} images are fake: "
+            f"name folders for real images one of {real}; for fakes one of {fake}"
+        )
+
+
+def _image_files(root: Path) -> Iterator[Path]:
+    """Image files at any depth, hidden ones left out; links are followed unless they lead back up."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        folders[:] = [f for f in folders if f[0] != "." and not here.resolve().is_relative_to((here / f).resolve())]
+        yield from (here / f for f in files if f[0] != "." and Path(f).suffix.lower() in IMAGE_SUFFIXES)
+
+
+# --- manifests ------------------------------------------------------------------------------------
+
+
+def _from_manifest(file: Path) -> Iterator[Sample]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix.lower() == ".csv":
+            reader = csv.DictReader(io.StringIO(text))
+            rows = [(f"line {reader.line_num}", row) for row in reader]
+        elif file.suffix.lower() == ".jsonl":
+            rows = [(f"line {n}", _json(line, n)) for n, line in enumerate(io.StringIO(text), 1) if line.strip()]
+        else:
+            content = _json(text)
+            if isinstance(content, dict):
+                yield from _from_deepfakebench(file, content)
+                return
+            rows = [(f"item {n}", row) for n, row in enumerate(content, 1)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CoritError(f"{file} is not a readable manifest: {error}") from None
+    except ValueError as error:
+        raise CoritError(f"{file} {error}") from None
+    for where, row in rows:
+        try:
+            yield _sample(file.parent, row)
+        except ValueError as error:
+            raise CoritError(f"{file} {where}: {error}") from None
+
+
+def _json(text: str, line: int | None = None) -> list | dict:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {line or error.lineno}: not valid JSON ({error.msg})") from None
+    if not isinstance(content, list | dict):
+        raise ValueError(f"line {line or 1}: expected an object, not {content!r}")
+    return content
+
+
+def _sample(folder: Path, row: object) -> Sample:
+    """Raises ValueError, without the place, for a row that has no path or no understandable label."""
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object with path and label, not {row!r}")
+    cells = {str(k).strip().lower(): str(v).strip() for k, v in row.items() if v is not None}
+    values = {field: next((cells[n] for n in names if cells.get(n)), "") for field, names in _COLUMNS.items()}
+    path, label = values.pop("path"), values.pop("label").lower()
+    if not path:
+        raise ValueError(f"no path (the columns looked for: {', '.join(_COLUMNS['path'])})")
+    if label not in _LABELS:
+        raise ValueError(f"unknown label {label!r} (column {', '.join(_COLUMNS['label'])}): give real or fake, 0 or 1")
+    split = values["split"].lower()
+    values["split"] = _SPLITS.get(split, split)
+    return Sample(folder / _posix(path), _LABELS[label], **values)
+
+
+def _posix(path: str) -> str:
+    return path.replace("\\", "/")
+
+
+def _from_deepfakebench(file: Path, content: dict) -> Iterator[Sample]:
+    videos = list(_videos(content, ()))
+    if not videos:
+        raise CoritError(
+            f"{file} is neither a list of objects with path and label nor a DeepfakeBench file with frames"
+        )
+    # The frames stand beside the JSON's folder or one of its parents: settled once, by the frames that exist.
+    probe = [_posix(str(frames[0])) for _, frames in videos[:100]]
+    bases = [file.parent, *file.parent.absolute().parents]
+    base = next((b for b in bases if any(os.path.isfile(b / frame) for frame in probe)), file.parent)
+    for keys, frames in videos:
+        dataset, kind, split, video = keys[0], keys[1], keys[2], keys[-1]
+        label = int("real" not in kind.lower())
+        for frame in frames:
+            path = base / PurePosixPath(_posix(str(frame)))
+            yield Sample(path, label, dataset, kind if label else "", _SPLITS.get(split.lower(), split), video)
+
+
+def _videos(node: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list]]:
+    """(keys, frames) of every video that lies under at least dataset, label and split."""
+    if not isinstance(node, dict):
+        return
+    if len(keys) >= 4 and isinstance(node.get("frames"), list):
+        if node["frames"]:
+            yield keys, node["frames"]
+        return
+    for key, child in node.items():
+        yield from _videos(child, (*keys, key))
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+_Key = Callable[[Sample], tuple[str, str]]
+
+
+def _by_source(sample: Sample) -> tuple[str, str]:
+    return "source", sample.source
+
+
+def _by_video(sample: Sample) -> tuple[str, str]:
+    return ("video", sample.video_id) if sample.video_id else ("file", str(sample.path))
+
+
+def _by_video_or_source(sample: Sample) -> tuple[str, str]:
+    return _by_source(sample) if sample.source and not sample.video_id else _by_video(sample)
+
+
+def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Indices for training and for validation, sorted; both are the same for the same ``seed``.
+
+    Where samples name the splits train and val, those are used, samples with no split train, and others (test) are
+    left out of both. Otherwise about ``fraction`` of each class other than test is set aside, keeping whole videos,
+    else sources, together; sources are split up only if some class has a single one.
+    """
+    train = [i for i, s in enumerate(samples) if s.split in ("train", "")]
+    val = [i for i, s in enumerate(samples) if s.split == "val"]
+    if train and val:
+        return train, val
+    pool = [i for i, s in enumerate(samples) if s.split != "test"] or list(range(len(samples)))
+    groups = _groups(samples, pool, (_by_video_or_source, _by_video))
+    train, val = _deal(samples, groups, (1 - fraction, fraction), seed)
+    return train, val
+
+
+def group_folds(samples: Sequence[Sample], k: int, seed: int = 0) -> list[list[int]]:
+    """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting.
+
+    Whole sources stay together when each class comes from at least two, and there are then no more folds than
+    sources; else whole videos do; else each file stands alone.
+    """
+    groups = _groups(samples, range(len(samples)), (_by_source, _by_video))
+    k = min(k, len(groups))
+    return _deal(samples, groups, [1 / k] * k, seed)
+
+
+def _groups(samples: Sequence[Sample], pool: Sequence[int], keys: Sequence[_Key]) -> list[list[int]]:
+    """Group by the first key that puts each class into two groups or more, or by the last key."""
+    for key in keys:
+        groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for i in pool:
+            groups[key(samples[i])].append(i)
+        if all(len({key(samples[i]) for i in pool if samples[i].label == label}) > 1 for label in (0, 1)):
+            break
+    return list(groups.values())
+
+
+def _deal(samples: Sequence[Sample], groups: list[list[int]], shares: Sequence[float], seed: int) -> list[list[int]]:
+    """Deal whole groups, the large ones first, each to the side that holds least of its classes against its share."""
+    labels = np.array([s.label for s in samples])
+    total = np.bincount(labels[[i for g in groups for i in g]], minlength=2).clip(1)  # (2,)
+    target = np.outer(shares, total)  # (sides, 2)
+    held = np.zeros_like(target)
+    sides: list[list[int]] = [[] for _ in shares]
+    order = np.random.default_rng(seed).permutation(len(groups))
+    for group in sorted((groups[i] for i in order), key=len, reverse=True):
+        counts = np.bincount(labels[group], minlength=2)
+        lack = ((1 - held / target) * counts).sum(1)  # (sides,)
+        side = max(range(len(sides)), key=lambda i: (lack[i], -len(sides[i])))
+        sides[side] += group
+        held[side] += counts
+    return [sorted(side) for side in sides]

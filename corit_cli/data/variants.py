@@ -1,0 +1,55 @@
+"""What is done to an image before its features are taken: forged, degraded, re-encoded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from corit_cli.data.degrade import parse_degradation
+from corit_cli.data.forge import Forge
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe, applied in the order of its fields. The empty recipe leaves the image as it is.
+
+    Attributes:
+        forge: a forgery of a real photograph; the result counts as fake.
+        degradations: ``NAME:LOW-HIGH`` each (see ``degrade.py``), every one applied with probability one half.
+        codec: JPEG quality range every image is re-encoded at, so that the codec says nothing about the class.
+        seed: another seed gives another draw from the same recipe.
+    """
+
+    forge: Forge | None = None
+    degradations: tuple[str, ...] = ()
+    codec: tuple[int, int] | None = None
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the recipe in a cache key."""
+        if self == ORIGINAL:
+            return "original"
+        forge = self.forge.fingerprint if self.forge else ""
+        return f"{forge}|{','.join(self.degradations)}|{self.codec}|{self.seed}"
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The image (RGB) after this recipe. Every draw depends on the seed and the pixels alone."""
+        if self == ORIGINAL:
+            return image
+        digest = hashlib.sha256(image.tobytes()).digest()
+        rng = np.random.default_rng([self.seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
+        if self.forge:
+            image = self.forge(image, rng)
+        for spec in self.degradations:
+            if rng.random() < 0.5:
+                image = parse_degradation(spec).apply(image, rng)
+        if self.codec:
+            image = parse_degradation(f"jpeg:{self.codec[0]}-{self.codec[1]}").apply(image, rng)
+        return image
+
+
+ORIGINAL = Variant()

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from corit_cli.data import images
+from corit_cli.data.images import CropConfig, FileInfo, ImageError, crop, inspect, read_image
+from corit_cli.errors import CoritError
+
+
+def photo(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+    """A smooth coloured picture with no symmetry."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    phase = seed + np.arange(3)
+    pixels = 127 + 100 * np.sin(3 * x[..., None] * (1 + phase) + 2 * y[..., None] + phase)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    assert a.mode == b.mode == "RGB"
+    assert a.size == b.size
+    return float(np.abs(np.asarray(a, float) - np.asarray(b, float)).mean())
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
+def test_lossless_formats_come_back_unchanged(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    photo().save(path)
+    assert distance(read_image(path), photo()) == 0
+    assert distance(read_image(str(path)), photo()) == 0
+
+
+@pytest.mark.parametrize("suffix", sorted(images.IMAGE_SUFFIXES - {".pgm", ".gif"}))
+def test_every_searched_suffix_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix.upper()}"
+    photo().save(path, quality=95)
+    assert distance(read_image(path), photo()) < 3
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    photo().convert("CMYK").save(path, quality=95)
+    assert Image.open(path).mode == "CMYK"
+    assert distance(read_image(path), photo()) < 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "pgm", "tif"])
+def test_16_bit_greyscale_is_divided_by_257(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)).save(path)
+    out = np.asarray(read_image(path))
+    assert (out == np.arange(256).reshape(16, 16, 1)).all()
+
+
+def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 200, np.uint16)).save(tmp_path / "a.png")
+    assert (np.asarray(read_image(tmp_path / "a.png")) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]]), [0, 128, 255]),
+        (np.array([[0.0, 100.0, 255.0]]), [0, 100, 255]),
+        (np.array([[0.0, 257.0, 65535.0]]), [0, 1, 255]),
+        (np.array([[-1.0, 0.0, 1.0]]), [0, 128, 255]),
+        (np.array([[np.nan, np.inf, 1.0]]), [0, 0, 255]),
+        (np.array([[-2.0, -2.0, -2.0]]), [0, 0, 0]),
+        (np.array([[0, 100, 255]]), [0, 100, 255]),
+        (np.array([[0, 1, 1]]), [0, 1, 1]),
+        (np.array([[0, 1_000_000, 2_000_000]]), [0, 128, 255]),
+    ],
+)
+def test_wide_greyscale_by_range(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(values.astype(np.float32 if values.dtype.kind == "f" else np.int32)).save(path)
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == expected
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    alpha = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 20, axis=1).repeat(30, axis=0))  # (30, 40)
+    white_left = photo()
+    white_left.paste("white", (0, 0, 20, 30))
+    rgba = photo()
+    rgba.putalpha(alpha)
+    rgba.save(tmp_path / "rgba.png")
+    assert distance(read_image(tmp_path / "rgba.png"), white_left) == 0
+
+    grey = photo().convert("L")
+    la = grey.copy()
+    la.putalpha(alpha)
+    la.save(tmp_path / "la.png")
+    assert Image.open(tmp_path / "la.png").mode == "LA"
+    grey.paste(255, (0, 0, 20, 30))
+    assert distance(read_image(tmp_path / "la.png"), grey.convert("RGB")) == 0
+
+
+@pytest.mark.parametrize("transparent", [1, bytes([255, 0, 255])])
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_palette_with_transparency(tmp_path: Path, suffix: str, transparent: int | bytes) -> None:
+    if suffix == "gif" and isinstance(transparent, bytes):
+        pytest.skip("a GIF has one transparent colour")
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, transparency=transparent)
+    assert np.asarray(read_image(path))[0].tolist() == [[10, 20, 30], [255, 255, 255], [70, 80, 90]]
+
+
+def test_transparency_keeps_half_tones(tmp_path: Path) -> None:
+    Image.new("RGBA", (1, 1), (0, 100, 200, 128)).save(tmp_path / "a.png")
+    assert np.asarray(read_image(tmp_path / "a.png"))[0, 0].tolist() == pytest.approx([127, 177, 227], abs=1)
+
+
+def test_one_bit_and_one_pixel(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bit.png")
+    assert Image.open(tmp_path / "bit.png").mode == "1"
+    assert np.asarray(read_image(tmp_path / "bit.png"))[0, :, 0].tolist() == [255, 0]
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "one.png")
+    assert read_image(tmp_path / "one.png").getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    assert Image.open(path).n_frames == 2
+    assert distance(read_image(path), frames[0]) < 3
+
+
+# How a camera held in each orientation stores the upright picture: EXIF 2.32, table of the Orientation tag, as numpy.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 3), ("png", 0), ("tif", 0), ("webp", 3)])
+def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str, tolerance: float) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = STORED[orientation](np.asarray(photo()))
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=98)
+    assert distance(read_image(path), photo()) <= tolerance
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"II*\0\x08\0\0\0\xff"]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_exif_is_ignored(tmp_path: Path, exif: bytes) -> None:
+    photo().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert distance(read_image(tmp_path / "a.jpg"), photo()) < 3
+
+
+# --- files that are no use ------------------------------------------------------------------------
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND"))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "file is empty"),
+        (b"this is a note", "not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
+        (png_claiming(60_000, 60_000), "3600 megapixels, more than the limit of 200"),
+        (png_claiming(20_000, 15_000), "300 megapixels, more than the limit of 200"),
+    ],
+    ids=["empty", "text", "eps", "bomb", "large"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the module's own filter
+def test_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for function in (read_image, inspect):
+        with pytest.raises(ImageError) as error:
+            function(tmp_path / "a.jpg")
+        assert str(error.value) == reason
+    assert issubclass(ImageError, CoritError)
+
+
+def test_missing_folder_and_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, reason in [("none.jpg", "no such file"), ("", "is a folder"), ("pipe.jpg", "not a regular file")]:
+        with pytest.raises(ImageError, match=f"^{reason}$"):
+            read_image(tmp_path / path)
+
+
+def test_a_panorama_within_the_limit_passes_silently(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_claiming(20_000, 9_900))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert inspect(tmp_path / "a.png").width == 20_000
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif"])
+def test_truncated(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    photo(200, 150).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"^truncated$"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_give_an_image_or_a_one_line_error(tmp_path_factory: pytest.TempPathFactory, data) -> None:
+    suffix = data.draw(st.sampled_from(["jpg", "png", "gif", "webp", "bmp", "tif", "jp2", "ppm"]))
+    path = tmp_path_factory.getbasetemp() / f"damaged.{suffix}"
+    photo(24, 18).save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        assert read_image(path).mode == "RGB"
+    except ImageError as error:
+        assert "\n" not in str(error)
+        assert str(error)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, KeyError, struct.error, zlib.error, ZeroDivisionError, SyntaxError])
+def test_whatever_a_decoder_throws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    photo().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_to_rgb", lambda image: (_ for _ in ()).throw(kind("two\nlines")))
+    with pytest.raises(ImageError) as error:
+        read_image(tmp_path / "a.png")
+    assert "\n" not in str(error.value)
+
+
+def test_an_interrupt_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_to_rgb", lambda image: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        read_image(tmp_path / "a.png")
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
+def test_inspect(tmp_path: Path) -> None:
+    path = tmp_path / "misnamed.jpg"
+    photo().save(path, format="PNG")
+    assert inspect(path) == FileInfo("PNG", 40, 30, path.stat().st_size, None)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_quality_is_recovered_at_every_setting(tmp_path: Path, mode: str) -> None:
+    for quality in range(1, 101):
+        photo(8, 8).convert(mode).save(tmp_path / "a.jpg", quality=quality)
+        assert inspect(tmp_path / "a.jpg").jpeg_quality == quality
+
+
+def test_jpeg_quality_of_foreign_tables_is_the_nearest(tmp_path: Path) -> None:
+    photo().save(tmp_path / "q.jpg", quality=80)
+    table = [min(v + (i % 2), 255) for i, v in enumerate(Image.open(tmp_path / "q.jpg").quantization[0])]
+    photo().save(tmp_path / "a.jpg", qtables=[table])
+    assert inspect(tmp_path / "a.jpg").jpeg_quality in (79, 80)
+
+
+def test_a_phone_s_multi_picture_file_is_a_jpeg(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[photo(seed=1)], quality=90)
+    assert Image.open(tmp_path / "a.jpg").format == "MPO"
+    info = inspect(tmp_path / "a.jpg")
+    assert (info.format, info.jpeg_quality) == ("JPEG", 90)
+    assert distance(read_image(tmp_path / "a.jpg"), photo()) < 3
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width + height).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 301), (224, 224), (225, 224), (50, 40), (7, 300), (1, 1)])
+@pytest.mark.parametrize("target", [32, 224])
+def test_resize_mode_equals_torchvision(size: tuple[int, int], target: int) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = noise(*size)
+    oracle = transforms.Compose(
+        [transforms.Resize(target, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(target)]
+    )
+    out = crop(image, CropConfig("resize", target, crops=5))
+    assert out.shape == (1, target, target, 3)
+    assert (out[0] == np.asarray(oracle(image))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 50),
+    flip=st.booleans(),
+    size=st.sampled_from([1, 16, 31]),
+    crops=st.integers(1, 7),
+    mode=st.sampled_from(["native", "resize"]),
+)
+def test_shapes_for_any_size(width: int, height: int, flip: bool, size: int, crops: int, mode: str) -> None:
+    image = Image.new("RGB", (height, width) if flip else (width, height), (9, 8, 7))
+    out = crop(image, CropConfig(mode, size, crops))
+    assert out.dtype == np.uint8
+    assert out.shape[1:] == (size, size, 3)
+    assert 1 <= len(out) <= (crops if mode == "native" else 1)
+    assert (out == (9, 8, 7)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(width=st.integers(16, 400), height=st.integers(16, 90), flip=st.booleans(), crops=st.integers(1, 7))
+def test_native_windows_are_distinct_sub_arrays(width: int, height: int, flip: bool, crops: int) -> None:
+    # A picture whose pixels hold their own coordinates, so that a window tells where it was cut.
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([x % 256, y, x // 256], -1).astype(np.uint8)
+    pixels = pixels.swapaxes(0, 1) if flip else pixels
+    out = crop(Image.fromarray(np.ascontiguousarray(pixels)), CropConfig("native", 16, crops))
+    corners = set()
+    for window in out:
+        x0, y0 = int(window[0, 0, 0]) + 256 * int(window[0, 0, 2]), int(window[0, 0, 1])
+        top, left = (x0, y0) if flip else (y0, x0)
+        assert (window == pixels[top : top + 16, left : left + 16]).all()
+        corners.add((left, top))
+    assert len(corners) == len(out)
+
+
+def test_native_positions() -> None:
+    assert images._windows(100, 60, 20, 1) == [(40, 20)]
+    assert images._windows(100, 60, 20, 2) == [(15, 10), (65, 30)]
+    assert images._windows(60, 100, 20, 2) == [(10, 15), (30, 65)]
+    assert images._windows(40, 20, 20, 2) == [(0, 0), (20, 0)]  # twice as wide as high: two windows tile it
+    assert images._windows(20, 20, 20, 5) == [(0, 0)]
+
+
+def test_one_window_of_an_image_of_the_model_s_size() -> None:
+    image = noise(224, 224)
+    out = crop(image, CropConfig())
+    assert out.shape == (1, 224, 224, 3)
+    assert (out[0] == np.asarray(image)).all()
+
+
+def test_native_enlarges_only_what_is_too_small() -> None:
+    image = noise(30, 20)
+    enlarged = np.asarray(image.resize((60, 40), Image.Resampling.BICUBIC))
+    out = crop(image, CropConfig("native", 40, 2))
+    assert (out == np.stack([enlarged[:, :40], enlarged[:, 20:]])).all()
+
+
+def test_a_million_pixels_in_a_row_do_not_fill_the_memory() -> None:
+    for mode in ("native", "resize"):
+        assert crop(Image.new("RGB", (1_000_000, 1)), CropConfig(mode, 64, 2)).shape[1:] == (64, 64, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "squash"}, {"size": 0}, {"crops": 0}])
+def test_impossible_settings(wrong: dict) -> None:
+    with pytest.raises(CoritError):
+        CropConfig(**wrong)

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corit_cli.data.manifest import Sample, group_folds, group_split, load_samples
+from corit_cli.errors import CoritError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def load(root: Path) -> dict[str, Sample]:
+    base = root if root.is_dir() else root.parent
+    return {s.path.relative_to(base).as_posix(): s for s in load_samples(root)}
+
+
+def fails(data: Path) -> str:
+    with pytest.raises(CoritError) as error:
+        load_samples(data)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_plain_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "Real/b.jpg", "fake/a.PNG", "fake/notes.txt", "fake/.hidden.jpg", "fake/.cache/a.jpg", "cover.jpg")
+    assert load_samples(tmp_path) == [Sample(tmp_path / "Real/b.jpg", 0), Sample(tmp_path / "fake/a.PNG", 1)]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_every_class_name(tmp_path: Path, label: int) -> None:
+    real = ["real", "0_real", "nature", "authentic", "original", "pristine", "0"]
+    fake = ["fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1"]
+    names = (real, fake)[label]
+    touch(tmp_path, *(f"set{i}/{name.upper()}/a.jpg" for i, name in enumerate(names)))
+    assert [s.label for s in load_samples(tmp_path)] == [label] * len(names)
+
+
+def test_genimage_layout(tmp_path: Path) -> None:
+    touch(tmp_path, "Midjourney/train/nature/a.jpg", "Midjourney/val/ai/b.png", "ADM/train/ai/c.png")
+    found = load(tmp_path)
+    real = found["Midjourney/train/nature/a.jpg"]
+    assert (real.label, real.source, real.generator, real.split) == (0, "Midjourney", "", "train")
+    fake = found["Midjourney/val/ai/b.png"]
+    assert (fake.label, fake.source, fake.generator, fake.split) == (1, "Midjourney", "Midjourney", "val")
+    assert found["ADM/train/ai/c.png"].generator == "ADM"
+
+
+def test_cnndetection_layout(tmp_path: Path) -> None:
+    touch(tmp_path, "test/progan/cat/0_real/a.png", "test/progan/cat/1_fake/a.png", "test/crn/1_fake/a.png")
+    found = load(tmp_path)
+    assert {(s.source, s.split) for s in found.values()} == {("progan", "test"), ("crn", "test")}
+    assert [s.generator for s in found.values()] == ["crn", "", "progan"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("Train", "train"), ("valid", "val"), ("validation", "val"), ("test", "test")]
+)
+def test_split_folders_above_or_below_the_class(tmp_path: Path, name: str, split: str) -> None:
+    touch(tmp_path, f"{name}/real/a.jpg", f"fake/{name}/a.jpg")
+    assert [(s.split, s.source, s.generator) for s in load_samples(tmp_path)] == [(split, "", "")] * 2
+
+
+def test_the_deepest_class_name_decides(tmp_path: Path) -> None:
+    touch(tmp_path, "original/fake/a.jpg", "fake/real/a.jpg", "fake/sdxl/0/a.jpg", "x/1/0/a.jpg")
+    labels = {name: s.label for name, s in load(tmp_path).items()}
+    assert labels == {"original/fake/a.jpg": 1, "fake/real/a.jpg": 0, "fake/sdxl/0/a.jpg": 1, "x/1/0/a.jpg": 0}
+
+
+def test_generator_below_the_class(tmp_path: Path) -> None:
+    touch(tmp_path, "fake/sdxl/a.jpg", "real/coco/a.jpg")
+    assert [(s.source, s.generator) for s in load_samples(tmp_path)] == [("", "sdxl"), ("", "")]
+
+
+def test_names_above_the_root_do_not_count(tmp_path: Path) -> None:
+    touch(tmp_path, "fake/set/a.jpg")
+    assert "which of its 1 images are fake" in fails(tmp_path / "fake" / "set")
+
+
+def test_links_are_followed_but_not_upwards(tmp_path: Path) -> None:
+    touch(tmp_path, "store/a.jpg", "data/fake/a.jpg")
+    (tmp_path / "data/real").symlink_to(tmp_path / "store")
+    (tmp_path / "data/fake/loop").symlink_to(tmp_path / "data")
+    assert {name: s.label for name, s in load(tmp_path / "data").items()} == {"fake/a.jpg": 1, "real/a.jpg": 0}
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    assert "does not exist" in fails(tmp_path / "none")
+    assert "no images found" in fails(tmp_path)
+    touch(tmp_path, "cats/a.jpg", "dogs/b.jpg")
+    message = fails(tmp_path)
+    assert "0_real" in message and "manipulated" in message
+
+
+# --- manifests ------------------------------------------------------------------------------------
+
+ROWS = [
+    {"Image": "a.jpg", "target": "real", "colour": "red"},
+    {"Image": "sub\\b.jpg", "target": 1, "source": "web", "generator": "sdxl", "split": "valid", "video_id": 7},
+]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n\n".join(json.dumps(row) for row in rows))
+    else:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+        path.write_text("\ufeff" + "\n".join(",".join(line) for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_manifest(tmp_path: Path, suffix: str) -> None:
+    touch(tmp_path, "a.jpg", "sub/b.jpg")
+    assert load_samples(write(tmp_path / f"m{suffix}", ROWS)) == [
+        Sample(tmp_path / "a.jpg", 0),
+        Sample(tmp_path / "sub/b.jpg", 1, source="web", generator="sdxl", split="val", video_id="7"),
+    ]
+
+
+@pytest.mark.parametrize("column", ["label", "class", "target", "is_fake"])
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(0, 0), (1, 1), (True, 1), (False, 0), ("FAKE", 1), ("Real", 0), ("true", 1), (1.0, 1), ("ai", 1)],
+)
+def test_label_values(tmp_path: Path, column: str, value: object, label: int) -> None:
+    touch(tmp_path, "a.jpg")
+    assert load_samples(write(tmp_path / "m.json", [{"path": "a.jpg", column: value}]))[0].label == label
+
+
+def test_absolute_paths_and_quoted_cells(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a, b.jpg")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/m.csv").write_text(f'path,label,note\n"{tmp_path}/images/a, b.jpg",1,"two\nlines"\n')
+    assert load_samples(tmp_path / "lists/m.csv") == [Sample(tmp_path / "images/a, b.jpg", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("m.csv", "path,label\na.jpg,0\nb.jpg,maybe\n", "line 3: unknown label 'maybe'"),
+        ("m.csv", "path,label\na.jpg,0\n,1\n", "line 3: no path"),
+        ("m.csv", "photo,label\na.jpg,0\n", "line 2: no path"),
+        ("m.csv", "path,label\n", "no images found"),
+        ("m.jsonl", '{"path": "a.jpg", "label": 0}\n\n{"label": 0}\n', "line 3: no path"),
+        ("m.jsonl", '{"path": "a.jpg", "label": 0}\n{oops\n', "line 2: not valid JSON"),
+        ("m.jsonl", "7\n", "line 1: expected an object"),
+        ("m.json", '[{"path": "a.jpg", "label": 0}, {"path": "b.jpg"}]', "item 2: unknown label ''"),
+        ("m.json", '[{"path": "a.jpg", "label": 0}, "b.jpg"]', "item 2: expected an object"),
+        ("m.json", '{"a": [\n1,, 2]}', "line 2: not valid JSON"),
+        ("m.json", '"a.jpg"', "line 1: expected an object"),
+        ("m.json", '{"a": {"b": 1}}', "DeepfakeBench"),
+        ("m.txt", "a.jpg", "is not a folder or a .csv"),
+    ],
+)
+def test_manifest_errors(tmp_path: Path, name: str, content: str, expected: str) -> None:
+    (tmp_path / name).write_text(content)
+    message = fails(tmp_path / name)
+    assert expected in message
+    assert name in message
+
+
+def test_manifest_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path,label\n\xff\xfe,0\n")
+    assert "not a readable manifest" in fails(tmp_path / "m.csv")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    touch(tmp_path, "0.jpg", "1.jpg")
+    rows = [{"path": f"{i}.jpg", "label": i % 2} for i in range(5)]
+    assert len(load_samples(write(tmp_path / "half.csv", rows[:4]))) == 4
+    message = fails(write(tmp_path / "most.csv", rows))
+    assert "3 of the 5" in message and "2.jpg" in message and str(tmp_path) in message
+
+
+@pytest.mark.parametrize("place", ["lists", "."])
+def test_deepfakebench(tmp_path: Path, place: str) -> None:
+    frames = ["FF\\orig\\071\\0.png", "FF\\orig\\071\\1.png"], ["FF/df/071_054/0.png"], ["FF/orig/2/0.png"]
+    touch(tmp_path, *(f.replace("\\", "/") for part in frames for f in part))
+    video = [{"label": "whatever", "frames": f} for f in frames]
+    content = {
+        "FaceForensics++": {
+            "FF-real": {"train": {"c23": {"071": video[0]}}, "val": {"c23": {"empty": {"label": "x", "frames": []}}}},
+            "FF-DF": {"test": {"c23": {"071_054": video[1]}}},
+            "YouTube-Real": {"val": {"2": video[2]}},
+        }
+    }
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "FF.json").write_text(json.dumps(content))
+    assert sorted(load_samples(tmp_path / place / "FF.json"), key=lambda s: s.path) == [
+        Sample(tmp_path / "FF/df/071_054/0.png", 1, "FaceForensics++", "FF-DF", "test", "071_054"),
+        Sample(tmp_path / "FF/orig/071/0.png", 0, "FaceForensics++", "", "train", "071"),
+        Sample(tmp_path / "FF/orig/071/1.png", 0, "FaceForensics++", "", "train", "071"),
+        Sample(tmp_path / "FF/orig/2/0.png", 0, "FaceForensics++", "", "val", "2"),
+    ]
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def samples(*rows: tuple) -> list[Sample]:
+    """One Sample for each (label, source, video_id, split), shorter rows allowed."""
+    out = []
+    for i, row in enumerate(rows):
+        label, source, video, split = (*row, "", "", "")[:4]
+        out.append(Sample(Path(f"{i}.jpg"), label, source=source, video_id=video, split=split))
+    return out
+
+
+def test_named_splits_are_used() -> None:
+    rows = [(0, "", "", split) for split in ("train", "val", "test", "", "val", "holdout")]
+    assert group_split(samples(*rows)) == ([0, 3], [1, 4])
+
+
+def test_without_a_validation_split_the_test_files_still_stay_out() -> None:
+    rows = [(i % 2, "", "", "test" if i < 4 else "train") for i in range(24)]
+    train, val = group_split(samples(*rows))
+    assert sorted(train + val) == list(range(4, 24))
+    assert len(val) == 6
+
+
+def test_plain_files_are_stratified_by_class() -> None:
+    data = samples(*[(int(i < 10),) for i in range(100)])
+    train, val = group_split(data, fraction=0.3, seed=1)
+    assert sorted(train + val) == list(range(100))
+    assert Counter(data[i].label for i in val) == {0: 27, 1: 3}
+
+
+def test_sources_stay_together_when_both_classes_have_several() -> None:
+    data = samples(*[(i % 2, f"s{i % 10 // 2}") for i in range(100)])  # five sources of both classes
+    train, val = group_split(data)
+    assert not {data[i].source for i in train} & {data[i].source for i in val}
+    assert {data[i].label for i in val} == {0, 1}
+
+
+def test_the_largest_source_does_not_overfill_the_validation_side() -> None:
+    data = samples(*[(i % 2, "large") for i in range(60)], *[(i % 2, f"small{i // 20}") for i in range(40)])
+    for seed in range(8):
+        assert len(group_split(data, 0.3, seed)[1]) in (20, 40)
+
+
+def test_sources_are_split_when_a_class_has_only_one() -> None:
+    data = samples(*[(0, "camera")] * 20, *[(1, "sdxl")] * 10, *[(1, "flux")] * 10)
+    for side in (*group_split(data), *group_folds(data, 2)):
+        assert {data[i].label for i in side} == {0, 1}
+
+
+def test_folds_are_no_more_than_sources() -> None:
+    data = samples(*[(i % 2, f"s{i % 6 // 2}", f"v{i}") for i in range(60)])
+    folds = group_folds(data, 5)
+    assert sorted(sorted({data[i].source for i in fold}) for fold in folds) == [["s0"], ["s1"], ["s2"]]
+    assert len(group_folds(data, 2)) == 2
+
+
+def test_seed() -> None:
+    data = samples(*[(i % 2,) for i in range(40)])
+    assert group_split(data, seed=3) == group_split(data, seed=3)
+    assert group_folds(data, 4, seed=3) == group_folds(data, 4, seed=3)
+    assert len({tuple(group_split(data, seed=s)[1]) for s in range(5)}) > 1
+
+
+row = st.tuples(st.integers(0, 1), st.sampled_from(["", "a", "b", "c"]), st.sampled_from(["", "u", "v", "w", "x"]))
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(row, min_size=2, max_size=40),
+    seed=st.integers(0, 9),
+    k=st.integers(1, 6),
+    fraction=st.floats(0.05, 0.95),
+)
+def test_partitions_keep_videos_whole(rows: list[tuple], seed: int, k: int, fraction: float) -> None:
+    data = samples(*rows)
+    sides = group_split(data, fraction, seed)
+    assert sorted(chain(*sides)) == list(range(len(data)))
+    videos = [{data[i].video_id for i in side} - {""} for side in sides]
+    assert not videos[0] & videos[1]
+
+    folds = group_folds(data, k, seed)
+    assert 1 <= len(folds) <= k
+    assert sorted(chain(*folds)) == list(range(len(data)))
+    assert all(folds)
+    by = "source" if all(len({s.source for s in data if s.label == c}) > 1 for c in (0, 1)) else "video_id"
+    homes: dict[str, set[int]] = {}
+    for n, fold in enumerate(folds):
+        for i in fold:
+            homes.setdefault(getattr(data[i], by), set()).add(n)
+    if by == "video_id":
+        homes.pop("", None)
+    assert all(len(places) == 1 for places in homes.values())
+
+
+@settings(deadline=None)
+@given(labels=st.lists(st.integers(0, 1), min_size=4), seed=st.integers(0, 9), k=st.integers(2, 5))
+def test_both_classes_reach_every_side_they_can(labels: list[int], seed: int, k: int) -> None:
+    data = samples(*[(label,) for label in labels])
+    for sides in (group_split(data, seed=seed), group_folds(data, k, seed)):
+        for label in (0, 1):
+            reached = sum(any(data[i].label == label for i in side) for side in sides)
+            assert reached == min(len(sides), labels.count(label))

@@ -16,6 +16,7 @@ class Head(nn.Module):
 
     def __init__(self, features: int, hidden: int = 0) -> None:
         super().__init__()
+        self.hidden = hidden
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         if hidden:

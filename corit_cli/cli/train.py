@@ -1,0 +1,285 @@
+"""``corit train``: a detector from labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from corit_cli.cli import options
+from corit_cli.cli.console import err, escape, out, progress_bar, warn
+from corit_cli.config import Recipe, TrainSettings
+from corit_cli.errors import CoritError
+
+if TYPE_CHECKING:
+    from corit_cli.data.images import FileInfo
+    from corit_cli.data.manifest import Sample
+    from corit_cli.engine.train import Trained
+
+DATA = "Training images"
+HEAD = "Head and optimizer"
+VERDICTS = "Verdicts"
+DEFAULT = TrainSettings()
+
+
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(help="A folder with real/ and fake/ (or 0_real/, 1_fake/) in it, or a manifest."),
+    ],
+    out_folder: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the checkpoint goes.")
+    ] = Path("corit-detector"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    forge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:SOURCE",
+            help="Train on forgeries of the real images too: reconstruct:FOLDER, a TAESD autoencoder's weights.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    degrade: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:LO-HI",
+            help="Degrade copies: jpeg, webp, blur, resize, noise or crop, with the range of its strength.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    copies: Annotated[
+        int | None, typer.Option(min=0, help="Degraded copies of each image; 1 with --degrade.", rich_help_panel=DATA)
+    ] = None,
+    match_codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LO-HI",
+            help="Re-encode every image as JPEG at a quality drawn from this range, so that the codec says nothing.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    val_fraction: Annotated[
+        float,
+        typer.Option(min=0.05, max=0.9, help="Validation share, where DATA names no split.", rich_help_panel=DATA),
+    ] = 0.3,
+    head: Annotated[
+        str, typer.Option(metavar="linear|mlp[:WIDTH]", help="Kind of head.", rich_help_panel=HEAD)
+    ] = "linear",
+    optimizer: Annotated[
+        str, typer.Option(metavar="adamw|sgd", help="The optimizer under SAM.", rich_help_panel=HEAD)
+    ] = DEFAULT.optimizer,
+    rho: Annotated[
+        float, typer.Option(min=0, help="SAM's radius; 0: without SAM.", rich_help_panel=HEAD)
+    ] = DEFAULT.rho,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate.", rich_help_panel=HEAD)] = DEFAULT.lr,
+    weight_decay: Annotated[
+        float, typer.Option(min=0, help="Weight decay.", rich_help_panel=HEAD)
+    ] = DEFAULT.weight_decay,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.", rich_help_panel=HEAD)] = DEFAULT.epochs,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images in a step.", rich_help_panel=HEAD)
+    ] = DEFAULT.batch_size,
+    balance: Annotated[
+        str, typer.Option(metavar="class|source|none", help="What gets equal weight.", rich_help_panel=HEAD)
+    ] = DEFAULT.balance,
+    seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=HEAD)] = 0,
+    target_fpr: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Real images that may be called fake.", rich_help_panel=VERDICTS)
+    ] = DEFAULT.target_fpr,
+    target_fnr: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Fakes that may be called real.", rich_help_panel=VERDICTS)
+    ] = DEFAULT.target_fnr,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Parts held out in turn, by source, to calibrate.", rich_help_panel=VERDICTS)
+    ] = DEFAULT.folds,
+    backbone: options.Backbone = "embedded",
+    activation: options.Activation = None,
+    crop: options.Crop = None,
+    crops: options.Crops = None,
+    view: options.View = None,
+    integrate: options.Integrate = None,
+    cgp: options.Cgp = None,
+    no_cgp: options.NoCgp = False,
+    pool: options.Pool = None,
+    inject_at: options.InjectAt = None,
+    mask: options.Mask = None,
+    alpha: options.Alpha = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Train a linear probe of the last layer to compare.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = True,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
+    cache_size: options.CacheSize = 4.0,
+    device: options.Device = "auto",
+) -> None:
+    """Train a detector on labelled images, calibrate it, and show what it is worth.
+
+    \b
+    corit train photos/ --out my-detector
+    corit train manifest.csv --forge reconstruct:taesd/ --degrade jpeg --degrade resize
+    corit detect -c my-detector suspicious.jpg
+
+    A split column (or train/ and val/ folders) is used where there is one; otherwise whole sources are kept together.
+    """
+    if out_folder.exists() and not overwrite:
+        raise CoritError(f"{out_folder} already exists: choose another --out, or give --overwrite")
+    try:
+        settings = TrainSettings(
+            hidden=_hidden(head),
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            epochs=epochs,
+            batch_size=batch_size,
+            rho=rho,
+            balance=balance,
+            seed=seed,
+            target_fpr=target_fpr,
+            target_fnr=target_fnr,
+            folds=folds,
+        )
+        recipe = Recipe(
+            forge=tuple(forge or ()),
+            degrade=tuple(degrade or ()),
+            copies=(1 if degrade else 0) if copies is None else copies,
+            match_codec=_quality_range(match_codec),
+            seed=seed,
+        )
+    except ValueError as error:
+        raise CoritError(str(error)) from None
+    corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha)
+
+    from corit_cli.data.manifest import load_samples
+
+    samples = load_samples(data)
+    _report_shortcuts(samples, recipe)
+
+    from corit_cli.engine.features import Extractor, FeatureCache, default_cache_path
+    from corit_cli.engine.predict import pick_device
+    from corit_cli.engine.train import train as run
+    from corit_cli.engine.weights import load_backbone
+    from corit_cli.report.plots import validation_plot
+
+    device = pick_device(device)
+    with err.status("loading the backbone"):
+        loaded = load_backbone(backbone, activation, device)
+        windows = options.crop_config(crop, crops, loaded.tower.config.image_size)
+        extractor = Extractor(loaded, corit, windows, device)
+    store = None if no_cache else FeatureCache(cache or default_cache_path(), int(cache_size * 2**30), warn)
+    try:
+        with progress_bar() as bar:
+            trained = run(samples, extractor, settings, recipe, store, probe, val_fraction, _Bars(bar))
+    finally:
+        if store is not None:
+            store.close()
+    for sample, message in trained.errors[:20]:
+        warn(f"left out {sample.path}: {message}")
+    if len(trained.errors) > 20:
+        warn(f"and {len(trained.errors) - 20} more files")
+    trained.checkpoint.save(out_folder, overwrite)
+    validation_plot(trained.validation, trained.checkpoint.thresholds, out_folder / "validation.png")
+    _show(trained, out_folder)
+
+
+def _hidden(head: str) -> int:
+    kind, _, width = head.partition(":")
+    if kind == "linear" and not width:
+        return 0
+    if kind == "mlp" and (not width or width.isdigit()):
+        return int(width or 256)
+    raise ValueError(f"head must be linear, mlp or mlp:WIDTH, not {head!r}")
+
+
+def _quality_range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    low, dash, high = text.partition("-")
+    if not (low.isdigit() and (high.isdigit() if dash else True) and 1 <= int(low) <= int(high or low) <= 100):
+        raise ValueError(f"--match-codec takes a range of JPEG qualities such as 75-95, not {text!r}")
+    return int(low), int(high or low)
+
+
+class _Bars:
+    """Shows on a progress bar what :class:`corit_cli.engine.train.Progress` is told."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.fitting: TaskID | None = None
+
+    def features(self, title: str, total: int) -> Callable[[int], None]:
+        task = self.bar.add_task(title, total=total)
+        return lambda count: self.bar.advance(task, count)
+
+    def epoch(self, number: int, total: int, loss: float) -> None:
+        if self.fitting is None:
+            self.fitting = self.bar.add_task("head", total=total)
+        self.bar.update(self.fitting, completed=number, description=f"head (loss {loss:.3f})")
+
+
+def _report_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
+    """Say before training what besides the pixels tells the classes apart."""
+    from corit_cli.data.audit import audit
+    from corit_cli.data.images import ImageError, inspect
+
+    def look(sample: Sample) -> FileInfo | None:
+        try:
+            return inspect(sample.path)
+        except ImageError:
+            return None
+
+    severe = [s for s in audit(samples, [look(s) for s in samples]) if s.severe]
+    if not severe:
+        return
+    table = Table("attribute", "AUC by itself", "what differs", title="Shortcuts: what tells the classes apart unseen")
+    for shortcut in severe:
+        table.add_row(shortcut.attribute, f"{shortcut.auc:.2f}", escape(shortcut.detail))
+    err.print(table)
+    if recipe.match_codec is None:
+        err.print("A detector may learn these instead of forgeries; --match-codec 70-95 evens out the codec.")
+
+
+def _show(trained: Trained, folder: Path) -> None:
+    """The final table: the linear probe first, the detector below, then error rates and where things are."""
+    import numpy as np
+
+    from corit_cli import metrics
+
+    v = trained.validation
+    labels = v.labels
+    sources = [s.source for s in v.samples]
+    two_class = [s for s in sorted(set(sources)) if len({x.label for x in v.samples if x.source == s}) == 2]
+    table = Table(title=f"Validation: {int((labels == 0).sum())} real and {int(labels.sum())} fake images")
+    for column in ("", "AUC [95% interval]", "mean AUC of sources", "AP"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = ([("linear probe, last layer", v.probe)] if v.probe is not None else []) + [("CoRIT", v.logits)]
+    chosen = np.isin(sources, two_class)
+    for name, scores in rows:
+        by_source = "–"
+        if len(two_class) > 1:
+            by_source = str(metrics.auc_interval(labels[chosen], scores[chosen], np.array(sources)[chosen]))
+        precision = metrics.average_precision(labels, scores)
+        table.add_row(name, str(metrics.auc_interval(labels, scores)), by_source, f"{precision:.3f}")
+    out.print(table)
+    if v.probe is not None:
+        difference = metrics.auc_difference(labels, v.logits, v.probe)
+        out.print(f"CoRIT minus probe: AUC {difference}, on the same images")
+    held_out = trained.checkpoint.metrics["held_out_sources"]
+    thresholds = trained.checkpoint.thresholds
+    out.print(
+        f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. On training sources held out in "
+        f"turn ({held_out['images']} images), {held_out['real_called_fake']:.1%} of real images were called fake and "
+        f"{held_out['fake_called_fake']:.1%} of fakes; {held_out['real_called_uncertain']:.1%} and "
+        f"{held_out['fake_called_uncertain']:.1%} were left uncertain."
+    )
+    ece = metrics.expected_calibration_error(labels, v.probabilities)
+    out.print(f"Calibration error on the validation images: {ece:.3f}")
+    out.print(f"Saved with validation.png; use it with: corit detect -c {escape(str(folder))}", soft_wrap=True)

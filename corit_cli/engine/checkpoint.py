@@ -1,0 +1,139 @@
+"""A trained detector on disk: ``model.safetensors`` (head and standardiser) beside ``config.json`` (everything else).
+
+The backbone is not saved again; its name and SHA-256 are, and a checkpoint refuses any other. No pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from corit_cli import __version__
+from corit_cli.data.images import CropConfig
+from corit_cli.engine.fit import Calibration, Thresholds
+from corit_cli.engine.weights import state_sha256
+from corit_cli.errors import CoritError
+from corit_cli.model.head import Head
+from corit_cli.model.settings import CoRITSettings
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A detector without its backbone.
+
+    ``backbone`` holds ``name``, ``sha256`` and ``activation``; ``training`` and ``data`` record how and on what it was
+    trained, ``metrics`` what it scored: they are carried along, not interpreted.
+    """
+
+    head: Head
+    backbone: dict[str, Any]
+    settings: CoRITSettings
+    crops: CropConfig
+    calibration: Calibration
+    thresholds: Thresholds
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the trained weights."""
+        return state_sha256(self.head.state_dict())
+
+    def save(self, folder: Path, overwrite: bool = False) -> None:
+        """Write to ``folder``, all or nothing. Raises CoritError when it exists and ``overwrite`` is not given."""
+        if folder.exists() and not overwrite:
+            raise CoritError(f"{folder} already exists: choose another --out, or give --overwrite")
+        config = {
+            "format": FORMAT,
+            "corit": __version__,
+            "backbone": self.backbone,
+            "settings": asdict(self.settings),
+            "crops": asdict(self.crops),
+            "head": {"features": self.head.mean.shape[0], "hidden": self.head.hidden},
+            "calibration": asdict(self.calibration),
+            "thresholds": asdict(self.thresholds),
+            "training": self.training,
+            "data": self.data,
+            "metrics": self.metrics,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.contiguous() for k, v in self.head.state_dict().items()}
+        write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+        text = json.dumps(config, indent=2) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read a checkpoint. Raises CoritError when it is missing, damaged, or of another format."""
+        if not folder.is_dir():
+            raise CoritError(f"no checkpoint at {folder}: it is a folder that `corit train --out` makes")
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise CoritError(f"{folder} is not a corit checkpoint: it has no {name}")
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            if config["format"] != FORMAT:
+                raise CoritError(
+                    f"{folder} has checkpoint format {config['format']}, this version reads {FORMAT}: "
+                    f"use corit {config.get('corit', '?')}"
+                )
+            head = Head(**config["head"])
+            head.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+            return cls(
+                head=head.eval(),
+                backbone=config["backbone"],
+                settings=CoRITSettings(**_tuples(config["settings"])),
+                crops=CropConfig(**config["crops"]),
+                calibration=Calibration(**config["calibration"]),
+                thresholds=Thresholds(**config["thresholds"]),
+                training=config["training"],
+                data=config["data"],
+                metrics=config["metrics"],
+            )
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CoritError(f"{folder}/config.json is damaged ({type(error).__name__}: {error})") from None
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise CoritError(f"{folder}/model.safetensors does not fit its config.json ({reason})") from None
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
+
+    Raises CoritError when the disk is full or the folder cannot be written; ``path`` is then as it was.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise CoritError(f"cannot write {path}: {error.strerror or error}") from None
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CoritError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,120 @@
+"""Fit a head to features: the training loop, and the calibration that turns its logits into probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from corit_cli.config import TrainSettings
+from corit_cli.engine.sam import SAM
+from corit_cli.model.head import Head
+
+
+def balance_weights(labels: Sequence[int], sources: Sequence[str], balance: str) -> Tensor:
+    """One weight a sample (n,), mean 1, by ``balance`` (see TrainSettings). An absent class gets no weight."""
+    y = np.asarray(labels)
+    weights = np.ones(len(y))
+    if balance != "none":
+        for label in np.unique(y):
+            chosen = y == label
+            if balance == "source":
+                names, counts = np.unique(np.asarray(sources)[chosen], return_counts=True)
+                # The square root: a source of five images should not weigh as much as one of five hundred.
+                share = dict(zip(names, 1 / np.sqrt(counts), strict=True))
+                weights[chosen] = [share[s] for s in np.asarray(sources)[chosen]]
+            weights[chosen] /= weights[chosen].sum()
+    return torch.from_numpy(weights / weights.mean()).float()
+
+
+def fit_head(
+    z: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    settings: TrainSettings,
+    progress: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> Head:
+    """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head."""
+    torch.manual_seed(settings.seed)
+    head = Head(z.shape[1], settings.hidden)
+    head.fit_standardiser(z)
+    x, y = head.standardise(z), labels.float()  # (n, F), (n,)
+    if settings.optimizer == "adamw":
+        base = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    else:
+        base = torch.optim.SGD(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9)
+    sam = SAM(base, settings.rho)
+    batches = max(1, len(x) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * batches)
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for batch in torch.randperm(len(x)).tensor_split(batches):
+
+            def loss_of_batch(batch: Tensor = batch) -> Tensor:
+                logits = head.layers(x[batch]).squeeze(-1)  # (b,)
+                loss = F.binary_cross_entropy_with_logits(logits, y[batch], weight=weights[batch])
+                loss.backward()
+                return loss
+
+            total += sam.step(loss_of_batch).loss * len(batch)
+            schedule.step()
+        progress(epoch + 1, total / len(x))
+    return head.eval()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt scaling: p = sigmoid(slope * logit + bias)."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits (n,) to probabilities of being fake (n,)."""
+        return torch.sigmoid(self.slope * logits + self.bias)
+
+
+def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Platt scaling on held-out logits (n,), both classes given the same weight (Platt 1999).
+
+    A slope that comes out negative (a head worse than chance on held-out data) is replaced by nothing known: slope
+    0, so that every probability is one half.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=np.inf, class_weight="balanced").fit(logits.numpy()[:, None], labels.numpy())
+    slope, bias = float(model.coef_[0, 0]), float(model.intercept_[0])
+    return Calibration(slope, bias) if slope > 0 else Calibration(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Probabilities from which on a file is called fake, up to which real; between them the verdict is uncertain."""
+
+    real: float
+    fake: float
+
+    def verdict(self, probability: float) -> str:
+        """``real``, ``fake`` or ``uncertain``."""
+        if probability >= self.fake:
+            return "fake"
+        return "real" if probability <= self.real else "uncertain"
+
+
+def fit_thresholds(probabilities: np.ndarray, labels: np.ndarray, target_fpr: float, target_fnr: float) -> Thresholds:
+    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,).
+
+    Where the classes separate so well that the two cross, both become their middle and nothing is uncertain.
+    """
+    real, fake = np.sort(probabilities[labels == 0]), np.sort(probabilities[labels == 1])
+    # The smallest value, to six decimals as probabilities are reported, that at most target_fpr of the real images
+    # reach, and its mirror image.
+    high = (np.floor(real[len(real) - 1 - int(target_fpr * len(real))] * 1e6) + 1) / 1e6
+    low = (np.ceil(fake[int(target_fnr * len(fake))] * 1e6) - 1) / 1e6
+    if low > high:
+        low = high = (low + high) / 2
+    return Thresholds(float(low), float(high))

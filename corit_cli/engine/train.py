@@ -1,0 +1,252 @@
+"""Train a detector: features of every image and its variants, a head on them, and what held-out images say of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corit_cli.config import Recipe, TrainSettings
+from corit_cli.data.forge import parse_forge
+from corit_cli.data.images import ImageError, inspect
+from corit_cli.data.manifest import Sample, group_folds, group_split
+from corit_cli.data.variants import Variant
+from corit_cli.engine.checkpoint import Checkpoint
+from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
+from corit_cli.engine.fit import (
+    Calibration,
+    Thresholds,
+    balance_weights,
+    fit_calibration,
+    fit_head,
+    fit_thresholds,
+)
+from corit_cli.errors import CoritError
+from corit_cli.model.head import Head
+from corit_cli.model.settings import baseline
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row of the training set: which sample it comes from, what is done to it, and its label afterwards."""
+
+    sample: int
+    job: Job
+    label: int
+
+
+def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> list[Planned]:
+    """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, and degraded copies of all.
+
+    A forgery is saved the way its photograph was (JPEG at the same quality, or losslessly), so that the codec does
+    not give it away.
+    """
+    forges = [parse_forge(spec) for spec in recipe.forge]
+    rows = []
+    for i in indices:
+        sample = samples[i]
+        versions: list[tuple[Variant, int]] = [(Variant(codec=recipe.match_codec), sample.label)]
+        if sample.label == 0 and forges:
+            try:
+                quality = inspect(sample.path).jpeg_quality
+            except ImageError:
+                continue  # the file itself is reported when its own features are taken
+            codec = recipe.match_codec or (quality and (quality, quality)) or None
+            versions += [(Variant(forge=forge, codec=codec), 1) for forge in forges]
+        for variant, label in versions:
+            rows.append(Planned(i, Job(sample.path, variant), label))
+            for copy in range(1, recipe.copies + 1):
+                degraded = replace(variant, degradations=recipe.degrade, seed=recipe.seed * 1000 + copy)
+                rows.append(Planned(i, Job(sample.path, degraded), label))
+    return rows
+
+
+@dataclass
+class TrainingSet:
+    """Features of planned rows, failures left out, with the sources that balance and folds go by."""
+
+    rows: list[Planned]
+    z: Tensor  # (n, F)
+    labels: Tensor  # (n,)
+    sources: list[str]
+
+    def fit(self, settings: TrainSettings, keep: Tensor | None = None, **progress: Callable) -> Head:
+        """A head on all rows, or on those where ``keep`` (n,) is true."""
+        keep = torch.ones(len(self.rows), dtype=torch.bool) if keep is None else keep
+        weights = balance_weights(
+            self.labels[keep].tolist(),
+            [s for s, k in zip(self.sources, keep.tolist(), strict=True) if k],
+            settings.balance,
+        )
+        return fit_head(self.z[keep], self.labels[keep], weights, settings, **progress)
+
+    def cross_fit(self, folds: Sequence[Sequence[int]], settings: TrainSettings) -> dict[int, float]:
+        """Logits of the clean originals in ``folds`` (lists of sample numbers) by heads that never saw their fold.
+
+        Returns {sample number: logit}. A fold without which only one class would be left is passed over.
+        """
+        samples = torch.tensor([row.sample for row in self.rows])
+        original = torch.tensor([not row.job.variant.forge and not row.job.variant.degradations for row in self.rows])
+        logits: dict[int, float] = {}
+        for fold in folds:
+            held_out = torch.isin(samples, torch.tensor(list(fold)))
+            if len(self.labels[~held_out].unique()) < 2 or not held_out.any():
+                continue
+            head = self.fit(settings, ~held_out)
+            chosen = held_out & original
+            with torch.inference_mode():
+                logits.update(zip(samples[chosen].tolist(), head(self.z[chosen]).tolist(), strict=True))
+        return logits
+
+
+@dataclass
+class Validation:
+    """Scores on the readable validation images: the detector's logits and probabilities, the probe's logits."""
+
+    samples: list[Sample]
+    logits: np.ndarray
+    probabilities: np.ndarray
+    probe: np.ndarray | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,), 1 for fake."""
+        return np.array([s.label for s in self.samples])
+
+
+@dataclass
+class Trained:
+    """The outcome of :func:`train`."""
+
+    checkpoint: Checkpoint
+    validation: Validation
+    errors: list[tuple[Sample, str]]
+
+
+class Progress:
+    """What a caller may want to hear of; every method does nothing here."""
+
+    def features(self, title: str, total: int) -> Callable[[int], None]:
+        """Called before features are taken; the returned function is told how many more are done."""
+        return lambda count: None
+
+    def epoch(self, number: int, total: int, loss: float) -> None:
+        """Called after each epoch of the final head."""
+
+
+def train(
+    samples: Sequence[Sample],
+    extractor: Extractor,
+    settings: TrainSettings,
+    recipe: Recipe,
+    cache: FeatureCache | None = None,
+    probe: bool = True,
+    val_fraction: float = 0.3,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train, calibrate and validate. With ``probe`` the last block's linear probe is trained on the same rows.
+
+    Calibration and thresholds come from cross-fitting: each source of the training part is scored by a head that never
+    saw it, which is what a file from an unknown source will meet. Raises CoritError when a class is missing.
+    """
+    progress = progress or Progress()
+    train_part, val_part = group_split(samples, val_fraction, settings.seed)
+    for name, part in (("training", train_part), ("validation", val_part)):
+        if len({samples[i].label for i in part}) < 2:
+            raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
+    rows = plan(samples, train_part, recipe)
+    errors: dict[int, str] = {}
+
+    def features(title: str, extractor: Extractor) -> tuple[TrainingSet, Tensor, list[int]]:
+        jobs = [row.job for row in rows] + [Job(samples[i].path) for i in val_part]
+        z, failed = extract(extractor, jobs, cache, progress.features(title, len(jobs)))
+        owners = [row.sample for row in rows] + list(val_part)
+        errors.update({owners[k]: message for k, message in failed.items()})
+        kept = [k for k in range(len(rows)) if k not in failed]
+        if len({rows[k].label for k in kept}) < 2:
+            raise CoritError("after leaving out the images that cannot be read, one class is empty")
+        data = TrainingSet(
+            [rows[k] for k in kept],
+            z[kept],
+            torch.tensor([rows[k].label for k in kept]),
+            [samples[rows[k].sample].source for k in kept],
+        )
+        valid = [j for j in range(len(val_part)) if len(rows) + j not in failed]
+        return data, z[len(rows) :][valid], [val_part[j] for j in valid]
+
+    data, z_val, val_kept = features("features", extractor)
+    head = data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
+    held_out = data.cross_fit(_folds(samples, train_part, settings), settings)
+    calibration, thresholds, operating = calibrate(samples, held_out, settings)
+    with torch.inference_mode():
+        logits = head(z_val)
+    probe_logits = None
+    if probe:
+        plain = Extractor(
+            extractor.backbone, baseline(extractor.backbone.tower.config.layers), extractor.crops, extractor.device.type
+        )
+        probe_data, z_probe, _ = features("linear probe", plain)
+        with torch.inference_mode():
+            probe_logits = probe_data.fit(replace(settings, hidden=0))(z_probe).numpy()
+    validation = Validation([samples[i] for i in val_kept], logits.numpy(), calibration(logits).numpy(), probe_logits)
+    checkpoint = Checkpoint(
+        head=head,
+        backbone={
+            "name": extractor.backbone.name,
+            "sha256": extractor.backbone.sha256,
+            "activation": extractor.backbone.tower.config.activation,
+        },
+        settings=extractor.settings,
+        crops=extractor.crops,
+        calibration=calibration,
+        thresholds=thresholds,
+        training={"settings": asdict(settings), "recipe": asdict(recipe)},
+        data=describe(samples, train_part, val_part) | {"unreadable": len(errors)},
+        metrics={"held_out_sources": operating},
+    )
+    return Trained(checkpoint, validation, [(samples[i], errors[i]) for i in sorted(errors)])
+
+
+def _folds(samples: Sequence[Sample], part: Sequence[int], settings: TrainSettings) -> list[list[int]]:
+    folds = group_folds([samples[i] for i in part], settings.folds, settings.seed)
+    return [[part[k] for k in fold] for fold in folds]
+
+
+def calibrate(
+    samples: Sequence[Sample], held_out: dict[int, float], settings: TrainSettings
+) -> tuple[Calibration, Thresholds, dict[str, float | int]]:
+    """Calibration and thresholds from held-out logits {sample number: logit}, with the rates they had there."""
+    numbers = sorted(held_out)
+    labels = np.array([samples[i].label for i in numbers])
+    if len(np.unique(labels)) < 2:
+        raise CoritError("the held-out folds have only one class: give more images, or fewer --folds")
+    logits = torch.tensor([held_out[i] for i in numbers])
+    calibration = fit_calibration(logits, torch.from_numpy(labels))
+    probabilities = calibration(logits).double().numpy()
+    thresholds = fit_thresholds(probabilities, labels, settings.target_fpr, settings.target_fnr)
+    verdicts = np.array([thresholds.verdict(p) for p in probabilities])
+    operating = {
+        "images": len(numbers),
+        **{
+            f"{kind}_called_{verdict}": float((verdicts[labels == label] == verdict).mean())
+            for label, kind in ((0, "real"), (1, "fake"))
+            for verdict in ("real", "uncertain", "fake")
+        },
+    }
+    return calibration, thresholds, operating
+
+
+def describe(samples: Sequence[Sample], train_part: Sequence[int], val_part: Sequence[int]) -> dict:
+    """Counts by source and class, and a fingerprint of the file list, for the checkpoint."""
+    table: dict[str, dict[str, int]] = {}
+    for part, indices in (("train", train_part), ("val", val_part)):
+        for i in indices:
+            kind = f"{part}_{'fake' if samples[i].label else 'real'}"
+            row = table.setdefault(samples[i].source or "unnamed", {})
+            row[kind] = row.get(kind, 0) + 1
+    lines = (f"{samples[i].path.name} {samples[i].label}" for i in (*train_part, *val_part))
+    return {"fingerprint": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "sources": table}

@@ -188,21 +188,21 @@ def _jpeg_quality(table: list[int]) -> int:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts only in native mode."""
+    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts the native ones."""
 
-    mode: str = "native"
+    mode: str = "both"
     size: int = 224
-    crops: int = 2
+    crops: int = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in ("native", "resize"):
-            raise CoritError(f"unknown crop mode {self.mode!r}: give native or resize")
+        if self.mode not in ("both", "native", "resize"):
+            raise CoritError(f"unknown crop mode {self.mode!r}: give both, native or resize")
         if self.size < 1 or self.crops < 1:
             raise CoritError("the crop size and the number of crops must be at least 1")
 
 
 def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
-    """Windows of an RGB image, uint8 (n, size, size, 3), 1 <= n <= ``config.crops``.
+    """Windows of an RGB image, uint8 (n, size, size, 3).
 
     ``resize``: the shorter side is brought to ``size`` (bicubic) and the centre cut out; n = 1. This is CLIP's own
     preprocessing.
@@ -212,16 +212,29 @@ def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
     third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, and
     equal ones are returned once, so that an image of ``size`` x ``size`` gives one. Only an image with a side shorter
     than ``size`` is enlarged, bicubic, until that side equals it.
+
+    ``both``: the resized window first, then the native ones; one window where they are the same.
     """
-    size = config.size
     if config.mode == "resize":
-        image = _resize_shorter_side(image, size)
-        left, top = (round((side - size) / 2) for side in image.size)
-        return np.asarray(image.crop((left, top, left + size, top + size)))[None]
+        return _resized(image, config.size)
+    native = _native(image, config.size, config.crops)
+    if config.mode == "native":
+        return native
+    whole = _resized(image, config.size)
+    return np.concatenate([whole, *(window[None] for window in native if not np.array_equal(window, whole[0]))])
+
+
+def _resized(image: Image.Image, size: int) -> np.ndarray:
+    image = _resize_shorter_side(image, size)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))[None]
+
+
+def _native(image: Image.Image, size: int, n: int) -> np.ndarray:
     if min(image.size) < size:
         image = _resize_shorter_side(image, size)
     pixels = np.asarray(image)  # (H, W, 3)
-    windows = _windows(*image.size, size, config.crops)
+    windows = _windows(*image.size, size, n)
     return np.stack([pixels[top : top + size, left : left + size] for left, top in windows])
 
 

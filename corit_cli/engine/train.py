@@ -190,8 +190,9 @@ def train(
             extractor.backbone, baseline(extractor.backbone.tower.config.layers), extractor.crops, extractor.device.type
         )
         probe_data, z_probe, _ = features("linear probe", plain)
+        probe_head = probe_data.fit(replace(settings, hidden=0))
         with torch.inference_mode():
-            probe_logits = probe_data.fit(replace(settings, hidden=0))(z_probe).numpy()
+            probe_logits = probe_head(z_probe).numpy()
     validation = Validation([samples[i] for i in val_kept], logits.numpy(), calibration(logits).numpy(), probe_logits)
     checkpoint = Checkpoint(
         head=head,

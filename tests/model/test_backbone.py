@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corit_cli.engine.weights import from_open_clip, load_backbone
+from corit_cli.model.backbone import TowerConfig
+from tests.conftest import TINY, random_tower
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-B-16-quickgelu", "ViT-L-14"])
+def test_every_layer_equals_open_clip(name: str) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    config = open_clip.get_model_config(name)
+    config["vision_cfg"]["layers"] = 4  # the arithmetic of a block is the same at any depth
+    visual = open_clip.model._build_vision_tower(
+        config["embed_dim"], config["vision_cfg"], quick_gelu=config.get("quick_gelu", False)
+    ).eval()
+    tower = from_open_clip(visual)
+    assert tower.config.activation == ("quick_gelu" if "quickgelu" in name else "gelu")
+    images = torch.rand(2, 3, tower.config.image_size, tower.config.image_size)
+    normalised = (images - tower.mean) / tower.std
+    with torch.inference_mode():
+        theirs = visual.forward_intermediates(
+            normalised, output_fmt="NLC", output_extra_tokens=True, normalize_intermediates=False
+        )
+        ours = tower.layers(images)
+        for layer, (patches, prefix) in enumerate(
+            zip(theirs["image_intermediates"], theirs["image_intermediates_prefix"], strict=True), start=1
+        ):
+            expected = torch.cat([prefix, patches], dim=1)
+            torch.testing.assert_close(ours[layer], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tower(images), visual(normalised), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_are_the_first_rows_of_the_whole_block() -> None:
+    block = random_tower().blocks[0]
+    x = torch.randn(2, 17, 32)
+    for rows in (1, 3, 17, None):
+        torch.testing.assert_close(block(x, rows), block(x)[:, : rows or 17], atol=1e-5, rtol=1e-5)
+
+
+def test_the_two_activations_differ() -> None:
+    quick = random_tower()
+    exact = random_tower(TowerConfig(**{**TINY.__dict__, "activation": "gelu"}))
+    images = torch.rand(1, 3, 32, 32)
+    assert not torch.allclose(quick(images), exact(images), atol=1e-3)
+
+
+def test_frozen_and_deterministic() -> None:
+    tower = random_tower()
+    assert not any(p.requires_grad for p in tower.parameters())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(tower(images), tower(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"activation": "relu"}, "activation"), ({"heads": 5}, "divisible"), ({"image_size": 33}, "multiple")],
+)
+def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TowerConfig(**{**TINY.__dict__, **change})
+
+
+def test_wrong_image_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="32"):
+        random_tower().embed(torch.rand(1, 3, 31, 32))
+
+
+def test_the_embedded_tower_is_clip() -> None:
+    backbone = load_backbone()
+    config = backbone.tower.config
+    assert (config.width, config.layers, config.patch_size, config.activation) == (768, 12, 16, "quick_gelu")
+    assert sum(p.numel() for p in backbone.tower.parameters()) == 86_192_640

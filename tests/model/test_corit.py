@@ -1,0 +1,137 @@
+"""CoRIT against a plain reading of its equations, stream by stream, with every block run whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from corit_cli.model.backbone import VisionTower
+from corit_cli.model.corit import CoRIT
+from corit_cli.model.mask import parse_mask
+from corit_cli.model.settings import CoRITSettings, baseline, parse_layers
+from corit_cli.model.views import parse_view
+
+VARIANTS = {
+    "full": CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(1, 2), integrate=(2, 3, 4)),
+    "views go deepest": CoRITSettings(("blur:1.0",), cgp=(4,), inject_at=(1,), integrate=(2,)),
+    "injected stream goes deepest": CoRITSettings(("blur:1.0",), cgp=(), inject_at=(2,), integrate=(4,)),
+    "pooled to the last layer": CoRITSettings(("blur:1.0",), cgp=(1,), pool=(2, 4), inject_at=(), integrate=()),
+    "two views, snr": CoRITSettings(
+        ("blur:1.0", "noise:0.05"), cgp=(3,), inject_at=(1, 3), integrate=(4,), mask="snr:0.5"
+    ),
+    "no contrast": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
+    "contrast only": CoRITSettings(("jpeg:75",), cgp=(1, 2), inject_at=(), integrate=()),
+    "source is the last layer read": CoRITSettings(("blur:1.0",), cgp=(1,), inject_at=(3,), integrate=(2,)),
+}
+
+
+def by_the_equations(tower: VisionTower, s: CoRITSettings, images: torch.Tensor) -> torch.Tensor:
+    h = tower.embed(images)
+    views = [tower.embed(parse_view(spec)(images)) for spec in s.views]
+    parts = {}
+    for layer, block in enumerate(tower.blocks, start=1):
+        h, views = block(h), [block(v) for v in views]
+        contrast = torch.stack([h - v for v in views]).mean(0) if views else None
+        if layer in s.integrate:
+            parts["cls", layer] = h[:, 0]
+        if layer in s.cgp:
+            parts["cgp", layer] = contrast[:, 0]
+        if layer in s.pool:
+            parts["mean", layer], parts["spread", layer] = contrast[:, 1:].mean(1), contrast[:, 1:].std(1)
+        if s.inject_at and layer == s.inject_at[0]:
+            mask = parse_mask(s.mask)(torch.stack([(h - v)[:, 1:] for v in views]))[..., None]
+            source, source_norm = contrast[:, 1:], h[:, 1:].norm(dim=-1, keepdim=True)
+        if layer in s.inject_at:
+            h = h.clone()
+            h[:, 1:] += s.alpha * mask * source * h[:, 1:].norm(dim=-1, keepdim=True) / source_norm
+    order = [("cls", i) for i in s.integrate] + [("cgp", i) for i in s.cgp]
+    order += [(kind, i) for i in s.pool for kind in ("mean", "spread")]
+    return torch.cat([F.normalize(parts[part], dim=-1) for part in order], dim=-1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_features_follow_the_equations(name: str, tower: VisionTower, images: torch.Tensor) -> None:
+    settings = VARIANTS[name]
+    corit = CoRIT(tower, settings)
+    z = corit(images).z
+    assert z.shape == (3, corit.features)
+    torch.testing.assert_close(z, by_the_equations(tower, settings, images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_image_does_not_depend_on_its_batch(name: str, tower: VisionTower, images: torch.Tensor) -> None:
+    corit = CoRIT(tower, VARIANTS[name])
+    torch.testing.assert_close(corit(images[1:2]).z, corit(images).z[1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_that_nobody_reads_are_not_run(tower: VisionTower, images: torch.Tensor) -> None:
+    rows: dict[int, list[tuple[int, int | None]]] = {}
+    for i, block in enumerate(tower.blocks, start=1):
+        original = block.forward
+
+        def counted(x, r=None, i=i, original=original):
+            rows.setdefault(i, []).append((x.shape[0], r))
+            return original(x, r)
+
+        block.forward = counted
+    CoRIT(tower, CoRITSettings(("blur:1.0",), cgp=(1, 2), inject_at=(1,), integrate=(3,)))(images)
+    # Block 1 with both streams; in 2 the views end, with their class token; 3 is the image's alone; 4 is never run.
+    assert rows == {1: [(6, None)], 2: [(3, None), (3, 1)], 3: [(3, 1)]}
+
+
+def test_without_injection_strength_the_injected_stream_is_the_plain_one(
+    tower: VisionTower, images: torch.Tensor
+) -> None:
+    full = VARIANTS["full"]
+    none = CoRIT(tower, replace(full, inject_at=()))(images).z
+    torch.testing.assert_close(CoRIT(tower, replace(full, alpha=0.0))(images).z, none, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(CoRIT(tower, full)(images).z, none, atol=1e-3)
+
+
+def test_injection_keeps_the_relative_size_of_the_contrast(tower: VisionTower, images: torch.Tensor) -> None:
+    from corit_cli.model.injection import inject
+
+    tokens = torch.randn(3, 17, 32)
+    contrast = torch.randn(3, 16, 32)
+    source_norm = torch.rand(3, 16, 1) + 0.5
+    moved = inject(tokens, source_norm, contrast, torch.ones(3, 16), alpha=0.7) - tokens
+    assert torch.equal(moved[:, 0], torch.zeros(3, 32))
+    relative = moved[:, 1:].norm(dim=-1) / tokens[:, 1:].norm(dim=-1)
+    torch.testing.assert_close(relative, 0.7 * contrast.norm(dim=-1) / source_norm[..., 0])
+    masked = inject(tokens, source_norm, contrast, torch.zeros(3, 16), alpha=0.7)
+    assert torch.equal(masked, tokens)
+
+
+def test_baseline_is_the_last_class_token(tower: VisionTower, images: torch.Tensor) -> None:
+    z = CoRIT(tower, baseline(4))(images).z
+    torch.testing.assert_close(z, F.normalize(tower.layers(images)[-1][:, 0], dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_contrast_of_an_image_with_itself_is_nothing(tower: VisionTower) -> None:
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    corit = CoRIT(tower, CoRITSettings(("blur:1.0",), cgp=(2,), inject_at=(1,), integrate=(2,)))
+    assert corit(flat).energy.max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CoRITSettings(cgp=(), inject_at=(), integrate=()),
+        lambda: CoRITSettings(views=()),
+        lambda: CoRITSettings(integrate=(5,)).check(4),
+        lambda: CoRITSettings(integrate=(0,)).check(4),
+        lambda: parse_layers("4-x"),
+        lambda: parse_layers("9-4"),
+    ],
+)
+def test_impossible_settings_are_refused(make) -> None:
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_layers_are_read_from_text() -> None:
+    assert parse_layers("4-6,9, 2") == (2, 4, 5, 6, 9)
+    assert parse_layers("none") == ()

@@ -51,11 +51,14 @@ def photograph(seed: int, size: tuple[int, int] = (64, 48), grain: float = 6.0) 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A folder of 24 real images and 24 fakes in four sources; the fakes lack the grain."""
+    """A folder of 24 real images and 24 fakes in four sources; the fakes bear a generator's checkerboard."""
     root = tmp_path / "data"
     for i in range(48):
         fake = i % 2
         folder = root / f"source{i // 2 % 4}" / ("fake" if fake else "real")
         folder.mkdir(parents=True, exist_ok=True)
-        photograph(i, grain=0.0 if fake else 12.0).save(folder / f"{i:02}.png")
+        image = np.asarray(photograph(i), np.int16)
+        y, x = np.indices(image.shape[:2])
+        image = image + (fake * 20 * (-1) ** (x + y))[..., None]
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
     return root

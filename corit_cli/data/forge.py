@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 #: Reconstruction costs time by the pixel; of a larger photograph only the central square of this side is used.
-MAX_SIDE = 512
+MAX_SIDE = 384
 
 
 def reconstruct(image: Image.Image, source: str) -> Image.Image:

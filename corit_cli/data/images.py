@@ -200,28 +200,33 @@ class CropConfig:
         if self.size < 1 or self.crops < 1:
             raise CoritError("the crop size and the number of crops must be at least 1")
 
+    @property
+    def windows(self) -> tuple[str, ...]:
+        """What each window is, in the order in which :func:`crop` returns them."""
+        native = tuple(f"native {i + 1}/{self.crops}" for i in range(self.crops))
+        return {"both": ("resize", *native), "native": native, "resize": ("resize",)}[self.mode]
+
 
 def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
-    """Windows of an RGB image, uint8 (n, size, size, 3).
+    """Windows of an RGB image, uint8 (n, size, size, 3), one for each of ``config.windows``.
 
     ``resize``: the shorter side is brought to ``size`` (bicubic) and the centre cut out; n = 1. This is CLIP's own
     preprocessing.
 
     ``native``: windows of untouched pixels, since resampling wipes out the traces a generator leaves. The longer side
     is divided into ``crops`` equal parts and a window centred on each; along the other side the windows stand at one
-    third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, and
-    equal ones are returned once, so that an image of ``size`` x ``size`` gives one. Only an image with a side shorter
-    than ``size`` is enlarged, bicubic, until that side equals it.
+    third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, so
+    that a small image gives the same one several times. Only an image with a side shorter than ``size`` is enlarged,
+    bicubic, until that side equals it.
 
-    ``both``: the resized window first, then the native ones; one window where they are the same.
+    ``both``: the resized window first, then the native ones.
     """
-    if config.mode == "resize":
-        return _resized(image, config.size)
-    native = _native(image, config.size, config.crops)
-    if config.mode == "native":
-        return native
-    whole = _resized(image, config.size)
-    return np.concatenate([whole, *(window[None] for window in native if not np.array_equal(window, whole[0]))])
+    parts = []
+    if config.mode != "native":
+        parts.append(_resized(image, config.size))
+    if config.mode != "resize":
+        parts.append(_native(image, config.size, config.crops))
+    return np.concatenate(parts)
 
 
 def _resized(image: Image.Image, size: int) -> np.ndarray:
@@ -239,7 +244,7 @@ def _native(image: Image.Image, size: int, n: int) -> np.ndarray:
 
 
 def _windows(width: int, height: int, size: int, n: int) -> list[tuple[int, int]]:
-    """Distinct (left, top) corners by the rule in :func:`crop`."""
+    """(left, top) corners by the rule in :func:`crop`."""
 
     def place(centre: float, side: int) -> int:
         return min(max(round(centre * side - size / 2), 0), side - size)
@@ -250,7 +255,7 @@ def _windows(width: int, height: int, size: int, n: int) -> list[tuple[int, int]
         across = 0.5 if n == 1 else (1 + i % 2) / 3
         x, y = (along, across) if width >= height else (across, along)
         corners.append((place(x, width), place(y, height)))
-    return list(dict.fromkeys(corners))
+    return corners
 
 
 def _resize_shorter_side(image: Image.Image, size: int) -> Image.Image:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,12 +35,12 @@ R = TypeVar("R")
 
 
 class Extractor:
-    """Crops to features. ``fingerprint`` names everything the features depend on besides the image."""
+    """Windows of images to features."""
 
     def __init__(self, backbone: Backbone, settings: CoRITSettings, crops: CropConfig, device: str = "cpu") -> None:
         if crops.size != backbone.tower.config.image_size:
             raise CoritError(
-                f"crops of {crops.size} px do not fit a backbone that reads {backbone.tower.config.image_size} px"
+                f"windows of {crops.size} px do not fit a backbone that reads {backbone.tower.config.image_size} px"
             )
         self.backbone, self.settings, self.crops, self.device = backbone, settings, crops, torch.device(device)
         try:
@@ -48,26 +48,40 @@ class Extractor:
         except ValueError as error:
             raise CoritError(str(error)) from None
         self.batch = BATCH[self.device.type]
-        self.fingerprint = json.dumps(
-            {
-                "version": FEATURES_VERSION,
-                "backbone": backbone.sha256,
-                "settings": asdict(settings),
-                "crops": asdict(crops),
-            },
-            sort_keys=True,
-        )
 
     @property
     def width(self) -> int:
         """F, the length of a feature vector."""
         return self.corit.features
 
+    def select(self, z: Tensor, settings: CoRITSettings) -> Tensor:
+        """The features (n, F') that ``settings`` would have read, out of ``z`` (n, F) that this extractor read.
+
+        Both must describe the same streams. Raises ValueError when a part was not read.
+        """
+        wanted = CoRIT(self.backbone.tower, settings).parts
+        columns = [self.corit.parts.index(part) for part in wanted]
+        return z.unflatten(1, (len(self.corit.parts), -1))[:, columns].flatten(1)
+
     @torch.inference_mode()
-    def __call__(self, crops: np.ndarray) -> Tensor:
-        """Crops (n, S, S, 3) uint8 to features (n, F), float32 on the CPU."""
-        images = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, 3, S, S)
+    def __call__(self, windows: np.ndarray) -> Tensor:
+        """Windows (n, S, S, 3) uint8 to features (n, F), float32 on the CPU."""
+        images = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, 3, S, S)
         return self.corit(images).z.float().cpu()
+
+    def fingerprints(self) -> list[str]:
+        """For each window and part of the features, everything it depends on besides the image.
+
+        A plain stream's class tokens depend on no contrast view, so runs that read them differently share them.
+        """
+        s = self.settings
+        stream = [s.views, s.inject_at, s.mask, s.alpha] if s.inject_at else []
+        return [
+            json.dumps([FEATURES_VERSION, self.backbone.sha256, self.crops.size, window, kind, layer, reads, stream])
+            for window in self.crops.windows
+            for kind, layer in self.corit.parts
+            for reads in [None if kind == "cls" else s.views]
+        ]
 
 
 @dataclass(frozen=True)
@@ -80,13 +94,13 @@ class Job:
 
 @dataclass
 class Extracted:
-    """The outcome of a job: features ``z`` (F,) averaged over the image's crops, or an ``error``."""
+    """The outcome of a job: features ``z`` (windows, F), or an ``error``."""
 
     job: Job
     z: Tensor | None = None
     error: str | None = None
     seconds: float = 0.0
-    crops: np.ndarray | None = field(default=None, repr=False)
+    windows: np.ndarray | None = field(default=None, repr=False)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
@@ -115,7 +129,7 @@ def stream(extractor: Extractor, jobs: Iterable[Job], workers: int | None = None
         start = time.perf_counter()
         out = Extracted(job)
         try:
-            out.crops = crop(job.variant.apply(read_image(job.path)), extractor.crops)
+            out.windows = crop(job.variant.apply(read_image(job.path)), extractor.crops)
         except CoritError as error:
             out.error = str(error)
         out.seconds = time.perf_counter() - start
@@ -125,22 +139,25 @@ def stream(extractor: Extractor, jobs: Iterable[Job], workers: int | None = None
     waiting: list[Extracted] = []
     for item in ahead(load, jobs, workers, window=2 * extractor.batch):
         waiting.append(item)
-        if sum(len(w.crops) for w in waiting if w.crops is not None) >= extractor.batch:
+        if sum(len(w.windows) for w in waiting if w.windows is not None) >= extractor.batch:
             yield from _forward(extractor, waiting)
             waiting = []
     yield from _forward(extractor, waiting)
 
 
 def _forward(extractor: Extractor, items: list[Extracted]) -> Iterator[Extracted]:
-    good = [item for item in items if item.crops is not None]
-    if good:
-        start = time.perf_counter()
-        z = extractor(np.concatenate([item.crops for item in good]))  # (sum of crops, F)
+    """Run the model on all windows of ``items`` at once; equal windows (of a small image) only once."""
+    start = time.perf_counter()
+    places: dict[bytes, int] = {}
+    index = [[places.setdefault(w.tobytes(), len(places)) for w in i.windows] for i in items if i.windows is not None]
+    if places:
+        size = extractor.crops.size
+        z = extractor(np.stack([np.frombuffer(w, np.uint8).reshape(size, size, 3) for w in places]))  # (unique, F)
         share = (time.perf_counter() - start) / len(z)
-        for item, part in zip(good, z.split([len(item.crops) for item in good]), strict=True):
-            item.z = part.mean(0)  # (F,)
-            item.seconds += share * len(part)
-            item.crops = None
+        for item, rows in zip((i for i in items if i.windows is not None), index, strict=True):
+            item.z = z[rows]  # (windows, F)
+            item.seconds += share * len(set(rows))
+            item.windows = None
     yield from items
 
 
@@ -154,11 +171,12 @@ class FeatureCache:
     def __init__(self, path: Path, max_bytes: int = 4 << 30, warn: Callable[[str], None] = lambda _: None) -> None:
         self.path, self.max_bytes, self.warn = path, max_bytes, warn
         self._db: sqlite3.Connection | None = None
-        self._pending = 0
+        self._puts = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, used REAL, z BLOB)")
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
@@ -169,35 +187,44 @@ class FeatureCache:
             self._attempt(self._trim)
             self._db.close()
 
-    def get(self, key: str, width: int) -> Tensor | None:
-        """The features under ``key``, (width,) float32, or None."""
-        found = self._attempt(lambda db: db.execute("SELECT z FROM features WHERE key = ?", (key,)).fetchone())
-        if found is None or len(found[0]) != 4 * width:
+    def get(self, keys: Sequence[str]) -> Tensor | None:
+        """What stands under ``keys``, float32 end to end, or None unless all are there."""
+        select = "SELECT z FROM features WHERE key = ?"
+        found = self._attempt(lambda db: [db.execute(select, (key,)).fetchone() for key in keys])
+        if found is None or None in found:
             return None
-        self._attempt(lambda db: db.execute("UPDATE features SET used = ? WHERE key = ?", (time.time(), key)))
-        return torch.frombuffer(bytearray(found[0]), dtype=torch.float32)
+        now = time.time()
+        update = "UPDATE features SET used = ? WHERE key = ?"
+        self._write(update, [(now, key) for key in keys])
+        return torch.frombuffer(bytearray(b"".join(row[0] for row in found)), dtype=torch.float32)
 
-    def put(self, key: str, z: Tensor) -> None:
-        """Keep ``z`` (F,) under ``key``."""
-        row = (key, time.time(), z.numpy().tobytes())
-        self._attempt(lambda db: db.execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", row))
-        self._pending += 1
-        if self._pending >= 32:
-            self._pending = 0
+    def put(self, keys: Sequence[str], z: Tensor) -> None:
+        """Keep ``z`` (n,), cut into equal parts, under ``keys``."""
+        now = time.time()
+        rows = [(k, now, part.numpy().tobytes()) for k, part in zip(keys, z.chunk(len(keys)), strict=True)]
+        self._write("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
+        self._puts += 1
+        if self._puts % 64 == 0:
             self._attempt(self._trim)
 
+    def _write(self, statement: str, rows: list[tuple]) -> None:
+        """Run it and commit at once: another run that shares the file must not wait."""
+
+        def action(db: sqlite3.Connection) -> None:
+            with db:
+                db.executemany(statement, rows)
+
+        self._attempt(action)
+
     def _trim(self, db: sqlite3.Connection) -> None:
-        db.commit()
         (pages,), (free,), (size,) = (
             db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
         )
         if (pages - free) * size > self.max_bytes:
             (rows,) = db.execute("SELECT count(*) FROM features").fetchone()
-            db.execute(
-                "DELETE FROM features WHERE key IN (SELECT key FROM features ORDER BY used LIMIT ?)",
-                (max(1, rows // 4),),
-            )
-            db.commit()
+            oldest = "SELECT key FROM features ORDER BY used LIMIT ?"
+            with db:
+                db.execute(f"DELETE FROM features WHERE key IN ({oldest})", (max(1, rows // 4),))
 
     def _attempt(self, action: Callable[[sqlite3.Connection], R]) -> R | None:
         if self._db is None:
@@ -239,32 +266,35 @@ def extract(
     cache: FeatureCache | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Tensor, dict[int, str]]:
-    """Features of all ``jobs``, (n, F), from the cache where it has them.
+    """Features of all ``jobs``, (n, F), averaged over each image's windows, from the cache where it has them.
 
     Returns them with the errors by position; a failed job's row is NaN. ``progress`` is told how many more are done.
     """
     paths = list(dict.fromkeys(job.path for job in jobs))
     digests = dict(zip(paths, ahead(content_sha256, paths, workers=4, window=64), strict=True))
-    keys = [
-        hashlib.sha256(f"{digests[job.path]}|{extractor.fingerprint}|{job.variant.fingerprint}".encode()).hexdigest()
-        for job in jobs
-    ]
+    prints = extractor.fingerprints()
+    windows = len(extractor.crops.windows)
+
+    def keys(job: Job) -> list[str]:
+        image = f"{digests[job.path]}|{job.variant.fingerprint}"
+        return [hashlib.sha256(f"{image}|{print_}".encode()).hexdigest() for print_ in prints]
+
     z = torch.full((len(jobs), extractor.width), float("nan"))
     missing = []
-    for i, key in enumerate(keys):
-        found = cache.get(key, extractor.width) if cache and digests[jobs[i].path] else None
-        if found is None:
+    for i, job in enumerate(jobs):
+        found = cache.get(keys(job)) if cache and digests[job.path] else None
+        if found is None or found.numel() != windows * extractor.width:
             missing.append(i)
         else:
-            z[i] = found
+            z[i] = found.view(windows, -1).mean(0)
     progress(len(jobs) - len(missing))
     errors: dict[int, str] = {}
     for i, item in zip(missing, stream(extractor, (jobs[i] for i in missing)), strict=True):
         if item.z is None:
             errors[i] = item.error or "no features"
         else:
-            z[i] = item.z
+            z[i] = item.z.mean(0)
             if cache:
-                cache.put(keys[i], item.z)
+                cache.put(keys(jobs[i]), item.z.flatten())
         progress(1)
     return z, errors

@@ -79,14 +79,23 @@ class Calibration:
 
 
 def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Platt scaling on held-out logits (n,), both classes given the same weight (Platt 1999).
+    """Platt scaling on held-out logits (n,), both classes given the same weight.
 
-    A slope that comes out negative (a head worse than chance on held-out data) is replaced by nothing known: slope
-    0, so that every probability is one half.
+    The targets are Platt's (1999), (n_c + 1) / (n_c + 2) for a class of n_c images instead of 1, so that few images
+    never give certainty. A slope that comes out negative (worse than chance on held-out data) means that nothing is
+    known: it becomes 0, and every probability one half.
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=np.inf, class_weight="balanced").fit(logits.numpy()[:, None], labels.numpy())
+    x, y = logits.double().numpy(), labels.numpy()
+    counts = np.bincount(y, minlength=2)[y]  # (n,), the size of each image's class
+    sure = (counts + 1) / (counts + 2)
+    # Soft targets as weights: each image once with its label and, weighing little, once with the other.
+    model = LogisticRegression(C=np.inf, max_iter=1000).fit(
+        np.tile(x, 2)[:, None],
+        np.concatenate([y, 1 - y]),
+        np.concatenate([sure, 1 - sure]) * len(y) / np.tile(counts, 2),
+    )
     slope, bias = float(model.coef_[0, 0]), float(model.intercept_[0])
     return Calibration(slope, bias) if slope > 0 else Calibration(0.0, 0.0)
 
@@ -110,11 +119,11 @@ def fit_thresholds(probabilities: np.ndarray, labels: np.ndarray, target_fpr: fl
 
     Where the classes separate so well that the two cross, both become their middle and nothing is uncertain.
     """
+    probabilities = probabilities.round(6)  # as they are reported
     real, fake = np.sort(probabilities[labels == 0]), np.sort(probabilities[labels == 1])
-    # The smallest value, to six decimals as probabilities are reported, that at most target_fpr of the real images
-    # reach, and its mirror image.
-    high = (np.floor(real[len(real) - 1 - int(target_fpr * len(real))] * 1e6) + 1) / 1e6
-    low = (np.ceil(fake[int(target_fnr * len(fake))] * 1e6) - 1) / 1e6
+    # The smallest reported value that at most target_fpr of the real images reach, and its mirror image.
+    high = round(float(real[len(real) - 1 - int(target_fpr * len(real))]) + 1e-6, 6)
+    low = round(float(fake[int(target_fnr * len(fake))]) - 1e-6, 6)
     if low > high:
         low = high = (low + high) / 2
-    return Thresholds(float(low), float(high))
+    return Thresholds(low, high)

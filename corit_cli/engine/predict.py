@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from corit_cli.data.images import CropConfig
 from corit_cli.engine.checkpoint import Checkpoint
 from corit_cli.engine.features import Extractor, Job, stream
 from corit_cli.engine.weights import load_backbone, weights_dir
@@ -45,10 +46,12 @@ class Detector:
         self.head = checkpoint.head
 
     @classmethod
-    def load(cls, checkpoint: str | Path | None = None, device: str = "auto", crops: int | None = None) -> Detector:
+    def load(
+        cls, checkpoint: str | Path | None = None, device: str = "auto", crops: CropConfig | None = None
+    ) -> Detector:
         """The shipped detector, or the one in a ``checkpoint`` folder, on ``cpu``, ``cuda`` or whichever is there.
 
-        ``crops`` overrides the number of windows an image is averaged over. Raises CoritError when the checkpoint is
+        ``crops`` overrides which windows an image is averaged over. Raises CoritError when the checkpoint is
         missing or damaged, or its backbone is not the one it was trained on.
         """
         folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else Path(checkpoint)
@@ -61,8 +64,7 @@ class Detector:
                 f"{folder} was trained on other weights than those now called {name} "
                 f"(SHA-256 {found.backbone['sha256'][:12]} against {backbone.sha256[:12]})"
             )
-        windows = found.crops if crops is None else replace(found.crops, crops=crops)
-        extractor = Extractor(backbone, found.settings, windows, device)
+        extractor = Extractor(backbone, found.settings, crops or found.crops, device)
         if extractor.width != found.head.mean.shape[0]:
             raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
         return cls(found, extractor)
@@ -78,7 +80,7 @@ class Detector:
                 yield Prediction(path, None, None, item.seconds, item.error)
                 continue
             with torch.inference_mode():
-                logit = self.head(item.z[None])  # (1,)
+                logit = self.head(item.z.mean(0, keepdim=True))  # (1,)
                 probability = round(float(self.checkpoint.calibration(logit)), 6)
             yield Prediction(path, probability, self.checkpoint.thresholds.verdict(probability), item.seconds)
 

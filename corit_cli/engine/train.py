@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,6 +74,12 @@ class TrainingSet:
     z: Tensor  # (n, F)
     labels: Tensor  # (n,)
     sources: list[str]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], rows: list[Planned], z: Tensor) -> TrainingSet:
+        """Rows with their features ``z`` (n, F), in the same order."""
+        labels = torch.tensor([row.label for row in rows])
+        return cls(rows, z, labels, [samples[row.sample].source for row in rows])
 
     def fit(self, settings: TrainSettings, keep: Tensor | None = None, **progress: Callable) -> Head:
         """A head on all rows, or on those where ``keep`` (n,) is true."""
@@ -159,41 +166,28 @@ def train(
         if len({samples[i].label for i in part}) < 2:
             raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
     rows = plan(samples, train_part, recipe)
-    errors: dict[int, str] = {}
+    jobs = [row.job for row in rows] + [Job(samples[i].path) for i in val_part]
+    owners = [row.sample for row in rows] + list(val_part)
 
-    def features(title: str, extractor: Extractor) -> tuple[TrainingSet, Tensor, list[int]]:
-        jobs = [row.job for row in rows] + [Job(samples[i].path) for i in val_part]
-        z, failed = extract(extractor, jobs, cache, progress.features(title, len(jobs)))
-        owners = [row.sample for row in rows] + list(val_part)
-        errors.update({owners[k]: message for k, message in failed.items()})
-        kept = [k for k in range(len(rows)) if k not in failed]
-        if len({rows[k].label for k in kept}) < 2:
-            raise CoritError("after leaving out the images that cannot be read, one class is empty")
-        data = TrainingSet(
-            [rows[k] for k in kept],
-            z[kept],
-            torch.tensor([rows[k].label for k in kept]),
-            [samples[rows[k].sample].source for k in kept],
-        )
-        valid = [j for j in range(len(val_part)) if len(rows) + j not in failed]
-        return data, z[len(rows) :][valid], [val_part[j] for j in valid]
-
-    data, z_val, val_kept = features("features", extractor)
+    z, z_probe, failed = read_features(extractor, cache, jobs, progress, probe)
+    kept = [k for k in range(len(rows)) if k not in failed]
+    kept_val = [k for k in range(len(rows), len(jobs)) if k not in failed]
+    if len({rows[k].label for k in kept}) < 2:
+        raise CoritError("after leaving out the images that cannot be read, one class is empty")
+    data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept])
     head = data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
     held_out = data.cross_fit(_folds(samples, train_part, settings), settings)
     calibration, thresholds, operating = calibrate(samples, held_out, settings)
+    probe_head = None
+    if z_probe is not None:
+        probe_head = TrainingSet.of(samples, data.rows, z_probe[kept]).fit(replace(settings, hidden=0))
     with torch.inference_mode():
-        logits = head(z_val)
-    probe_logits = None
-    if probe:
-        plain = Extractor(
-            extractor.backbone, baseline(extractor.backbone.tower.config.layers), extractor.crops, extractor.device.type
-        )
-        probe_data, z_probe, _ = features("linear probe", plain)
-        probe_head = probe_data.fit(replace(settings, hidden=0))
-        with torch.inference_mode():
-            probe_logits = probe_head(z_probe).numpy()
-    validation = Validation([samples[i] for i in val_kept], logits.numpy(), calibration(logits).numpy(), probe_logits)
+        logits = head(z[kept_val])
+        probe_logits = probe_head(z_probe[kept_val]).numpy() if probe_head else None
+    errors = {owners[k]: message for k, message in failed.items()}
+    validation = Validation(
+        [samples[owners[k]] for k in kept_val], logits.numpy(), calibration(logits).numpy(), probe_logits
+    )
     checkpoint = Checkpoint(
         head=head,
         backbone={
@@ -210,6 +204,30 @@ def train(
         metrics={"held_out_sources": operating},
     )
     return Trained(checkpoint, validation, [(samples[i], errors[i]) for i in sorted(errors)])
+
+
+def read_features(
+    extractor: Extractor, cache: FeatureCache | None, jobs: Sequence[Job], progress: Progress, probe: bool
+) -> tuple[Tensor, Tensor | None, dict[int, str]]:
+    """Features (n, F) of ``jobs``, the last layer's CLS token (n, d) for the probe, and errors by position.
+
+    Without injection both come from one pass; with it the plain stream has to be run by itself.
+    """
+
+    def run(extractor: Extractor, title: str) -> tuple[Tensor, dict[int, str]]:
+        return extract(extractor, jobs, cache, progress.features(title, len(jobs)))
+
+    if not probe:
+        z, errors = run(extractor, "features")
+        return z, None, errors
+    settings, last = extractor.settings, baseline(extractor.backbone.tower.config.layers)
+    again = partial(Extractor, extractor.backbone, crops=extractor.crops, device=extractor.device.type)
+    if settings.inject_at:
+        z, errors = run(extractor, "features")
+        return z, run(again(last), "linear probe")[0], errors
+    both = again(replace(settings, integrate=settings.integrate + last.integrate))
+    z, errors = run(both, "features")
+    return both.select(z, settings), both.select(z, last), errors
 
 
 def _folds(samples: Sequence[Sample], part: Sequence[int], settings: TrainSettings) -> list[list[int]]:

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corit_cli.data.images import CropConfig, crop, read_image
+from corit_cli.data.variants import Variant
+from corit_cli.engine.features import Extractor, FeatureCache, Job, ahead, extract, stream
+from corit_cli.engine.weights import Backbone
+from corit_cli.errors import CoritError
+from corit_cli.model.settings import CoRITSettings, baseline
+from tests.conftest import photograph, random_tower
+
+SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
+CROPS = CropConfig("both", 32, 2)
+
+
+@pytest.fixture
+def extractor() -> Extractor:
+    return Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CROPS)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = []
+    for i in range(7):
+        paths.append(tmp_path / f"{i}.png")
+        photograph(i, (70 + 5 * i, 50)).save(paths[-1])
+    return paths
+
+
+def counting(extractor: Extractor) -> list[int]:
+    """The sizes of the batches that reach the model from now on."""
+    sizes: list[int] = []
+    model = extractor.corit.forward
+    extractor.corit.forward = lambda images: (sizes.append(len(images)), model(images))[1]
+    return sizes
+
+
+def test_features_are_the_mean_over_windows(extractor: Extractor, files: list[Path]) -> None:
+    z, errors = extract(extractor, [Job(f) for f in files])
+    assert not errors and z.shape == (7, extractor.width)
+    windows = crop(read_image(files[3]), CROPS)
+    torch.testing.assert_close(z[3], extractor(windows).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_batches_hold_windows_of_several_files(extractor: Extractor, files: list[Path]) -> None:
+    sizes = counting(extractor)
+    extract(extractor, [Job(f) for f in files])
+    assert sum(sizes) == 21 and max(sizes) > 3
+
+
+def test_a_small_image_is_run_once(extractor: Extractor, tmp_path: Path) -> None:
+    photograph(1, (32, 32)).save(tmp_path / "small.png")
+    sizes = counting(extractor)
+    z, _ = extract(extractor, [Job(tmp_path / "small.png")])
+    assert sizes == [1]
+    torch.testing.assert_close(z[0], extractor(crop(read_image(tmp_path / "small.png"), CROPS)).mean(0))
+
+
+def test_a_bad_file_is_an_error_and_the_rest_goes_on(extractor: Extractor, files: list[Path]) -> None:
+    files[2].write_text("not a picture")
+    z, errors = extract(extractor, [Job(f) for f in (*files, files[0].parent / "missing.png")])
+    assert set(errors) == {2, 7}
+    assert z[2].isnan().all() and z[[0, 1, 3, 4, 5, 6]].isfinite().all()
+
+
+def test_the_cache_answers_the_second_run(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    jobs = [Job(f) for f in files]
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    first, _ = extract(extractor, jobs, cache)
+    cache.close()
+    sizes = counting(extractor)
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    second, _ = extract(extractor, jobs, cache)
+    assert sizes == [] and torch.equal(first, second)
+    # A copy under another name is the same image; an edited file is another.
+    (tmp_path / "copy.png").write_bytes(files[0].read_bytes())
+    photograph(99, (80, 50)).save(files[1])
+    extract(extractor, [Job(tmp_path / "copy.png"), Job(files[1])], cache)
+    assert sum(sizes) == 3
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_four(count: int) -> None:
+        done.append(count)
+        if sum(done) >= 4:
+            raise Stop
+
+    done: list[int] = []
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    with pytest.raises(Stop):
+        extract(extractor, [Job(f) for f in files], cache, stop_after_four)
+    sizes = counting(extractor)
+    extract(extractor, [Job(f) for f in files], FeatureCache(tmp_path / "cache.sqlite"))
+    assert sum(sizes) == 9  # three files of three windows were left
+
+
+def test_two_runs_share_one_file(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    one, two = (FeatureCache(tmp_path / "cache.sqlite") for _ in range(2))
+    extract(extractor, [Job(files[0])], one)
+    extract(extractor, [Job(files[1])], two)
+    sizes = counting(extractor)
+    extract(extractor, [Job(f) for f in files[:2]], one)
+    assert sizes == []
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ({"settings": baseline(4)}, False),
+        ({"settings": replace(SETTINGS, integrate=(2,))}, True),
+        ({"settings": replace(SETTINGS, cgp=(), integrate=(3,), views=("noise:0.1",))}, True),
+        ({"settings": replace(SETTINGS, views=("noise:0.1",))}, False),
+        ({"settings": replace(SETTINGS, inject_at=(1,))}, False),
+        ({"crops": CropConfig("resize", 32)}, True),
+        ({"crops": CropConfig("native", 32, 1)}, False),
+        ({"backbone": Backbone(random_tower(), "tiny", "1" * 64)}, False),
+    ],
+)
+def test_what_can_be_shared_is_shared_and_nothing_else(
+    change: dict, shared: bool, extractor: Extractor, files: list[Path], tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    extract(extractor, [Job(files[0])], cache)
+    other = Extractor(**{"backbone": extractor.backbone, "settings": SETTINGS, "crops": CROPS, **change})
+    sizes = counting(other)
+    z, _ = extract(other, [Job(files[0])], cache)
+    assert (sizes == []) == shared
+    torch.testing.assert_close(z, extract(other, [Job(files[0])])[0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_variant_is_another_image(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    variants = [Variant(), Variant(codec=(60, 60)), Variant(degradations=("blur:2",), seed=1)]
+    variants += [replace(variants[2], seed=s) for s in (2, 3, 4)]
+    z, _ = extract(extractor, [Job(files[0], v) for v in variants], cache)
+    again, _ = extract(extractor, [Job(files[0], v) for v in variants], cache)
+    assert torch.equal(z, again)
+    assert not torch.allclose(z[0], z[1], atol=1e-3)
+    assert len({tuple(row.tolist()) for row in z[2:]}) > 1  # applied with probability one half
+
+
+def test_the_cache_stays_within_its_bound(extractor: Extractor, tmp_path: Path) -> None:
+    bound = 200_000
+    cache = FeatureCache(tmp_path / "cache.sqlite", max_bytes=bound)
+    for i in range(2000):
+        cache.put([f"key {i}"], torch.zeros(256))
+    assert cache.get(["key 1999"]) is not None and cache.get(["key 0"]) is None
+    cache.close()
+    (kept,) = sqlite3.connect(tmp_path / "cache.sqlite").execute("SELECT count(*) FROM features").fetchone()
+    assert 0 < kept * 1024 <= bound
+
+
+def test_a_cache_that_cannot_be_used_is_reported_and_left(
+    extractor: Extractor, files: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "cache.sqlite").write_text("this is not a database, but it is long enough to look at")
+    said: list[str] = []
+    cache = FeatureCache(tmp_path / "cache.sqlite", warn=said.append)
+    z, errors = extract(extractor, [Job(files[0])], cache)
+    assert z.isfinite().all() and not errors
+    assert len(said) == 1 and "cache" in said[0]
+
+
+def test_select_gives_what_a_smaller_reading_gives(extractor: Extractor, files: list[Path]) -> None:
+    wide = Extractor(extractor.backbone, replace(SETTINGS, integrate=(2, 3, 4)), CROPS)
+    z, _ = extract(wide, [Job(f) for f in files])
+    for settings in (SETTINGS, baseline(4), replace(SETTINGS, cgp=(3,), integrate=())):
+        direct, _ = extract(Extractor(extractor.backbone, settings, CROPS), [Job(f) for f in files])
+        torch.testing.assert_close(wide.select(z, settings), direct, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError):
+        wide.select(z, replace(SETTINGS, integrate=(1,)))
+
+
+def test_reading_ahead_is_bounded_and_in_order() -> None:
+    started: list[int] = []
+    results = ahead(lambda i: (started.append(i), i)[1], iter(range(1000)), workers=2, window=5)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(started) <= 8
+    assert list(results) == list(range(3, 1000))
+
+
+def test_a_stream_takes_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
+    taken: list[int] = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield Job(files[0])
+
+    results = stream(extractor, endless())
+    next(results)
+    results.close()
+    assert len(taken) < 100
+
+
+def test_windows_must_fit_the_backbone(extractor: Extractor) -> None:
+    with pytest.raises(CoritError, match="32"):
+        Extractor(extractor.backbone, SETTINGS, CropConfig("both", 224))
+    with pytest.raises(CoritError, match="layer 9"):
+        Extractor(extractor.backbone, replace(SETTINGS, integrate=(9,)), CROPS)
+
+
+def test_uint8_windows_are_scaled_to_one(extractor: Extractor) -> None:
+    windows = np.full((1, 32, 32, 3), 255, np.uint8)
+    torch.testing.assert_close(extractor(windows), extractor.corit(torch.ones(1, 3, 32, 32)).z)

@@ -22,16 +22,16 @@ class TrainSettings:
 
     hidden: int = 0
     optimizer: str = "adamw"
-    lr: float = 1e-2
+    lr: float = 0.1
     weight_decay: float = 1e-2
-    epochs: int = 60
+    epochs: int = 20
     batch_size: int = 64
-    rho: float = 0.05
-    balance: str = "class"
+    rho: float = 0.5
+    balance: str = "source"
     seed: int = 0
     target_fpr: float = 0.05
-    target_fnr: float = 0.05
-    folds: int = 8
+    target_fnr: float = 0.1
+    folds: int = 24
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
@@ -45,7 +45,8 @@ class Recipe:
     """What the training images go through before their features are taken; validation images go through nothing.
 
     Attributes:
-        forge: forgeries made of every real photograph and counted as fake, ``NAME:SOURCE`` each (``data/forge.py``).
+        forge: forgeries made of every real photograph and counted as fake, ``NAME[@part][:SOURCE]`` each
+            (``data/forge.py``).
         degrade: degradations of the extra copies, ``NAME[:LOW-HIGH]`` each (``data/degrade.py``).
         copies: degraded copies of every image, besides the clean one.
         match_codec: JPEG quality range at which every image of both classes is re-encoded, or None.

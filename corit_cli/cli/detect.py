@@ -19,7 +19,7 @@ import typer
 from corit_cli import __version__
 from corit_cli.cli import options
 from corit_cli.cli.console import VERDICT_STYLE, err, escape, out, printable, progress_bar
-from corit_cli.data.images import IMAGE_SUFFIXES, CropConfig
+from corit_cli.data.images import IMAGE_SUFFIXES
 from corit_cli.errors import CoritError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def detect(
     from corit_cli.engine.predict import Detector
 
     with err.status("loading the detector"):
-        detector = Detector.load(checkpoint, device, crops=CropConfig("resize") if fast else None)
+        detector = Detector.load(checkpoint, device, fast)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
         write = [_writer(detector, stack, as_json, as_jsonl)]

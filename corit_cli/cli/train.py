@@ -13,6 +13,8 @@ from rich.table import Table
 from corit_cli.cli import options
 from corit_cli.cli.console import err, escape, out, progress_bar, warn
 from corit_cli.config import Recipe, TrainSettings
+from corit_cli.data.degrade import parse_degradation
+from corit_cli.data.forge import parse_forge
 from corit_cli.errors import CoritError
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ def train(
     forge: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME:SOURCE",
-            help="Train on forgeries of the real images too: reconstruct:FOLDER, a TAESD autoencoder's weights.",
+            metavar="NAME[@part][:SOURCE]",
+            help="Train on forgeries of the real images too: self_blend, resample, recompress, or reconstruct:FOLDER "
+            "with a TAESD autoencoder's weights; NAME@part forges only a region.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -154,6 +157,10 @@ def train(
             match_codec=_quality_range(match_codec),
             seed=seed,
         )
+        for spec in recipe.forge:
+            parse_forge(spec)
+        for spec in recipe.degrade:
+            parse_degradation(spec)
     except ValueError as error:
         raise CoritError(str(error)) from None
     corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha)

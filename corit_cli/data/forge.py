@@ -1,32 +1,165 @@
 """Forgeries of real photographs that leave the semantics alone. Deterministic by seed, one small function each.
 
-``parse_forge("reconstruct:FOLDER")`` turns the command line's spelling into a :class:`Forge`.
+``parse_forge("reconstruct:FOLDER")`` turns the command line's spelling into a :class:`Forge`:
+
+=========================  =========================================================================================
+``reconstruct:SOURCE``     through a latent-diffusion autoencoder, ``SOURCE`` its folder or Hub repository
+``resample``               resized or turned a little, and back
+``recompress``             through JPEG on a block grid of its own
+``self_blend``             a region of the photograph replaced by another view of that same region
+``NAME@part[:SOURCE]``     the forgery ``NAME`` in one random region; the rest of the photograph stays, to the bit
+=========================  =========================================================================================
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
+
+from corit_cli.data.degrade import jpeg, resize
 
 #: Reconstruction costs time by the pixel; of a larger photograph only the central square of this side is used.
 MAX_SIDE = 384
+
+#: What a region may cover of the image, as a share of its area.
+REGION_AREA = (0.05, 0.4)
+
+
+@dataclass(frozen=True)
+class Forged:
+    """A forged image (RGB) and where it was forged: ``mask`` (H, W), float32, is the weight of the forgery in each
+    pixel. Where it is 0 the pixel is the photograph's own; where it is 1 nothing of that pixel is left."""
+
+    image: Image.Image
+    mask: np.ndarray
 
 
 def reconstruct(image: Image.Image, source: str) -> Image.Image:
     """The photograph after a latent-diffusion autoencoder: same content, a generator's decoder traces all over.
 
-    ``source`` is a folder or Hub repository with weights of the TAESD family (see ``autoencoder.py``).
+    ``source`` is a folder or Hub repository with weights of the TAESD family (see ``autoencoder.py``). Of an image
+    larger than ``MAX_SIDE`` only the middle comes back.
     """
     import torch
 
-    left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
-    image = image.crop((left, top, left + min(image.width, MAX_SIDE), top + min(image.height, MAX_SIDE)))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+    pixels = torch.from_numpy(np.array(_middle(image))).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
     pixels = (_autoencoder(source)(pixels)[0] * 255).round().to(torch.uint8)  # (3, H, W)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def resample(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Scaled by 5 to 20% up or down, or turned by 0.5 to 3 degrees, and back: the traces of interpolation."""
+    sign = rng.choice((-1, 1))
+    if rng.random() < 0.5:
+        return resize(image, 1 + sign * rng.uniform(0.05, 0.2)).resize(image.size, Image.Resampling.BICUBIC)
+    angle = sign * rng.uniform(0.5, 3)
+    margin = math.ceil(math.radians(abs(angle)) * math.hypot(*image.size) / 2) + 2  # the corners come back whole
+    turned = _warp(_padded(image, margin, margin, margin, margin), angle=angle)
+    return _warp(turned, angle=-angle).crop((margin, margin, margin + image.width, margin + image.height))
+
+
+def recompress(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Through JPEG and back at a quality of 70 to 90, the 8 x 8 blocks laid from a random corner.
+
+    The photograph's own blocks, if it has any, are crossed by new ones, as in a patch that came from another file.
+    """
+    left, top = rng.integers(0, 8, 2).tolist()
+    padded = _padded(image, left, top, 0, 0)
+    return jpeg(padded, rng.integers(70, 91)).crop((left, top, left + image.width, top + image.height))
+
+
+def self_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
+    """A region of the photograph blended with another view of the same photograph: self-blending (Shiohara and
+    Yamasaki, "Detecting Deepfakes with Self-Blended Images", CVPR 2022), with any smooth region in place of a face.
+
+    The view differs mildly in colour, in sharpness and in place. All differences are given to the view, none to the
+    photograph around it, so that the mask tells exactly which pixels are forged.
+    """
+    ratio = rng.choice((0.5, 0.75, 1.0))
+    return blend(image, _other_view(image, rng), ratio * region(image.size, rng))
+
+
+def region(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A random smooth region with a soft edge: weights (H, W), float32 in [0, 1], for ``size`` (width, height).
+
+    At least half weight on a share of the image drawn from ``REGION_AREA`` (always one pixel or more).
+    """
+    width, height = (min(side, 64) for side in size)  # on a coarse grid, enlarged in the end
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    centre_x, centre_y = rng.uniform(-0.6, 0.6, 2)
+    bumps = Image.fromarray(rng.standard_normal((6, 6)).astype(np.float32))
+    bumps = np.asarray(bumps.resize((width, height), Image.Resampling.BICUBIC))
+    field = 0.25 * bumps - np.hypot(x - centre_x, y - centre_y)  # (height, width): a cone with a rugged slope
+    edge = np.quantile(field, 1 - rng.uniform(*REGION_AREA), method="lower")
+    softness = max(min(0.25, 2 * (field.max() - edge)), 1e-6)
+    weights = (0.5 + (field - edge) / softness).clip(0, 1).astype(np.float32)
+    return np.asarray(Image.fromarray(weights).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+
+
+def blend(image: Image.Image, forged: Image.Image, mask: np.ndarray) -> Forged:
+    """``mask`` (H, W) parts of ``forged`` and the rest of ``image``; all three have one size."""
+    base = np.asarray(image, np.float32)  # (H, W, 3)
+    pixels = base + mask[..., None].astype(np.float32) * (np.asarray(forged, np.float32) - base)
+    return Forged(Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8)), mask.astype(np.float32))
+
+
+# --- spelling -------------------------------------------------------------------------------------
+
+FORGES = ("reconstruct", "resample", "recompress", "self_blend")
+
+
+@dataclass(frozen=True)
+class Forge:
+    """A named way to forge, of the whole image or of a ``part``; calling it maps an RGB image to its forgery."""
+
+    name: str
+    source: str = ""
+    part: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the forgery in a cache key; it is also the spelling that :func:`parse_forge` reads."""
+        return self.name + ("@part" if self.part else "") + (f":{self.source}" if self.source else "")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        return self.forge(image, rng).image
+
+    def forge(self, image: Image.Image, rng: np.random.Generator) -> Forged:
+        """The forgery with its mask. It has the size of ``image``, or of the middle that ``reconstruct`` uses."""
+        if self.name == "self_blend":
+            return self_blend(image, rng)
+        if self.name == "reconstruct":
+            image = _middle(image)
+            forged = reconstruct(image, self.source)
+        else:
+            forged = {"resample": resample, "recompress": recompress}[self.name](image, rng)
+        if self.part:
+            return blend(image, forged, region(image.size, rng))
+        return Forged(forged, np.ones((image.height, image.width), np.float32))
+
+
+def parse_forge(spec: str) -> Forge:
+    """``NAME[@part][:SOURCE]`` to a :class:`Forge`. Raises ValueError naming what is understood."""
+    head, _, source = spec.partition(":")
+    name, at, part = head.partition("@")
+    if name not in FORGES:
+        raise ValueError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
+    if at and part != "part":
+        raise ValueError(f"cannot read {head!r}: write {name} for the whole image or {name}@part for a region of it")
+    if at and name == "self_blend":
+        raise ValueError("self_blend always forges a part of the image: write self_blend")
+    if name == "reconstruct" and not source:
+        raise ValueError(f"{head} needs autoencoder weights: {head}:FOLDER or {head}:HUB/REPOSITORY")
+    if name != "reconstruct" and ":" in spec:
+        raise ValueError(f"{name} takes nothing after a colon: write {head}")
+    return Forge(name, source, bool(at))
+
+
+# --- steps ----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
@@ -36,30 +169,44 @@ def _autoencoder(source: str):
     return Autoencoder.load(source)
 
 
-@dataclass(frozen=True)
-class Forge:
-    """A named way to forge; calling it maps an RGB image to its forgery."""
-
-    name: str
-    source: str = ""
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the forgery in a cache key."""
-        return f"{self.name}:{self.source}"
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return FORGES[self.name](image, self.source)
+def _middle(image: Image.Image) -> Image.Image:
+    """The central square of side ``MAX_SIDE``, or what there is of it."""
+    left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
+    return image.crop((left, top, left + min(image.width, MAX_SIDE), top + min(image.height, MAX_SIDE)))
 
 
-FORGES = {"reconstruct": reconstruct}
+def _other_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The photograph a little lighter or darker, of another tint, sharper or softer, and moved by a pixel or few."""
+    gain, tint = rng.uniform(0.97, 1.03), rng.uniform(-2.5, 2.5, 3)
+    pixels = np.asarray(image, np.float32)
+    middle_grey = pixels.mean()
+    pixels = (pixels - middle_grey) * gain + middle_grey + tint
+    view = Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.5:
+        view = view.filter(ImageFilter.UnsharpMask(radius=1.5, percent=int(rng.integers(20, 61)), threshold=0))
+    else:
+        view = resize(view, rng.uniform(0.6, 0.9)).resize(view.size, Image.Resampling.BICUBIC)
+    shift = rng.uniform(-0.005, 0.005, 2) * max(view.size)
+    return _warp(view, scale=rng.uniform(0.99, 1.01), shift=tuple(shift))
 
 
-def parse_forge(spec: str) -> Forge:
-    """``reconstruct:SOURCE`` to a :class:`Forge`. Raises ValueError naming what is understood."""
-    name, _, source = spec.partition(":")
-    if name not in FORGES:
-        raise ValueError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
-    if not source:
-        raise ValueError(f"{name} needs autoencoder weights: {name}:FOLDER or {name}:HUB/REPOSITORY")
-    return Forge(name, source)
+def _warp(
+    image: Image.Image, angle: float = 0.0, scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)
+) -> Image.Image:
+    """Turned by ``angle`` degrees and enlarged by ``scale`` about its centre, moved by ``shift`` pixels (x, y), at the
+    same size, bicubic. What comes in from outside is the image's own mirror."""
+    turn = math.radians(angle)
+    matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) / scale
+    farthest = np.linalg.norm(matrix - np.eye(2), 2) * math.hypot(*image.size) / 2 + math.hypot(*shift)
+    margin = math.ceil(farthest) + 2  # the cubic kernel reaches two pixels
+    padded = _padded(image, margin, margin, margin, margin)
+    centre = np.array(padded.size) / 2
+    offset = centre - matrix @ (centre + shift)
+    (a, b), (c, d) = matrix.tolist()
+    coefficients = (a, b, float(offset[0]), c, d, float(offset[1]))  # where each output pixel is taken from
+    warped = padded.transform(padded.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+    return warped.crop((margin, margin, margin + image.width, margin + image.height))
+
+
+def _padded(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), "symmetric"))

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,8 +34,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+@dataclass
+class Reader:
+    """A CoRIT and the positions, among an image's windows, of those it reads."""
+
+    windows: list[int]
+    corit: CoRIT
+
+
 class Extractor:
-    """Windows of images to features."""
+    """Windows of images to features.
+
+    With windows of both kinds the work is divided: class tokens (HRI) are read from the resized image, which shows the
+    whole, and contrasts (CGP) from native windows, whose pixels still hold the traces. Otherwise every window is read
+    for everything. Features are averaged over the windows that one reader reads.
+    """
 
     def __init__(self, backbone: Backbone, settings: CoRITSettings, crops: CropConfig, device: str = "cpu") -> None:
         if crops.size != backbone.tower.config.image_size:
@@ -43,45 +56,80 @@ class Extractor:
                 f"windows of {crops.size} px do not fit a backbone that reads {backbone.tower.config.image_size} px"
             )
         self.backbone, self.settings, self.crops, self.device = backbone, settings, crops, torch.device(device)
+        everything = list(range(len(crops.windows)))
+        division = [(everything, settings)]
+        if crops.mode == "both" and settings.integrate and (settings.cgp or settings.pool):
+            whole, native = replace(settings, cgp=(), pool=()), replace(settings, integrate=())
+            division = [(everything[:1], whole), (everything[1:], native)]
+        elif crops.mode == "both":
+            division = [(everything[:1] if settings.integrate else everything[1:], settings)]
         try:
-            self.corit = CoRIT(backbone.tower, settings).to(self.device).eval()
+            self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval()) for w, s in division]
         except ValueError as error:
             raise CoritError(str(error)) from None
         self.batch = BATCH[self.device.type]
 
     @property
+    def parts(self) -> list[tuple[str, int]]:
+        """(kind, layer) of each part of a feature vector, in order; a part is as wide as the tower."""
+        return [part for reader in self.readers for part in reader.corit.parts]
+
+    @property
     def width(self) -> int:
         """F, the length of a feature vector."""
-        return self.corit.features
+        return sum(reader.corit.features for reader in self.readers)
 
     def select(self, z: Tensor, settings: CoRITSettings) -> Tensor:
         """The features (n, F') that ``settings`` would have read, out of ``z`` (n, F) that this extractor read.
 
         Both must describe the same streams. Raises ValueError when a part was not read.
         """
-        wanted = CoRIT(self.backbone.tower, settings).parts
-        columns = [self.corit.parts.index(part) for part in wanted]
-        return z.unflatten(1, (len(self.corit.parts), -1))[:, columns].flatten(1)
+        wanted = Extractor(self.backbone, settings, self.crops, self.device.type).parts
+        columns = [self.parts.index(part) for part in wanted]
+        return z.unflatten(1, (len(self.parts), -1))[:, columns].flatten(1)
 
     @torch.inference_mode()
-    def __call__(self, windows: np.ndarray) -> Tensor:
-        """Windows (n, S, S, 3) uint8 to features (n, F), float32 on the CPU."""
-        images = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, 3, S, S)
-        return self.corit(images).z.float().cpu()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Tensor]]:
+        """Each image's windows, (windows, S, S, 3) uint8, to its readings, one (windows read, F_r) a reader.
+
+        Windows that occur more than once, as those of a small image do, are run once.
+        """
+        readings: list[list[Tensor]] = [[] for _ in images]
+        for reader in self.readers:
+            places: dict[bytes, int] = {}
+            rows = [[places.setdefault(image[w].tobytes(), len(places)) for w in reader.windows] for image in images]
+            pixels = np.stack([np.frombuffer(window, np.uint8).reshape(images[0].shape[1:]) for window in places])
+            batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255  # (n, 3, S, S)
+            z = reader.corit(batch).z.float().cpu()  # (n, F_r)
+            for reading, row in zip(readings, rows, strict=True):
+                reading.append(z[row])
+        return readings
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """One image's readings out of their concatenation, as the cache holds them."""
+        shapes = [(len(reader.windows), reader.corit.features) for reader in self.readers]
+        parts = flat.split([windows * features for windows, features in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def fingerprints(self) -> list[str]:
-        """For each window and part of the features, everything it depends on besides the image.
+        """For each reader, window and part, in the order of the readings, everything it depends on besides the image.
 
         A plain stream's class tokens depend on no contrast view, so runs that read them differently share them.
         """
         s = self.settings
         stream = [s.views, s.inject_at, s.mask, s.alpha] if s.inject_at else []
+        common = [FEATURES_VERSION, self.backbone.sha256, self.crops.size]
         return [
-            json.dumps([FEATURES_VERSION, self.backbone.sha256, self.crops.size, window, kind, layer, reads, stream])
-            for window in self.crops.windows
-            for kind, layer in self.corit.parts
-            for reads in [None if kind == "cls" else s.views]
+            json.dumps([*common, self.crops.windows[w], kind, layer, None if kind == "cls" else s.views, stream])
+            for reader in self.readers
+            for w in reader.windows
+            for kind, layer in reader.corit.parts
         ]
+
+
+def pool(readings: Sequence[Tensor]) -> Tensor:
+    """One image's readings to its feature vector (F,): each reader's mean over windows, side by side."""
+    return torch.cat([reading.mean(0) for reading in readings])
 
 
 @dataclass(frozen=True)
@@ -94,10 +142,10 @@ class Job:
 
 @dataclass
 class Extracted:
-    """The outcome of a job: features ``z`` (windows, F), or an ``error``."""
+    """The outcome of a job: its ``readings``, as :class:`Extractor` gives them, or an ``error``."""
 
     job: Job
-    z: Tensor | None = None
+    readings: list[Tensor] | None = None
     error: str | None = None
     seconds: float = 0.0
     windows: np.ndarray | None = field(default=None, repr=False)
@@ -146,18 +194,15 @@ def stream(extractor: Extractor, jobs: Iterable[Job], workers: int | None = None
 
 
 def _forward(extractor: Extractor, items: list[Extracted]) -> Iterator[Extracted]:
-    """Run the model on all windows of ``items`` at once; equal windows (of a small image) only once."""
-    start = time.perf_counter()
-    places: dict[bytes, int] = {}
-    index = [[places.setdefault(w.tobytes(), len(places)) for w in i.windows] for i in items if i.windows is not None]
-    if places:
-        size = extractor.crops.size
-        z = extractor(np.stack([np.frombuffer(w, np.uint8).reshape(size, size, 3) for w in places]))  # (unique, F)
-        share = (time.perf_counter() - start) / len(z)
-        for item, rows in zip((i for i in items if i.windows is not None), index, strict=True):
-            item.z = z[rows]  # (windows, F)
-            item.seconds += share * len(set(rows))
-            item.windows = None
+    """Run the model on the windows of all ``items`` at once."""
+    good = [item for item in items if item.windows is not None]
+    if good:
+        start = time.perf_counter()
+        readings = extractor([item.windows for item in good if item.windows is not None])
+        share = (time.perf_counter() - start) / len(good)
+        for item, reading in zip(good, readings, strict=True):
+            item.readings, item.windows = reading, None
+            item.seconds += share
     yield from items
 
 
@@ -273,7 +318,7 @@ def extract(
     paths = list(dict.fromkeys(job.path for job in jobs))
     digests = dict(zip(paths, ahead(content_sha256, paths, workers=4, window=64), strict=True))
     prints = extractor.fingerprints()
-    windows = len(extractor.crops.windows)
+    length = sum(len(reader.windows) * reader.corit.features for reader in extractor.readers)
 
     def keys(job: Job) -> list[str]:
         image = f"{digests[job.path]}|{job.variant.fingerprint}"
@@ -283,18 +328,18 @@ def extract(
     missing = []
     for i, job in enumerate(jobs):
         found = cache.get(keys(job)) if cache and digests[job.path] else None
-        if found is None or found.numel() != windows * extractor.width:
+        if found is None or found.numel() != length:
             missing.append(i)
         else:
-            z[i] = found.view(windows, -1).mean(0)
+            z[i] = pool(extractor.unflatten(found))
     progress(len(jobs) - len(missing))
     errors: dict[int, str] = {}
     for i, item in zip(missing, stream(extractor, (jobs[i] for i in missing)), strict=True):
-        if item.z is None:
+        if item.readings is None:
             errors[i] = item.error or "no features"
         else:
-            z[i] = item.z.mean(0)
+            z[i] = pool(item.readings)
             if cache:
-                cache.put(keys(jobs[i]), item.z.flatten())
+                cache.put(keys(jobs[i]), torch.cat([reading.flatten() for reading in item.readings]))
         progress(1)
     return z, errors

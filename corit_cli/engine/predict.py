@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from corit_cli.data.images import CropConfig
 from corit_cli.engine.checkpoint import Checkpoint
-from corit_cli.engine.features import Extractor, Job, stream
+from corit_cli.engine.features import Extractor, Job, pool, stream
 from corit_cli.engine.weights import load_backbone, weights_dir
 from corit_cli.errors import CoritError
 
-DEFAULT_DETECTOR = "detector"
+DEFAULT_DETECTOR, FAST_DETECTOR = "detector", "detector-fast"
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,16 @@ class Detector:
         self.head = checkpoint.head
 
     @classmethod
-    def load(
-        cls, checkpoint: str | Path | None = None, device: str = "auto", crops: CropConfig | None = None
-    ) -> Detector:
+    def load(cls, checkpoint: str | Path | None = None, device: str = "auto", fast: bool = False) -> Detector:
         """The shipped detector, or the one in a ``checkpoint`` folder, on ``cpu``, ``cuda`` or whichever is there.
 
-        ``crops`` overrides which windows an image is averaged over. Raises CoritError when the checkpoint is
+        ``fast`` takes the shipped detector that reads one window an image. Raises CoritError when the checkpoint is
         missing or damaged, or its backbone is not the one it was trained on.
         """
-        folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else Path(checkpoint)
+        if checkpoint is not None and fast:
+            raise CoritError("--fast means a detector that ships with corit: give it or --checkpoint, not both")
+        shipped = weights_dir() / (FAST_DETECTOR if fast else DEFAULT_DETECTOR)
+        folder = shipped if checkpoint is None else Path(checkpoint)
         found = Checkpoint.load(folder)
         device = pick_device(device)
         name = found.backbone["name"]
@@ -64,7 +64,7 @@ class Detector:
                 f"{folder} was trained on other weights than those now called {name} "
                 f"(SHA-256 {found.backbone['sha256'][:12]} against {backbone.sha256[:12]})"
             )
-        extractor = Extractor(backbone, found.settings, crops or found.crops, device)
+        extractor = Extractor(backbone, found.settings, found.crops, device)
         if extractor.width != found.head.mean.shape[0]:
             raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
         return cls(found, extractor)
@@ -76,11 +76,11 @@ class Detector:
         """
         for item in stream(self.extractor, (Job(Path(path)) for path in paths), workers):
             path = str(item.job.path)
-            if item.z is None:
+            if item.readings is None:
                 yield Prediction(path, None, None, item.seconds, item.error)
                 continue
             with torch.inference_mode():
-                logit = self.head(item.z.mean(0, keepdim=True))  # (1,)
+                logit = self.head(pool(item.readings)[None])  # (1,)
                 probability = round(float(self.checkpoint.calibration(logit)), 6)
             yield Prediction(path, probability, self.checkpoint.thresholds.verdict(probability), item.seconds)
 

@@ -24,7 +24,7 @@ class CoRITSettings:
     cgp: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
     pool: tuple[int, ...] = ()
     mask: str = "quantile:0.25-0.75"
-    inject_at: tuple[int, ...] = (3,)
+    inject_at: tuple[int, ...] = ()
     alpha: float = 1.0
     integrate: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
 

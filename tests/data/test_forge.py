@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
 from corit_cli.data.autoencoder import Autoencoder
-from corit_cli.data.forge import MAX_SIDE, parse_forge
+from corit_cli.data.forge import MAX_SIDE, REGION_AREA, Forge, blend, parse_forge, region
 from corit_cli.data.variants import Variant
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
@@ -100,9 +103,171 @@ def test_a_variant_forges_then_encodes(tmp_path: Path) -> None:
     assert 0 < difference.mean() < 10
 
 
-@pytest.mark.parametrize("spec", ["reconstruct", "reconstruct:", "paint:x"])
-def test_nonsense_is_refused(spec: str) -> None:
-    with pytest.raises(ValueError):
+# --- whole images and regions ---------------------------------------------------------------------
+
+SPECS = ("resample", "resample@part", "recompress", "recompress@part", "self_blend")
+PARTIAL = ("resample@part", "recompress@part", "self_blend")
+sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
+seeds = st.integers(0, 2**32)
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, float)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    return 10 * np.log10(255**2 / max(((array(a) - array(b)) ** 2).mean(), 1e-9))
+
+
+@given(st.sampled_from(SPECS), sizes, seeds)
+def test_forgeries_follow_their_seed_and_keep_to_their_mask(spec: str, size: tuple[int, int], seed: int) -> None:
+    image, forge = photograph(seed, size), parse_forge(spec)
+    one, two = (forge.forge(image, np.random.default_rng(seed)) for _ in range(2))
+    assert one.image.tobytes() == two.image.tobytes() == forge(image, np.random.default_rng(seed)).tobytes()
+    assert np.array_equal(one.mask, two.mask)
+    assert one.image.size == image.size and one.image.mode == "RGB"
+    assert one.mask.shape == (image.height, image.width)
+    assert one.mask.min() >= 0 and 0 < one.mask.max() <= 1
+    untouched = one.mask == 0
+    assert np.array_equal(np.asarray(one.image)[untouched], np.asarray(image)[untouched])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_the_mask_covers_has_changed_and_hardly_shows(spec: str) -> None:
+    seen = set()
+    for seed in range(8):
+        image = photograph(seed, (160, 120))
+        forged = parse_forge(spec).forge(image, np.random.default_rng(seed))
+        seen.add(forged.image.tobytes())
+        changed = (array(forged.image) != array(image)).any(-1)
+        assert changed[forged.mask > 0.4].mean() > 0.9
+        assert (forged.mask.min() < 1) == (spec in PARTIAL)
+        # Grain of 6 levels, the finest detail there is, may go altogether (33 dB); nothing else may.
+        assert psnr(forged.image, image) > (34 if spec in PARTIAL else 31)
+        coarse = [array(picture.resize((8, 6), Image.Resampling.BOX)) for picture in (image, forged.image)]
+        assert np.abs(coarse[0] - coarse[1]).max() < 8
+    assert len(seen) == 8
+
+
+def test_another_seed_forges_differently() -> None:
+    for spec in SPECS:
+        image, forge = photograph(0, (320, 240)), parse_forge(spec)
+        assert len({forge(image, np.random.default_rng(seed)).tobytes() for seed in range(5)}) == 5
+
+
+@given(st.tuples(st.integers(192, 400), st.integers(192, 400)), seeds)
+def test_a_region_is_smooth_and_as_large_as_stated(size: tuple[int, int], seed: int) -> None:
+    mask = region(size, np.random.default_rng(seed))
+    low, high = REGION_AREA
+    assert low - 0.01 < (mask >= 0.5).mean() < high + 0.01
+    assert 0.98 < mask.max() <= 1 and (mask == 0).mean() > 0.3
+    steps = [np.abs(np.diff(mask, axis=axis)).max() for axis in (0, 1)]
+    assert max(steps) < 0.4
+
+
+def test_regions_lie_anywhere() -> None:
+    cover = np.mean([region((64, 64), np.random.default_rng(seed)) > 0 for seed in range(200)], axis=0)
+    assert cover.min() > 0 and cover.max() < 0.8
+
+
+@given(seeds)
+def test_blend_mixes_by_the_mask(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, other = photograph(1, (7, 5)), photograph(2, (7, 5))
+    mask = rng.random((5, 7)) * rng.integers(0, 2, (5, 7))
+    expected = (1 - mask[..., None]) * array(image) + mask[..., None] * array(other)
+    assert np.abs(array(blend(image, other, mask).image) - expected).max() <= 0.501
+
+
+def blockiness(pixels: np.ndarray) -> float:
+    """How much larger the largest of the eight column-step means is than their median, steps taken modulo 8."""
+    steps = np.abs(np.diff(pixels.mean(-1), n=1, axis=1)).mean(0)
+    means = np.array([steps[k::8].mean() for k in range(8)])
+    return means.max() / np.median(means)
+
+
+def detail(pixels: np.ndarray) -> float:
+    return float(np.abs(np.diff(pixels, n=2, axis=1)).mean() + np.abs(np.diff(pixels, n=2, axis=0)).mean())
+
+
+@pytest.mark.parametrize(("name", "trace", "sign"), [("recompress", blockiness, 1), ("resample", detail, -1)])
+def test_each_leaves_its_own_trace(name: str, trace: Callable[[np.ndarray], float], sign: int) -> None:
+    """JPEG leaves a grid of period 8, interpolation takes fine detail away."""
+    for seed in range(6):
+        image = photograph(seed, (320, 240), grain=3)
+        forged = parse_forge(name)(image, np.random.default_rng(seed))
+        assert sign * (trace(array(forged)) - trace(array(image))) > 0.02
+
+
+def test_turning_back_restores_the_corners() -> None:
+    image = photograph(3, (160, 120), grain=0)
+    for seed in range(10):
+        forged = parse_forge("resample")(image, np.random.default_rng(seed))
+        assert np.abs(array(forged) - array(image)).max() < 8
+
+
+def test_a_region_of_a_reconstruction(tmp_path: Path) -> None:
+    source = autoencoder_files(tmp_path)
+    image = photograph(0, (MAX_SIDE + 40, 56))
+    middle = image.crop((20, 0, 20 + MAX_SIDE, 56))
+    whole = parse_forge(f"reconstruct:{source}").forge(image, np.random.default_rng(0))
+    part = parse_forge(f"reconstruct@part:{source}").forge(image, np.random.default_rng(0))
+    assert (whole.mask == 1).all() and whole.mask.shape == part.mask.shape == (56, MAX_SIDE)
+    for weight, expected in ((0, middle), (1, whole.image)):
+        chosen = part.mask == weight
+        assert chosen.any() and np.array_equal(np.asarray(part.image)[chosen], np.asarray(expected)[chosen])
+
+
+def test_reconstruction_stays_what_caches_hold(tmp_path: Path) -> None:
+    """Fingerprint and pixels of plain reconstruct, by an oracle that knows nothing of Forge; no draw is spent on it."""
+    source = str(autoencoder_files(tmp_path))
+    image = photograph(5, (MAX_SIDE + 31, 48))
+    pixels = torch.from_numpy(np.array(image)[:, 15 : 15 + MAX_SIDE]).permute(2, 0, 1)[None].float() / 255
+    expected = (Autoencoder.load(source)(pixels)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    rng = np.random.default_rng(7)
+    variant = Variant(forge=parse_forge(f"reconstruct:{source}"))
+    assert np.array_equal(variant.forge(image, rng), expected)
+    assert rng.random() == np.random.default_rng(7).random()
+    assert np.array_equal(variant.apply(image), expected)
+    assert variant.fingerprint == f"reconstruct:{source}||None|0"
+
+
+# --- spelling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "forge"),
+    [
+        ("reconstruct:user/weights", Forge("reconstruct", "user/weights")),
+        ("reconstruct:C:\\weights@2", Forge("reconstruct", "C:\\weights@2")),
+        ("reconstruct@part:w", Forge("reconstruct", "w", part=True)),
+        ("resample", Forge("resample")),
+        ("recompress@part", Forge("recompress", part=True)),
+        ("self_blend", Forge("self_blend")),
+    ],
+)
+def test_spelling_and_fingerprint_are_one(spec: str, forge: Forge) -> None:
+    assert parse_forge(spec) == forge
+    assert forge.fingerprint == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("reconstruct", "reconstruct:FOLDER"),
+        ("reconstruct:", "reconstruct:FOLDER"),
+        ("reconstruct@part", "reconstruct@part:FOLDER"),
+        ("paint:x", "choose from reconstruct, resample, recompress, self_blend"),
+        ("", "choose from"),
+        ("resample:x", "write resample"),
+        ("resample@part:", "write resample@part"),
+        ("resample@half", "resample@part for a region"),
+        ("recompress@", "recompress@part for a region"),
+        ("self_blend@part", "write self_blend"),
+    ],
+)
+def test_nonsense_is_refused(spec: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
         parse_forge(spec)
 
 

@@ -13,6 +13,7 @@ from corit_cli.data.variants import Variant
 from corit_cli.engine.features import Extractor, FeatureCache, Job, ahead, extract, stream
 from corit_cli.engine.weights import Backbone
 from corit_cli.errors import CoritError
+from corit_cli.model.corit import CoRIT
 from corit_cli.model.settings import CoRITSettings, baseline
 from tests.conftest import photograph, random_tower
 
@@ -37,16 +38,45 @@ def files(tmp_path: Path) -> list[Path]:
 def counting(extractor: Extractor) -> list[int]:
     """The sizes of the batches that reach the model from now on."""
     sizes: list[int] = []
-    model = extractor.corit.forward
-    extractor.corit.forward = lambda images: (sizes.append(len(images)), model(images))[1]
+    for reader in extractor.readers:
+        model = reader.corit.forward
+        reader.corit.forward = lambda images, model=model: (sizes.append(len(images)), model(images))[1]
     return sizes
 
 
-def test_features_are_the_mean_over_windows(extractor: Extractor, files: list[Path]) -> None:
+def read(settings: CoRITSettings, windows: np.ndarray) -> torch.Tensor:
+    """The features of windows (n, S, S, 3), averaged, straight from the model: (F,)."""
+    images = torch.from_numpy(windows).permute(0, 3, 1, 2) / 255
+    return CoRIT(random_tower(), settings)(images).z.mean(0).detach()
+
+
+def test_class_tokens_come_from_the_whole_and_contrasts_from_native_windows(
+    extractor: Extractor, files: list[Path]
+) -> None:
     z, errors = extract(extractor, [Job(f) for f in files])
     assert not errors and z.shape == (7, extractor.width)
     windows = crop(read_image(files[3]), CROPS)
-    torch.testing.assert_close(z[3], extractor(windows).mean(0), atol=1e-6, rtol=1e-5)
+    whole = read(replace(SETTINGS, cgp=()), windows[:1])
+    native = read(replace(SETTINGS, integrate=()), windows[1:])
+    torch.testing.assert_close(z[3], torch.cat([whole, native]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crops", [CropConfig("native", 32, 3), CropConfig("resize", 32)])
+def test_windows_of_one_kind_are_read_for_everything(crops: CropConfig, files: list[Path]) -> None:
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, crops)
+    z, _ = extract(extractor, [Job(files[3])])
+    torch.testing.assert_close(z[0], read(SETTINGS, crop(read_image(files[3]), crops)), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("unread", "windows"), [({"cgp": ()}, slice(0, 1)), ({"integrate": ()}, slice(1, 3))])
+def test_windows_that_nobody_reads_are_not_run(unread: dict, windows: slice, files: list[Path]) -> None:
+    settings = replace(SETTINGS, **unread)
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
+    sizes = counting(extractor)
+    z, _ = extract(extractor, [Job(files[3])])
+    assert sum(sizes) == windows.stop - windows.start
+    expected = read(settings, crop(read_image(files[3]), CROPS)[windows])
+    torch.testing.assert_close(z[0], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_batches_hold_windows_of_several_files(extractor: Extractor, files: list[Path]) -> None:
@@ -59,8 +89,9 @@ def test_a_small_image_is_run_once(extractor: Extractor, tmp_path: Path) -> None
     photograph(1, (32, 32)).save(tmp_path / "small.png")
     sizes = counting(extractor)
     z, _ = extract(extractor, [Job(tmp_path / "small.png")])
-    assert sizes == [1]
-    torch.testing.assert_close(z[0], extractor(crop(read_image(tmp_path / "small.png"), CROPS)).mean(0))
+    assert sizes == [1, 1]  # once a reader
+    window = crop(read_image(tmp_path / "small.png"), CropConfig("resize", 32))
+    torch.testing.assert_close(z[0], read(SETTINGS, window), atol=1e-6, rtol=1e-5)
 
 
 def test_a_bad_file_is_an_error_and_the_rest_goes_on(extractor: Extractor, files: list[Path]) -> None:
@@ -121,7 +152,9 @@ def test_two_runs_share_one_file(extractor: Extractor, files: list[Path], tmp_pa
         ({"settings": replace(SETTINGS, cgp=(), integrate=(3,), views=("noise:0.1",))}, True),
         ({"settings": replace(SETTINGS, views=("noise:0.1",))}, False),
         ({"settings": replace(SETTINGS, inject_at=(1,))}, False),
-        ({"crops": CropConfig("resize", 32)}, True),
+        ({"crops": CropConfig("resize", 32)}, False),
+        ({"crops": CropConfig("resize", 32), "settings": replace(SETTINGS, cgp=())}, True),
+        ({"crops": CropConfig("native", 32, 2), "settings": replace(SETTINGS, integrate=())}, True),
         ({"crops": CropConfig("native", 32, 1)}, False),
         ({"backbone": Backbone(random_tower(), "tiny", "1" * 64)}, False),
     ],
@@ -211,5 +244,6 @@ def test_windows_must_fit_the_backbone(extractor: Extractor) -> None:
 
 
 def test_uint8_windows_are_scaled_to_one(extractor: Extractor) -> None:
-    windows = np.full((1, 32, 32, 3), 255, np.uint8)
-    torch.testing.assert_close(extractor(windows), extractor.corit(torch.ones(1, 3, 32, 32)).z)
+    windows = np.full((3, 32, 32, 3), 255, np.uint8)
+    for reading, reader in zip(extractor([windows])[0], extractor.readers, strict=True):
+        torch.testing.assert_close(reading[:1], reader.corit(torch.ones(1, 3, 32, 32)).z)

@@ -1,0 +1,18 @@
+"""Make docs/detect.svg, the README's picture, by running the command it shows.
+
+python docs/make_pictures.py
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from corit_cli.cli import detect as command
+
+os.chdir(Path(__file__).parent.parent)
+command.out = Console(record=True, force_terminal=True, width=72, file=open(os.devnull, "w"))  # noqa: SIM115
+with contextlib.suppress(SystemExit):
+    command.detect(["examples"], recursive=True)
+command.out.save_svg("docs/detect.svg", title="corit detect -r examples")

@@ -1,0 +1,159 @@
+"""``corit detect`` end to end, with the embedded CLIP and the shipped detector."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corit_cli.cli.detect import collect
+from tests.cli.conftest import CORIT, one_line_error
+from tests.conftest import photograph
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Good files and bad ones of many kinds."""
+    root = tmp_path / "files"
+    root.mkdir()
+    image = photograph(0, (300, 240))
+    image.save(root / "good.jpg")
+    image.convert("CMYK").save(root / "cmyk.jpg")
+    Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256)).save(root / "deep.png")
+    image.save(root / "moving.gif", save_all=True, append_images=[photograph(1, (300, 240))])
+    Image.new("RGB", (1, 1)).save(root / "dot.png")
+    (root / "text.jpg").write_text("this is not a picture")
+    (root / "cut.jpg").write_bytes((root / "good.jpg").read_bytes()[:3000])
+    (root / "empty.png").touch()
+    (root / "notes.txt").write_text("not looked at")
+    (root / "below").mkdir()
+    image.save(root / "below" / "deeper.png")
+    return root
+
+
+def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> None:
+    result = corit("detect", folder, "-r", "--jsonl", "--csv", tmp_path / "out.csv")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
+    assert set(rows) == {p.name for p in folder.rglob("*.*")} - {"notes.txt"}
+    for name, row in rows.items():
+        assert set(row) == {"path", "probability", "verdict", "error"}
+        if name in ("text.jpg", "cut.jpg", "empty.png"):
+            assert row["error"] and row["verdict"] is None and row["probability"] is None
+        else:
+            assert row["error"] is None
+            assert 0 <= row["probability"] <= 1 and row["verdict"] in ("real", "fake", "uncertain")
+    # The same pixels give the same answer, whatever file they come in.
+    assert rows["good.jpg"]["probability"] != rows["deeper.png"]["probability"]
+    with (tmp_path / "out.csv").open(newline="") as file:
+        table = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert set(table) == set(rows)
+    assert float(table["good.jpg"]["seconds"]) > 0 and table["text.jpg"]["error"] == rows["text.jpg"]["error"]
+
+
+def test_ways_to_name_files_and_forms_of_output(corit, folder: Path) -> None:
+    good = folder / "good.jpg"
+    one = corit("detect", good, "--json")
+    assert one.returncode == 0 and one.stderr == ""
+    document = json.loads(one.stdout)
+    assert document["results"][0]["path"] == str(good)
+    assert len(document["detector_sha256"]) == 64
+    thresholds = document["thresholds"]
+    p = document["results"][0]["probability"]
+    expected = "fake" if p >= thresholds["fake"] else "real" if p <= thresholds["real"] else "uncertain"
+    assert document["results"][0]["verdict"] == expected
+
+    assert corit("detect", good, "--json").stdout == one.stdout  # the same bytes
+
+    listed = corit("detect", "-", input=f"{good}\n\n{folder / 'below' / 'deeper.png'}\n")
+    assert listed.returncode == 0
+    lines = [line.split("\t") for line in listed.stdout.splitlines()]
+    assert [line[3] for line in lines] == [str(good), str(folder / "below" / "deeper.png")]
+    assert lines[0][0] == expected and float(lines[0][1]) == pytest.approx(p, abs=1e-4)
+
+
+def test_fail_on_speaks_to_pipelines(corit, folder: Path) -> None:
+    good = folder / "good.jpg"
+    verdict = json.loads(corit("detect", good, "--jsonl").stdout)["verdict"]
+    assert corit("detect", good, "--fail-on", "uncertain").returncode == (0 if verdict == "real" else 3)
+    assert corit("detect", good, "--fail-on", "fake").returncode == (3 if verdict == "fake" else 0)
+
+
+def test_mistakes_are_one_line(corit, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    one_line_error(corit("detect", tmp_path / "nothing"), "no images in")
+    one_line_error(corit("detect", folder / "good.jpg", "--json", "--jsonl"), "not both")
+    one_line_error(corit("detect", folder / "good.jpg", "-c", tmp_path / "nowhere"), "no checkpoint")
+    one_line_error(corit("detect", folder / "good.jpg", "-c", folder), "not a corit checkpoint")
+    one_line_error(corit("detect", folder / "good.jpg", "--device", "abacus"), "unknown device")
+    missing = corit("detect", folder / "missing.jpg")
+    assert missing.returncode == 1 and "no such file" in missing.stdout
+
+
+def test_a_full_disk_is_one_line(corit, folder: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = corit(
+            "detect", folder / "good.jpg", "--jsonl", capture_output=False, stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    result = corit("detect", folder / "good.jpg", "--csv", "/dev/full")
+    assert result.returncode != 0 and "No space left" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_interrupt_keeps_what_was_found(folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(200):
+        shutil.copy(folder / "good.jpg", many / f"{i:03}.jpg")
+    out = tmp_path / "out.csv"
+    process = subprocess.Popen(
+        [str(CORIT), "detect", str(many), "--csv", str(out)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while (not out.exists() or out.read_text().count("\n") < 3) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
+    rows = out.read_text().splitlines()
+    assert 3 <= len(rows) < 201 and all(row.count(",") >= 4 for row in rows)
+
+
+def test_fast_looks_at_one_window(corit, folder: Path) -> None:
+    normal, fast = (json.loads(corit("detect", folder / "good.jpg", "--jsonl", *f).stdout) for f in ((), ("--fast",)))
+    assert fast["error"] is None and fast["probability"] != normal["probability"]
+
+
+class TestCollect:
+    def test_folders_globs_and_names(self, folder: Path) -> None:
+        names = lambda *p, r=False: [Path(f).name for f in collect([str(x) for x in p], r)]  # noqa: E731
+        assert "notes.txt" not in names(folder) and "deeper.png" not in names(folder)
+        assert "deeper.png" in names(folder, r=True)
+        assert names(folder / "notes.txt") == ["notes.txt"]  # a file that is named is taken
+        assert names(folder / "*.png") == ["deep.png", "dot.png", "empty.png"]
+        assert names(folder / "**/*.png") == ["deeper.png", "deep.png", "dot.png", "empty.png"] or set(
+            names(folder / "**/*.png")
+        ) == {"deeper.png", "deep.png", "dot.png", "empty.png"}
+        assert names(folder / "good.jpg", folder).count("good.jpg") == 1  # once, however often it is named
+        assert names(folder / "no*thing.png") == ["no*thing.png"]  # becomes an error row
+
+    def test_hidden_files_are_left(self, tmp_path: Path) -> None:
+        (tmp_path / ".thumbs").mkdir()
+        for name in ("a.jpg", ".b.jpg", ".thumbs/c.jpg"):
+            (tmp_path / name).touch()
+        assert [Path(f).name for f in collect([str(tmp_path)], True)] == ["a.jpg"]
+
+    def test_names_with_glob_characters_are_files_first(self, tmp_path: Path) -> None:
+        (tmp_path / "a[1].jpg").touch()
+        (tmp_path / "a1.jpg").touch()
+        assert list(collect([str(tmp_path / "a[1].jpg")], False)) == [str(tmp_path / "a[1].jpg")]

@@ -19,6 +19,8 @@ SMALL = TowerConfig(
     image_size=32, patch_size=8, width=128, layers=2, heads=2, mlp_width=64, activation="gelu", embed_dim=16
 )
 
+SMALL_STATE = random_tower(SMALL).state_dict()
+
 
 def open_clip_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     names = {
@@ -110,10 +112,10 @@ def test_the_activation_is_never_guessed(tmp_path: Path) -> None:
         (lambda p: None, "does not exist"),
         (lambda p: p.write_bytes(b"garbage"), "not a readable safetensors"),
         (lambda p: save_file({"conv.weight": torch.ones(3)}, p), "not a plain CLIP"),
-        (lambda p: save_file({k: v for k, v in random_tower(SMALL).state_dict().items() if "fc" not in k}, p), "not a complete"),
-        (lambda p: save_file({**open_clip_names(random_tower(SMALL).state_dict()), "visual.attn_pool.q": torch.ones(1)}, p), "attn_pool"),
+        (lambda p: save_file({k: v for k, v in SMALL_STATE.items() if "fc" not in k}, p), "not a complete"),
+        (lambda p: save_file({**open_clip_names(SMALL_STATE), "visual.attn_pool.q": torch.ones(1)}, p), "attn_pool"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_is_said(make, message: str, tmp_path: Path) -> None:
     path = tmp_path / "clip.safetensors"
     make(path)

@@ -1,6 +1,6 @@
 """What each component of CoRIT is worth: the tables of docs/results.md.
 
-    python benchmarks/components.py MANIFEST --forge reconstruct:FOLDER [--cache FILE] [--rsi] [--rows CORIT,...]
+    python benchmarks/components.py MANIFEST --forge reconstruct:FOLDER [--cache FILE] [--rsi] [--limit N]
 
 Two protocols, mean over the sources that have at least eight images of each class:
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +144,18 @@ class Bench:
                 print(f"| {name} | {estimate} | {difference} | " + " | ".join(each) + " |")
 
 
+def first_of_each(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most ``limit`` images of each class of each source and split."""
+    seen: Counter[tuple[str, int, str]] = Counter()
+    kept = []
+    for sample in samples:
+        key = (sample.source, sample.label, sample.split)
+        seen[key] += 1
+        if seen[key] <= limit:
+            kept.append(sample)
+    return kept
+
+
 def short(source: str) -> str:
     """A column's heading: the owner's name."""
     return source.split("/")[0]
@@ -156,7 +169,13 @@ if __name__ == "__main__":
     parser.add_argument(
         "--rsi", action="store_true", help="also the rows with injection, which need passes of their own"
     )
+    parser.add_argument(
+        "--limit", type=int, help="only so many images of each class, source and split"
+    )
     arguments = parser.parse_args()
     cache = FeatureCache(arguments.cache, max_bytes=20 << 30, warn=print)
-    Bench(load_samples(arguments.manifest), cache).report(table_rows(tuple(arguments.forge), arguments.rsi))
+    samples = load_samples(arguments.manifest)
+    if arguments.limit:
+        samples = first_of_each(samples, arguments.limit)
+    Bench(samples, cache).report(table_rows(tuple(arguments.forge), arguments.rsi))
     cache.close()

@@ -12,7 +12,7 @@ from rich.console import Console
 from corit_cli.cli import detect as command
 
 os.chdir(Path(__file__).parent.parent)
-command.out = Console(record=True, force_terminal=True, width=72, file=open(os.devnull, "w"))  # noqa: SIM115
+command.out = Console(record=True, force_terminal=True, width=72, highlight=False, file=open(os.devnull, "w"))  # noqa: SIM115
 with contextlib.suppress(SystemExit):
     command.detect(["examples"], recursive=True)
 command.out.save_svg("docs/detect.svg", title="corit detect -r examples")

@@ -147,7 +147,10 @@ def _writer(detector: Detector, stack: ExitStack, as_json: bool, as_jsonl: bool)
         return lambda p: print(json.dumps(_row(p)), flush=True)
     if as_json:
         return _json_writer(detector, stack)
-    return _table_row if out.is_terminal else _plain_row
+    if not out.is_terminal:
+        return _plain_row
+    out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  file[/]")
+    return _table_row
 
 
 def _json_writer(detector: Detector, stack: ExitStack):
@@ -176,7 +179,7 @@ def _plain_row(p: Prediction) -> None:
 def _table_row(p: Prediction) -> None:
     style = VERDICT_STYLE.get(p.verdict or "", "magenta")
     probability = "" if p.probability is None else f"{p.probability:7.1%}"
-    cells = f"[{style}]{p.verdict or 'error':<9}[/] {probability:>7} {p.seconds:6.2f} s  {escape(p.path)}"
+    cells = f"[{style}]{p.verdict or 'error':<9}[/] {probability:>8} {p.seconds:9.2f}  {escape(p.path)}"
     out.print(cells + (f"  [magenta]{escape(p.error)}[/]" if p.error else ""), soft_wrap=True)
 
 

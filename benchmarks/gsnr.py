@@ -1,0 +1,197 @@
+"""Per-sample gradient norms of every layer, five ways: time and peak memory on the embedded ViT-B/16.
+
+    python benchmarks/gsnr.py [--samples 64] [--groups 16] [--rounds 3] [--model baseline|corit] [--threads T]
+
+    ours      corit_cli.analysis.gradients.measure: norms, sums, sketches and token gradients, group by group
+    plain     one ordinary forward and backward pass over the same samples in the same batches; no norms
+    functorch torch.func vmap(grad) in chunks of the batch size, reduced to norms and sums
+    opacus    Opacus' per-sample gradients, reduced to norms and sums (baseline only, if installed; see below)
+    loop      a backward pass for every sample, its norms, and their sum
+
+Every way runs in a fresh process of its own, once per round, one after the other. The clock starts after the weights
+are loaded and one batch has warmed up; peak memory is the process's largest resident set. Opacus knows the parameters
+of modules only, so there the class and position embeddings stay frozen and the last block runs on all tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from corit_cli.analysis.gradients import bce_per_sample, measure, named_parameters
+from corit_cli.engine.weights import load_backbone
+from corit_cli.model.corit import CoRIT
+from corit_cli.model.head import Head
+from corit_cli.model.settings import CoRITSettings, baseline
+
+Batches = list[tuple[Tensor, Tensor, int]]
+
+
+class Model(nn.Module):
+    """Images to logits."""
+
+    def __init__(self, corit: CoRIT, head: Head) -> None:
+        super().__init__()
+        self.corit, self.head = corit, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.corit(images).z)
+
+
+class WholeBlocks(nn.Module):
+    """The baseline with every block run on all tokens through its modules."""
+
+    def __init__(self, corit: CoRIT, head: Head) -> None:
+        super().__init__()
+        self.tower, self.head = corit.tower, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(nn.functional.normalize(self.tower.layers(images)[-1][:, 0], dim=-1))
+
+
+def ours(model: Model, batches: Batches) -> float:
+    found = measure(model.corit, model.head, batches)
+    return sum(moments.squares.sum() for moments in found.parameters.values())
+
+
+def plain(model: Model, batches: Batches) -> float:
+    model.requires_grad_(True).zero_grad()
+    for images, labels, _ in batches:
+        bce_per_sample(model(images), labels).sum().backward()
+    return float("nan")
+
+
+def functorch(model: Model, batches: Batches) -> float:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(p: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return bce_per_sample(functional_call(model, p, (image[None],)), label[None])[0]
+
+    per_sample = vmap(grad(loss), (None, 0, 0), randomness="same")
+    return reduce(per_sample(parameters, images, labels).values() for images, labels, _ in batches)
+
+
+def opacus(model: Model, batches: Batches) -> float:
+    from opacus import GradSampleModule
+
+    whole = WholeBlocks(model.corit, model.head).requires_grad_(True).train()
+    tower = whole.tower
+    for p in (tower.class_embedding, tower.position_embedding, tower.projection, *tower.ln_post.parameters()):
+        p.requires_grad_(False)
+    hooked = GradSampleModule(whole, loss_reduction="sum", strict=False)
+
+    def grads() -> Iterator[list[Tensor]]:
+        for images, labels, _ in batches:
+            bce_per_sample(hooked(images), labels).sum().backward()
+            yield [p.grad_sample for p in whole.parameters() if p.requires_grad]
+            hooked.zero_grad()
+
+    return reduce(grads())
+
+
+def loop(model: Model, batches: Batches) -> float:
+    parameters = list(named_parameters(model.corit.tower, model.head).values())
+    model.requires_grad_(True)
+
+    def grads() -> Iterator[list[Tensor]]:
+        for images, labels, _ in batches:
+            for image, label in zip(images, labels, strict=True):
+                losses = bce_per_sample(model(image[None]), label[None])
+                found = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+                yield [g[None] for g in found if g is not None]
+
+    return reduce(grads())
+
+
+def reduce(per_sample: Iterator) -> float:
+    """Per-sample gradients, batch by batch, to their sums over samples and the total of their squared norms."""
+    sums: list[Tensor] = []
+    total = 0.0
+    for grads in per_sample:
+        for i, g in enumerate(grads):
+            total += float(g.flatten(1).square().sum(1).sum())
+            if i == len(sums):
+                sums.append(torch.zeros_like(g[0]))
+            sums[i] += g.sum(0)
+    return total
+
+
+WAYS: dict[str, Callable[[Model, Batches], float]] = {
+    f.__name__: f for f in (ours, plain, functorch, opacus, loop)
+}  # fmt: skip
+
+
+def run_one(args: argparse.Namespace) -> None:
+    """Child process: run one way and print its time, peak memory and total squared norm as JSON."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    tower = load_backbone().tower
+    corit = CoRIT(tower, baseline(tower.config.layers) if args.model == "baseline" else CoRITSettings())
+    head = Head(corit.features)
+    nn.init.normal_(head.layers[0].weight)
+    size = tower.config.image_size
+    sample = torch.rand(args.samples, 3, size, size)
+    labels = torch.arange(args.samples) % 2
+    parts = zip(sample.tensor_split(args.groups), labels.tensor_split(args.groups), strict=True)
+    batches = [(x, y, j) for j, (x, y) in enumerate(parts) if len(x)]
+    model = Model(corit, head)
+    plain(model, batches[:1])
+    model.requires_grad_(False).zero_grad()
+    start = time.perf_counter()
+    total = WAYS[args.measure](model, batches)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "mib": peak, "total": total}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--groups", type=int, default=16, help="jackknife groups; a batch is one group")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=("baseline", "corit"), default="baseline")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        return run_one(args)
+
+    ways = [way for way in WAYS if way != "opacus" or (args.model == "baseline" and importlib.util.find_spec("opacus"))]
+    results: dict[str, list[dict]] = {way: [] for way in ways}
+    for number in range(args.rounds):
+        for way in ways:
+            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--measure", way]
+            child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if child.returncode:
+                print(f"round {number + 1}: {way} failed with exit status {child.returncode}", flush=True)
+                continue
+            results[way].append(json.loads(child.stdout.splitlines()[-1]))
+            print(f"round {number + 1}: {way:9} {results[way][-1]['seconds']:8.2f} s", flush=True)
+
+    def median(way: str, key: str) -> float:
+        return statistics.median([r[key] for r in results[way]] or [float("nan")])
+
+    print(f"\n{args.model}, {args.samples} samples in {args.groups} batches, {args.threads} threads")
+    print(f"{'way':9} {'seconds':>9} {'x plain':>8} {'MiB':>8} {'x plain':>8}  {'sum of squared norms':>20}")
+    for way in ways:
+        seconds, mib = median(way, "seconds"), median(way, "mib")
+        times, share = seconds / median("plain", "seconds"), mib / median("plain", "mib")
+        print(f"{way:9} {seconds:9.2f} {times:8.2f} {mib:8.0f} {share:8.2f}  {median(way, 'total'):20.6g}")
+
+
+if __name__ == "__main__":
+    main()

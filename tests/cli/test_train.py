@@ -58,7 +58,7 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--optimizer", "adam"], ["optimizer must be"]),
         ([".", "--forge", "reconstruct"], ["needs autoencoder weights"]),
         ([".", "--degrade", "jpeg:200"], ["jpeg from 200"]),
-        (["."], ["lists no images"]),
+        (["."], ["no images"]),
     ],
 )
 def test_mistakes_are_one_line(corit, arguments: list[str], words: list[str]) -> None:

@@ -169,9 +169,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--rsi", action="store_true", help="also the rows with injection, which need passes of their own"
     )
-    parser.add_argument(
-        "--limit", type=int, help="only so many images of each class, source and split"
-    )
+    parser.add_argument("--limit", type=int, help="only so many images of each class, source and split")
     arguments = parser.parse_args()
     cache = FeatureCache(arguments.cache, max_bytes=20 << 30, warn=print)
     samples = load_samples(arguments.manifest)

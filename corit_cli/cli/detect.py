@@ -46,7 +46,7 @@ def detect(
         typer.Option("--checkpoint", "-c", metavar="FOLDER", help="A detector that corit train made."),
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Look at a single window of each image: about twice as fast, less accurate.")
+        bool, typer.Option("--fast", help="A second detector, which reads one window an image instead of two.")
     ] = False,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit with 3 if any file is fake (uncertain: fake or uncertain).")
@@ -113,6 +113,7 @@ def collect(paths: Iterable[str], recursive: bool) -> Iterator[str]:
     seen: set[str] = set()
     for path in paths:
         if path == "-":
+            sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, whatever the locale
             found: Iterable[str] = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif os.path.isdir(path):
             found = _folder(path, recursive)

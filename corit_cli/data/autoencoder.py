@@ -7,12 +7,14 @@ architecture is here; the weights are the user's (taesd, taesdxl, taesd3, taef1,
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -76,6 +78,10 @@ class Autoencoder:
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         self.encoder, self.decoder = encoder, decoder
+        digest = hashlib.sha256()
+        for tensor in (*encoder.state_dict().values(), *decoder.state_dict().values()):
+            digest.update(tensor.numpy().tobytes())
+        self.sha256 = digest.hexdigest()
 
     @classmethod
     def load(cls, source: str) -> Autoencoder:
@@ -87,14 +93,17 @@ class Autoencoder:
         if not folder.is_dir():
             folder = _download(source)
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
-        for file in sorted(folder.glob("*.safetensors")):
-            for name, value in load_file(file).items():
-                part = next((p for p in parts if name.startswith(f"{p}.") or p in file.stem), None)
-                if part and (key := re.sub(rf"^({part}\.)?(layers\.)?", "", name))[:1].isdigit():
-                    parts[part][key] = value
         try:
+            for file in sorted(folder.glob("*.safetensors")):
+                for name, value in load_file(file).items():
+                    part = next((p for p in parts if name.startswith(f"{p}.") or p in file.stem), None)
+                    if part and (key := re.sub(rf"^({part}\.)?(layers\.)?", "", name))[:1].isdigit():
+                        parts[part][key] = value
+            for name, part in parts.items():
+                if not part:
+                    raise ValueError(f"no {name} weights found")
             return cls(_build(parts["encoder"], decoder=False), _build(parts["decoder"], decoder=True))
-        except (KeyError, RuntimeError, IndexError, ValueError) as error:
+        except (KeyError, RuntimeError, IndexError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise CoritError(f"{source} holds no TAESD encoder and decoder in safetensors ({reason})") from None
 

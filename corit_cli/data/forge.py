@@ -122,8 +122,14 @@ class Forge:
 
     @property
     def fingerprint(self) -> str:
-        """Names the forgery in a cache key; it is also the spelling that :func:`parse_forge` reads."""
-        return self.name + ("@part" if self.part else "") + (f":{self.source}" if self.source else "")
+        """Names the forgery in a cache key: its spelling, with the autoencoder's weights in place of where they are."""
+        spelling = self.name + ("@part" if self.part else "")
+        return f"{spelling}:{_autoencoder(self.source).sha256}" if self.source else spelling
+
+    def check(self) -> None:
+        """Raise CoritError now, not image by image, when the autoencoder cannot be had."""
+        if self.source:
+            _autoencoder(self.source)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         return self.forge(image, rng).image

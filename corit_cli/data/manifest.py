@@ -21,7 +21,11 @@ _CLASSES = {
     **dict.fromkeys(("fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1"), 1),
 }
 _LABELS = {**_CLASSES, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _COLUMNS = {
     "path": ("path", "image", "file", "filename"),
     "label": ("label", "is_fake", "target", "class"),
@@ -44,9 +48,9 @@ class Sample:
 def load_samples(data: Path) -> list[Sample]:
     """The labelled images of a folder or a manifest, sorted by path.
 
-    * A folder, nested in any way in which some folder's name gives the class (the deepest one counts; 0 and 1 only
-      where no word does). The first folder above it, splits aside, is the source, and for fakes the generator; a fake
-      class with nothing above it takes its generator from the first folder below. Images outside are left out.
+    * A folder, nested in any way in which some folder's name gives the class (0 and 1 only where no word does). The
+      first folder above it, splits aside, is the source, and for fakes the generator; a fake class with nothing above
+      it takes its generator from the first folder below. Images outside are left out.
     * A ``.csv`` with a header, a ``.jsonl``, or a ``.json`` list of objects, with the columns path and label and any
       of source, generator, split and video_id. Relative paths start from the manifest's folder.
     * DeepfakeBench's ``.json``: dataset, label, split, perhaps compression, video, frames.
@@ -87,6 +91,9 @@ def _from_folder(root: Path) -> Iterator[Sample]:
         if not found:
             continue
         classified += 1
+        words = {_CLASSES[names[i]] for i in found if not names[i].isdigit()}
+        if len(words) > 1:
+            raise CoritError(f"the folders above {path} name both classes: rename one, or give a manifest")
         at = max(found, key=lambda i: (not names[i].isdigit(), i))  # fake/video/0/ is the first shot of a fake
         label = _CLASSES[names[at]]
         above, below = ([f for f in part if f.lower() not in _SPLITS] for part in (folders[:at], folders[at + 1 :]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from corit_cli.data.degrade import parse_degradation
+from corit_cli.data.degrade import jpeg, parse_degradation
 from corit_cli.data.forge import Forge
 
 
@@ -18,12 +18,14 @@ class Variant:
 
     Attributes:
         forge: a forgery of a real photograph; the result counts as fake.
+        saved: JPEG quality the forgery is saved at, as its photograph was, or None for losslessly.
         degradations: ``NAME:LOW-HIGH`` each (see ``degrade.py``), every one applied with probability one half.
         codec: JPEG quality range every image is re-encoded at, so that the codec says nothing about the class.
         seed: another seed gives another draw from the same recipe.
     """
 
     forge: Forge | None = None
+    saved: int | None = None
     degradations: tuple[str, ...] = ()
     codec: tuple[int, int] | None = None
     seed: int = 0
@@ -34,7 +36,7 @@ class Variant:
         if self == ORIGINAL:
             return "original"
         forge = self.forge.fingerprint if self.forge else ""
-        return f"{forge}|{','.join(self.degradations)}|{self.codec}|{self.seed}"
+        return f"{forge}|{self.saved}|{','.join(self.degradations)}|{self.codec}|{self.seed}"
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The image (RGB) after this recipe. Every draw depends on the seed and the pixels alone."""
@@ -44,6 +46,8 @@ class Variant:
         rng = np.random.default_rng([self.seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
         if self.forge:
             image = self.forge(image, rng)
+        if self.saved:
+            image = jpeg(image, self.saved)
         for spec in self.degradations:
             if rng.random() < 0.5:
                 image = parse_degradation(spec).apply(image, rng)

@@ -50,14 +50,14 @@ def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> l
     rows = []
     for i in indices:
         sample = samples[i]
-        versions: list[tuple[Variant, int]] = [(Variant(codec=recipe.match_codec), sample.label)]
+        clean = Variant(codec=recipe.match_codec, seed=recipe.seed if recipe.match_codec else 0)
+        versions: list[tuple[Variant, int]] = [(clean, sample.label)]
         if sample.label == 0 and forges:
             try:
                 quality = inspect(sample.path).jpeg_quality
             except ImageError:
                 continue  # the file itself is reported when its own features are taken
-            codec = recipe.match_codec or (quality and (quality, quality)) or None
-            versions += [(Variant(forge=forge, codec=codec), 1) for forge in forges]
+            versions += [(replace(clean, forge=forge, saved=quality, seed=recipe.seed), 1) for forge in forges]
         for variant, label in versions:
             rows.append(Planned(i, Job(sample.path, variant), label))
             for copy in range(1, recipe.copies + 1):
@@ -165,6 +165,8 @@ def train(
     for name, part in (("training", train_part), ("validation", val_part)):
         if len({samples[i].label for i in part}) < 2:
             raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
+    for spec in recipe.forge:
+        parse_forge(spec).check()
     rows = plan(samples, train_part, recipe)
     jobs = [row.job for row in rows] + [Job(samples[i].path) for i in val_part]
     owners = [row.sample for row in rows] + list(val_part)
@@ -172,8 +174,9 @@ def train(
     z, z_probe, failed = read_features(extractor, cache, jobs, progress, probe)
     kept = [k for k in range(len(rows)) if k not in failed]
     kept_val = [k for k in range(len(rows), len(jobs)) if k not in failed]
-    if len({rows[k].label for k in kept}) < 2:
-        raise CoritError("after leaving out the images that cannot be read, one class is empty")
+    for labels in ({rows[k].label for k in kept}, {samples[owners[k]].label for k in kept_val}):
+        if len(labels) < 2:
+            raise CoritError("after leaving out the images that cannot be read, one class is empty")
     data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept])
     head = data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
     held_out = data.cross_fit(_folds(samples, train_part, settings), settings)

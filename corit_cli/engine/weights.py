@@ -120,6 +120,12 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def tower_sha256(tower: VisionTower) -> str:
+    """SHA-256 over a tower's weights and its arithmetic, since activation, heads and norms change the features too."""
+    config = json.dumps(asdict(tower.config), sort_keys=True)
+    return hashlib.sha256(f"{config}{state_sha256(tower.state_dict())}".encode()).hexdigest()
+
+
 def _build(config: TowerConfig, state: Mapping[str, Tensor]) -> VisionTower:
     with torch.device("meta"):
         tower = VisionTower(config)
@@ -236,7 +242,10 @@ def _load_local(path: Path, activation: str | None) -> Backbone:
         raise CoritError(f"{file}: {error}") from None
     except Exception as error:
         raise CoritError(f"{file} is not a readable safetensors file ({error})") from None
-    settings = _read_config(file.parent)
+    try:
+        settings = _read_config(file.parent)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CoritError(f"the configuration beside {file} cannot be read ({_first_line(error)})") from None
     if activation is not None:
         settings["activation"] = activation
     if "activation" not in settings:
@@ -246,9 +255,11 @@ def _load_local(path: Path, activation: str | None) -> Backbone:
         )
     try:
         tower = _build(infer_config(state, **settings), state)
+    except ValueError as error:
+        raise CoritError(f"{file}: {_first_line(error)}") from None
     except (RuntimeError, KeyError) as error:
         raise CoritError(f"{file} is not a complete CLIP image tower ({str(error).splitlines()[0]})") from None
-    return Backbone(tower, str(path), state_sha256(tower.state_dict()))
+    return Backbone(tower, str(path.resolve()), tower_sha256(tower))
 
 
 def _read_config(folder: Path) -> dict:
@@ -322,7 +333,7 @@ def _load_open_clip(name: str) -> Backbone:
             raise CoritError(_offline(f"open_clip weights {name}", fetch)) from None
         raise CoritError(f"open_clip cannot load {name}: {_first_line(error)}") from None
     tower = from_open_clip(model.visual)
-    return Backbone(tower, name, state_sha256(tower.state_dict()))
+    return Backbone(tower, name, tower_sha256(tower))
 
 
 def from_open_clip(visual: torch.nn.Module) -> VisionTower:

@@ -42,6 +42,8 @@ class CoRIT(nn.Module):
         self.settings = settings
         self.views = [parse_view(spec) for spec in settings.views] if settings.contrasted else []
         self.mask = parse_mask(settings.mask)
+        if settings.inject_at and settings.mask.startswith("snr") and len(self.views) < 2:
+            raise ValueError("the snr mask compares views: give at least two --view")
 
     @property
     def parts(self) -> list[tuple[str, int]]:

@@ -73,10 +73,16 @@ def test_split_folders_above_or_below_the_class(tmp_path: Path, name: str, split
     assert [(s.split, s.source, s.generator) for s in load_samples(tmp_path)] == [(split, "", "")] * 2
 
 
-def test_the_deepest_class_name_decides(tmp_path: Path) -> None:
-    touch(tmp_path, "original/fake/a.jpg", "fake/real/a.jpg", "fake/sdxl/0/a.jpg", "x/1/0/a.jpg")
+def test_words_come_before_numbers_and_deeper_names_first(tmp_path: Path) -> None:
+    touch(tmp_path, "ai/fake/a.jpg", "fake/sdxl/0/a.jpg", "x/1/0/a.jpg")
     labels = {name: s.label for name, s in load(tmp_path).items()}
-    assert labels == {"original/fake/a.jpg": 1, "fake/real/a.jpg": 0, "fake/sdxl/0/a.jpg": 1, "x/1/0/a.jpg": 0}
+    assert labels == {"ai/fake/a.jpg": 1, "fake/sdxl/0/a.jpg": 1, "x/1/0/a.jpg": 0}
+
+
+@pytest.mark.parametrize("path", ["fake/nature/a.jpg", "real/ai/a.jpg", "original/fake/a.jpg"])
+def test_folders_that_name_both_classes_are_refused(tmp_path: Path, path: str) -> None:
+    touch(tmp_path, path)
+    assert "both classes" in fails(tmp_path)
 
 
 def test_generator_below_the_class(tmp_path: Path) -> None:

@@ -98,9 +98,25 @@ def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
     assert len({row.job for row in rows}) == 9
     forged = [row for row in rows if row.job.variant.forge]
     assert len(forged) == 3 and all(row.label == 1 and row.sample == 0 for row in forged)
-    assert {row.job.variant.codec for row in forged} == {(83, 83)}  # saved the way the photograph was
+    assert {row.job.variant.saved for row in forged} == {83}  # the way the photograph was, before any degradation
+    assert {row.job.variant.codec for row in rows} == {None}
     matched = plan(samples, [0, 1], Recipe(forge=("reconstruct:somewhere",), match_codec=(70, 80)))
     assert {row.job.variant.codec for row in matched} == {(70, 80)}
+
+
+def test_forgeries_that_cannot_be_made_stop_the_run(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CoritError, match="no TAESD"):
+        train(load_samples(dataset), extractor(), QUICK, Recipe(forge=(f"reconstruct:{tmp_path / 'empty'}",)))
+
+
+def test_a_validation_part_without_one_class_is_said(dataset: Path) -> None:
+    samples = [replace(s, split="val" if s.source == "source0" else "train") for s in load_samples(dataset)]
+    for sample in samples:
+        if sample.split == "val" and sample.label:
+            sample.path.write_bytes(b"spoilt")
+    with pytest.raises(CoritError, match="one class is empty"):
+        train(samples, extractor(), QUICK, Recipe(), probe=False)
 
 
 def test_reconstructions_join_the_training_set(dataset: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from corit_cli.engine import weights
-from corit_cli.engine.weights import dequantise, infer_config, load_backbone, state_sha256, tower_state
+from corit_cli.engine.weights import dequantise, infer_config, load_backbone, tower_sha256, tower_state
 from corit_cli.errors import CoritError
 from corit_cli.model.backbone import TowerConfig
 from tests.conftest import random_tower
@@ -83,7 +83,9 @@ def test_a_local_file_in_any_spelling_is_the_same_tower(rename, tmp_path: Path) 
     images = torch.rand(2, 3, 32, 32)
     assert loaded.tower.config == SMALL
     assert torch.equal(loaded.tower(images), tower(images))
-    assert loaded.sha256 == state_sha256(tower.state_dict())
+    assert loaded.sha256 == tower_sha256(tower)
+    other = load_backbone(str(tmp_path / "clip.safetensors"), activation="quick_gelu")
+    assert other.sha256 != loaded.sha256  # the same numbers, other features
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,12 @@ def test_what_is_wrong_with_a_file_is_said(make, message: str, tmp_path: Path) -
     make(path)
     with pytest.raises(CoritError, match=message):
         load_backbone(str(path), activation="gelu")
+
+
+def test_an_activation_that_no_tower_has_is_one_line(tmp_path: Path) -> None:
+    save_file(SMALL_STATE, tmp_path / "clip.safetensors")
+    with pytest.raises(CoritError, match="activation must be"):
+        load_backbone(str(tmp_path / "clip.safetensors"), activation="relu")
 
 
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:

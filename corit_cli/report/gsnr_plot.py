@@ -1,0 +1,107 @@
+"""GSNR against depth, drawn without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from corit_cli.analysis.gsnr import INDISTINCT
+from corit_cli.analysis.study import Row, Study
+from corit_cli.engine.checkpoint import write_atomically
+from corit_cli.errors import CoritError
+
+COLOURS = ("#6b6b6b", "#c0392b", "#2a7f62", "#2c5f9e")
+GREY = "#888888"
+SUFFIXES = (".png", ".svg")
+MODELS = {"baseline": "baseline (last layer's class token)", "corit": "CoRIT"}
+STATES = {"initial": "random head", "fitted": "fitted head"}
+PARTS = {"params": "", "cls": ", class token", "patches": ", patches"}
+STYLES = {"params": "-", "cls": "-", "patches": "--"}
+#: Where the largest estimate is this many times the median size, a linear axis would flatten the rest.
+WIDE = 20
+#: How many times the largest estimate a linear axis reaches.
+REACH = 3
+
+
+def check_suffix(path: Path) -> None:
+    """Raise CoritError unless ``path`` says which kind of picture it is to be."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise CoritError(f"{path}: a plot is written as {' or '.join(SUFFIXES)}")
+
+
+def gsnr_plot(study: Study, path: Path) -> None:
+    """One panel for each head state (across) and subset (down): estimates with 95% intervals against layer.
+
+    A point whose interval reaches zero is hollow. The head, where it was measured, stands apart on the right.
+    """
+    check_suffix(path)
+    states = list(dict.fromkeys(row.head for row in study.rows))
+    subsets = list(dict.fromkeys(row.subset for row in study.rows))
+    depth = max((int(row.layer) for row in study.rows if row.layer.isdigit()), default=0)
+    size = 1.2 + 4.2 * len(states), 0.4 + 2.9 * len(subsets)
+    # The same figure gives the same bytes: ids in an SVG are random, and both formats would hold the date.
+    with matplotlib.rc_context({"svg.hashsalt": "corit", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(subsets), len(states), squeeze=False, sharex=True)
+        for line, subset in zip(panels, subsets, strict=True):
+            for axes, state in zip(line, states, strict=True):
+                _panel(axes, [row for row in study.rows if (row.head, row.subset) == (state, subset)], depth)
+                axes.set_title(STATES[state] if subset == "all" else f"{STATES[state]}, {subset}")
+            line[0].set_ylabel("GSNR (debiased)")
+        for axes in panels[-1]:
+            axes.set_xlabel("layer")
+        hollow = Line2D([], [], ls="", marker="o", ms=4.5, mec=GREY, mfc="white", mew=1.2, label=INDISTINCT)
+        handles, _ = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles=[*handles, hollow], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, metadata=metadata))
+
+
+def _panel(axes: Axes, rows: list[Row], depth: int) -> None:
+    models = list(dict.fromkeys(row.model for row in rows))
+    ticks = {row.layer: depth + 1.5 if row.layer == "head" else int(row.layer) for row in rows}
+    _scale(axes, rows)
+    axes.axhline(0, color=GREY, lw=0.8)
+    for model, colour in zip(models, COLOURS, strict=False):
+        for part in dict.fromkeys(row.part for row in rows):
+            line = [row for row in rows if (row.model, row.part) == (model, part)]
+            # Side by side, so that the intervals of two models do not hide each other.
+            shift = 0.12 * (2 * models.index(model) - len(models) + 1)
+            depths = [(ticks[row.layer] + shift, row.estimate) for row in line if row.layer != "head"]
+            style = {
+                "color": colour,
+                "ls": STYLES[part],
+                "lw": 1.5,
+                "label": f"{MODELS.get(model, model)}{PARTS[part]}",
+            }
+            axes.plot([x for x, _ in depths], [e.value for _, e in depths], **style)
+            for row in line:
+                x, e = ticks[row.layer] + shift, row.estimate
+                axes.plot([x, x], [e.low, e.high], color=colour, lw=1, alpha=0.7)
+                face = colour if e.significant else "white"
+                axes.plot(x, e.value, "o", ms=4.5, mec=colour, mfc=face, mew=1.2, zorder=3)
+    axes.set_xticks(sorted(ticks.values()), [str(k) for k in sorted(ticks, key=lambda k: ticks[k])])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axes: Axes, rows: list[Row]) -> None:
+    """Linear, or symmetric logarithmic where a few large estimates would press the others onto the zero line.
+
+    On a linear axis an interval of many times the largest estimate runs off the panel.
+    """
+    values = [abs(row.estimate.value) for row in rows]
+    sizes = sorted(max(v, row.estimate.standard_error) for v, row in zip(values, rows, strict=True))
+    middle = sizes[len(sizes) // 2]
+    if max(values) > WIDE * middle:
+        axes.set_yscale("symlog", linthresh=2 * middle)
+        return
+    reach = REACH * max(*values, middle)
+    bottom = max(min(0.0, *(row.estimate.low for row in rows)), -reach)
+    top = min(max(0.0, *(row.estimate.high for row in rows)), reach)
+    axes.set_ylim(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom))

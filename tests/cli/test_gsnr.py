@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from corit_cli.cli import gsnr as command
+from corit_cli.cli.app import Commands
+from corit_cli.config import Recipe, TrainSettings
+from corit_cli.data.images import CropConfig
+from corit_cli.data.manifest import load_samples
+from corit_cli.engine.features import Extractor
+from corit_cli.engine.train import train
+from corit_cli.engine.weights import load_backbone
+from corit_cli.model.settings import CoRITSettings
+from tests.analysis.conftest import make_tiles
+from tests.conftest import random_tower
+
+app = typer.Typer(cls=Commands)
+app.callback()(lambda: None)
+app.command("gsnr")(command.gsnr)
+
+READS = ("--integrate", "2-3", "--cgp", "2-3", "--inject-at", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny backbone in a local file, and tiles to measure on."""
+    root = tmp_path_factory.mktemp("gsnr")
+    save_file(random_tower().state_dict(), root / "tower.safetensors")
+    (root / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
+    make_tiles(root / "tiles")
+    return root
+
+
+@pytest.fixture
+def gsnr(folder: Path) -> Callable[..., Result]:
+    def run(*arguments: object, reads: tuple[str, ...] = READS, backbone: bool = True) -> Result:
+        weights = ["--backbone", str(folder / "tower.safetensors")] if backbone else []
+        data = ["--data", str(folder / "tiles/manifest.csv")]
+        return CliRunner().invoke(app, ["gsnr", *data, *weights, *reads, *map(str, arguments)])
+
+    return run
+
+
+def test_the_table_says_in_words_what_is_not_there(gsnr):
+    result = gsnr("--samples", 12)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("GSNR on 12 images (6 fake) in 6 jackknife groups; heads fitted on 24 others")
+    assert sum(line.split()[:1] == ["4"] for line in lines) == 3  # twice GSNR, once the probe
+    for words in ("random head", "after fitting", "corit - baseline", "not read", "probe AUC", "RRM at layer 1 lets"):
+        assert words in result.stdout
+    assert "not distinguishable from zero at layer" in result.stdout
+
+
+def test_json_holds_what_it_takes_to_redo_it(gsnr, folder: Path):
+    arguments = ("--samples", 12, "--layers", "0,2-3", "--head-state", "fitted", "--json")
+    result = gsnr(*arguments)
+    assert result.stdout == gsnr(*arguments).stdout
+    found = json.loads(result.stdout)
+    assert {row["layer"] for row in found["gsnr"]} == {"0", "2", "3"}
+    for row in found["gsnr"]:
+        assert row["low"] <= row["value"] <= row["high"] and row["n"] == 12
+        assert (row["verdict"] == "above zero") == (row["low"] > 0)
+    assert found["backbone"]["sha256"] == load_backbone(str(folder / "tower.safetensors")).sha256
+    assert found["settings"]["seed"] == 0 and found["versions"]["torch"]
+    assert [m["settings"]["inject_at"] for m in found["models"]] == [[], [1]]
+    assert {row["layer"] for row in found["differences"]} == {"0", "2", "3"}
+    assert found["proxy"]["corit"]["layers"]["2"]["norm"]["value"] > 0
+    assert len(found["data"]["fingerprint"]) == 64
+
+
+def test_csv_and_plot_are_written_besides(gsnr, tmp_path: Path):
+    result = gsnr("--compare", "corit", "--samples", 12, "--quantiles", "--head-state", "init")
+    assert "Quantiles" in result.stdout and "difference" not in result.stdout.lower()
+    arguments = ("--by", "class", "--csv", tmp_path / "out.csv", "--plot", tmp_path / "out.svg", "--json")
+    result = gsnr("--samples", 12, "--head-state", "fitted", *arguments)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    found = json.loads(result.stdout)["gsnr"]
+    assert [float(row["value"]) for row in rows] == [row["value"] for row in found]
+    assert {row["subset"] for row in rows} == {"all", "real", "fake"}
+    assert "fitted head, real" in (tmp_path / "out.svg").read_text()
+
+
+def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
+    backbone = load_backbone(str(folder / "tower.safetensors"))
+    settings = CoRITSettings(("blur:1.0",), cgp=(2,), inject_at=(), integrate=(2, 3))
+    extractor = Extractor(backbone, settings, CropConfig("native", 32))
+    samples = load_samples(folder / "tiles/manifest.csv")
+    trained = train(samples, extractor, TrainSettings(epochs=5, folds=3), Recipe(), probe=False)
+    trained.checkpoint.save(folder / "detector")
+    arguments = ("-c", folder / "detector", "--samples", 12, "--head-state", "fitted", "--json")
+    found = json.loads(gsnr(*arguments, reads=(), backbone=False).stdout)
+    assert found["models"][1]["head_sha256"] == trained.checkpoint.sha256
+    assert found["models"][1]["settings"]["cgp"] == [2]
+    assert found["crops"]["mode"] == "native"
+    assert "checkpoint" in found["notes"][0]
+    refused = gsnr(*arguments)
+    assert refused.exit_code == 2 and "a checkpoint says itself" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--layers", "one"), "not a list of layers"),
+        (("--layers", "9"), "no layer 9"),
+        (("--wrt", "pixels"), "wrt must be one of"),
+        (("--by", "day"), "by must be one of"),
+        (("--compare", "corit,other"), "--compare takes"),
+        (("--head-state", "half"), "--head-state takes"),
+        (("--plot", "plot.gif"), ".png or .svg"),
+        (("--data", "nowhere"), "does not exist"),
+        (("--crop", "middle"), "unknown crop mode"),
+        (("--integrate", "2-9"), "integrate names layer 5"),
+    ],
+)
+def test_mistakes_are_one_line(gsnr, arguments: tuple[str, ...], words: str):
+    result = gsnr(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr and result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_the_default_images_are_named_when_missing(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("corit_cli.engine.weights.weights_dir", lambda: tmp_path)
+    result = CliRunner().invoke(app, ["gsnr", "--backbone", str(folder / "tower.safetensors")])
+    assert result.exit_code == 2 and "give --data" in result.stderr
+    make_tiles(tmp_path / "samples")
+    result = CliRunner().invoke(
+        app, ["gsnr", "--backbone", str(folder / "tower.safetensors"), *READS, "--samples", "6", "--head-state", "init"]
+    )
+    assert result.exit_code == 0 and result.stdout.startswith("GSNR on 6 images")
+
+
+def test_help_gives_examples():
+    result = CliRunner().invoke(app, ["gsnr", "--help"], env={"COLUMNS": "120"})
+    assert "corit gsnr --layers all --plot gsnr.svg" in result.stdout

@@ -1,10 +1,9 @@
 """Make weights/samples/: 256 px tiles of free photographs, and the same tiles sent through an autoencoder.
 
-    pip install scikit-image matplotlib
+    pip install scikit-image scikit-learn matplotlib
     pip download --no-deps scipy==1.9.3 && unzip -o scipy-1.9.3-*.whl scipy/misc/face.dat
     apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb lomiri
-    python weights/make_samples.py TAEF2 scipy/misc/face.dat \
-        lomiri/usr/share/backgrounds/seeding_by_Clements_Engelhardt.jpg
+    python weights/make_samples.py TAEF2 scipy/misc/face.dat lomiri/usr/share/backgrounds/*.jpg
 
 ``TAEF2`` is a folder with the weights taef2_encoder.safetensors and taef2_decoder.safetensors.
 """
@@ -27,7 +26,7 @@ from corit_cli.data.images import read_image
 
 OUT = Path(__file__).parent / "samples"
 TILE = 256
-MOST = 20  # tiles of one photograph, so that none outweighs the others
+MOST = 8  # tiles of one photograph, so that none outweighs the others
 LEAST_TEXTURE = 1.1  # mean step between neighbouring pixels' brightness, in 8-bit levels
 
 # photograph: (where its file comes from, SHA-256 of the file). Origins and licences are in samples/README.md.
@@ -46,6 +45,28 @@ PHOTOGRAPHS = {
         "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
     ),
     "raccoon": ("face.dat", "9d8b0b4d081313e2b485748c770472e5a95ed1738146883d84c7030493e82886"),
+    "china": (
+        "sklearn/datasets/images/china.jpg",
+        "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29",
+    ),
+    "dahlia": (
+        "sklearn/datasets/images/flower.jpg",
+        "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
+    ),
+    "aitzgorri": (
+        "aitzgorri_by_Aitzol_Berasategi.jpg",
+        "66268e7b48f8854d36a28765fac6e23ec1aee251daa6da1f64715f201020ad36",
+    ),
+    "brushes": ("Picture_1A_by_freespace.jpg", "89e86af38d04daaef975665dc2127e9fa76f0fd68f4eea105a2d0ae3390b010b"),
+    "fig": ("Picture_0B_by_freespace.jpg", "c8c0ab18e48d9e0419fe42881112137f3afafc27dfddc29ec3a6d54c56d225ad"),
+    "friends": ("friends_by_Aitzol_Berasategi.jpg", "cc40e313c74e421edffe3403def413c16878ce14661cce7ec5915baeab35538d"),
+    "life": ("life_by_Aitzol_Berasategi.jpg", "4c119350ead80201fe256850c3d316309ddfb4bdf10b235ce982dcde0c667c05"),
+    "picos": (
+        "picosdeeuropa_by_Aitzol_Berasategi.jpg",
+        "414d0072b2f6f2c555deafeaef6e45c4fed6fa9ad26eba6560ca8803959cf97a",
+    ),
+    "sunset": ("sunset_by_Aitzol_Berasategi.jpg", "474dab6a4b9f94dc76c29dfe30e9f5db4af0fd2e33fe5d695f8152b371efca18"),
+    "wine": ("Wine_by_Jakkub_Mede.jpg", "d2e96e6d4da40dd804b3d0ce295e94de04a2d7d9b6785d42cd9d92ba58bced74"),
     "seeding": (
         "seeding_by_Clements_Engelhardt.jpg",
         "a5634d1ab5e41a3568e92d4a894a500c92b891f9ff734e50bd224d6e185a605f",

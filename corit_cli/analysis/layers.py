@@ -1,8 +1,8 @@
 """Where in the backbone the gradient signal is: GSNR layer by layer, model against model, on the same images.
 
-The images are split into two halves, with whatever belongs together (tiles of a photograph, a photograph and its
-forgery, frames of a video) in one of them. The heads are fitted on the first half and every gradient is taken on the
-second, so that a head's memory of an image is never mistaken for signal.
+The images are split in two, with whatever belongs together (tiles of a photograph, a photograph and its forgery, frames
+of a video) on one side. The heads are fitted on a third and every gradient is taken on the rest, so that a head's memory
+of an image is never mistaken for signal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings
 
 #: Images a head is fitted on, for each image that gradients are measured on.
-FIT_SHARE = 2
+FIT_SHARE = 1
 #: Told a stage's name and size; returns what is told of its progress.
 Stages = Callable[[str, int], Callable[[int], None]]
 
@@ -63,7 +63,8 @@ def study(
     extractors = {model.name: Extractor(backbone, model.settings, crops, device) for model in models}
     out, seed = Study(), settings.seed
     units = units_of(samples)
-    measured, fit = deal([s.label for s in samples], units, 2, seed)  # an odd unit helps the intervals
+    fit, *rest = deal([s.label for s in samples], units, 3, seed)  # intervals need many units more than heads do
+    measured = sorted(i for part in rest for i in part)
     fit = thin(samples, units, fit, FIT_SHARE * settings.samples, seed)
     measured = thin(samples, units, measured, settings.samples, seed)
 
@@ -163,7 +164,7 @@ def _check(samples: Sequence[Sample], units: Sequence[Hashable], fit: Sequence[i
         for label, kind in enumerate(("real", "fake")):
             if len({units[i] for i in part if samples[i].label == label}) < FEWEST_UNITS:
                 raise CoritError(
-                    f"the half of the images to {name} ({len(part)}) has fewer than {FEWEST_UNITS} independent {kind} "
+                    f"the share of the images to {name} ({len(part)}) has fewer than {FEWEST_UNITS} independent {kind} "
                     "ones: give more images, or more --samples"
                 )
 
@@ -210,7 +211,7 @@ def _measure(
 
 
 def _heads(model: Compared, z: Tensor, samples: Sequence[Sample], seed: int, device: str) -> dict[str, Head]:
-    """A random and a fitted head on features ``z`` (n, F) of the fitting half."""
+    """A random and a fitted head on features ``z`` (n, F) of the fitting part."""
     training = TrainSettings(seed=seed, hidden=model.head.hidden if model.head else 0)
     torch.manual_seed(seed)
     initial = Head(z.shape[1], training.hidden)
@@ -225,7 +226,7 @@ def _heads(model: Compared, z: Tensor, samples: Sequence[Sample], seed: int, dev
 
 @dataclass(frozen=True)
 class _Measured:
-    """The measured half: windows (n, w, S, S, 3) uint8, samples, and the units they belong to."""
+    """The measured part: windows (n, w, S, S, 3) uint8, samples, and the units they belong to."""
 
     windows: Tensor
     samples: list[Sample]

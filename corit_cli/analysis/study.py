@@ -43,7 +43,7 @@ class StudySettings:
 
     layers: tuple[int, ...] | None = None
     wrt: str = "params"
-    samples: int = 20
+    samples: int = 24
     states: tuple[str, ...] = ("initial", "fitted")
     by: str | None = None
     quantiles: bool = False

@@ -58,8 +58,7 @@ def corit(
 
 app.command("detect")(detect.detect)
 app.command("train")(train.train)
-# Works, but its sample set is still too small for useful intervals: not listed until that is mended.
-app.command("gsnr", hidden=True)(gsnr.gsnr)
+app.command("gsnr")(gsnr.gsnr)
 
 
 def main() -> None:

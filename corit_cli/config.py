@@ -58,3 +58,36 @@ class Recipe:
     copies: int = 0
     match_codec: tuple[int, int] | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the runs of a sweep over SAM's radius are trained; all alike but for seed and radius.
+
+    Attributes:
+        optimizer: ``adamw`` or ``sgd`` (momentum 0.9), the base under SAM.
+        hidden: width of the head's hidden layer; 0 is a linear head.
+        m: images that share one perturbation (m-sharpness); 0 means the whole batch.
+        adaptive: perturb every weight in proportion to its size (ASAM).
+        friendly: decay of the mean gradient that friendly SAM takes out of the ascent direction; None is plain SAM.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    epochs: int = 20
+    batch_size: int = 16
+    hidden: int = 0
+    m: int = 0
+    adaptive: bool = False
+    friendly: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"the optimizer is adamw or sgd, not {self.optimizer!r}")
+        if self.m and self.batch_size % self.m:
+            raise ValueError(f"a batch of {self.batch_size} does not divide into parts of {self.m}")
+
+    def steps(self, count: int) -> int:
+        """Optimizer steps on ``count`` images."""
+        return self.epochs * (count // min(self.batch_size, count))

@@ -152,7 +152,7 @@ def gsnr(
 
     if plot is not None:
         check_suffix(plot)
-    images = load_samples(data or _shipped_samples())
+    images = load_samples(data or options.shipped_samples())
     device = pick_device(device)
     with err.status("loading the backbone"):
         if checkpoint is not None:
@@ -195,15 +195,6 @@ def _states(head_state: str) -> tuple[str, ...]:
     if head_state not in STATES:
         raise ValueError(f"--head-state takes init, fitted or both, not {head_state!r}")
     return STATES[head_state]
-
-
-def _shipped_samples() -> Path:
-    from corit_cli.engine.weights import weights_dir
-
-    manifest = weights_dir() / "samples" / "manifest.csv"
-    if not manifest.is_file():
-        raise CoritError(f"{manifest} is missing: install corit again, or give --data")
-    return manifest
 
 
 def _windows(cut: CropConfig | None, mode: str | None, crops: int | None, backbone: Backbone) -> CropConfig:

@@ -133,3 +133,13 @@ def crop_config(mode: str | None, crops: int | None, size: int) -> CropConfig:
     """How images are cut for a backbone that reads ``size`` pixels."""
     changes = {"mode": mode, "crops": crops}
     return replace(CropConfig(size=size), **{k: v for k, v in changes.items() if v is not None})
+
+
+def shipped_samples() -> Path:
+    """The manifest of the sample set that corit brings along. Raises CoritError when it is missing."""
+    from corit_cli.engine.weights import weights_dir
+
+    manifest = weights_dir() / "samples" / "manifest.csv"
+    if not manifest.is_file():
+        raise CoritError(f"{manifest} is missing: install corit again, or give --data")
+    return manifest

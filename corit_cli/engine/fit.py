@@ -50,17 +50,15 @@ def fit_head(
     sam = SAM(base, settings.rho)
     batches = max(1, len(x) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * batches)
+
+    def loss_of(batch: Tensor) -> Tensor:
+        logits = head.layers(x[batch]).squeeze(-1)  # (b,)
+        return F.binary_cross_entropy_with_logits(logits, y[batch], weight=weights[batch])
+
     for epoch in range(settings.epochs):
         total = 0.0
         for batch in torch.randperm(len(x)).tensor_split(batches):
-
-            def loss_of_batch(batch: Tensor = batch) -> Tensor:
-                logits = head.layers(x[batch]).squeeze(-1)  # (b,)
-                loss = F.binary_cross_entropy_with_logits(logits, y[batch], weight=weights[batch])
-                loss.backward()
-                return loss
-
-            total += sam.step(loss_of_batch).loss * len(batch)
+            total += sam.step(loss_of, [batch]).loss * len(batch)
             schedule.step()
         progress(epoch + 1, total / len(x))
     return head.eval()

@@ -8,7 +8,7 @@ is never needed. A stream ends at the deepest layer somebody reads; only the tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,17 @@ class Reading:
     z: Tensor
     energy: Tensor | None = None
     mask: Tensor | None = None
+
+
+@dataclass
+class State:
+    """Where the streams are: the image's tokens ``x`` (B, N, d) and the views' (K * B, N, d), view by view, after block
+    ``layer``, and what was read so far, by (kind, layer), each (B, ...)."""
+
+    layer: int
+    x: Tensor
+    views: Tensor
+    found: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 
 class CoRIT(nn.Module):
@@ -60,21 +71,37 @@ class CoRIT(nn.Module):
         """F, the width of a feature vector."""
         return len(self.parts) * self.tower.config.width
 
+    @property
+    def end(self) -> int:
+        """The deepest layer that is read; blocks after it are never run."""
+        return max((*self.settings.integrate, self._views_end))
+
+    @property
+    def _views_end(self) -> int:
+        """The deepest layer at which a contrast is read."""
+        s = self.settings
+        return max((*s.cgp, *s.pool, *s.inject_at[:1])) if self.views else 0
+
     def forward(self, images: Tensor) -> Reading:
         """Images (B, 3, S, S) in [0, 1] to a :class:`Reading`."""
-        s, B, K = self.settings, images.shape[0], len(self.views)
-        source = min(s.inject_at, default=0)
-        views_end = max((*s.cgp, *s.pool, source)) if K else 0
-        end = max((*s.integrate, views_end))
-        reading = Reading(images.new_empty(0))
-        found: dict[tuple[str, int], Tensor] = {}
+        return self.read(self.run(self.start(images), self.end))
 
+    def start(self, images: Tensor) -> State:
+        """Images (B, 3, S, S) in [0, 1] and their views, embedded."""
         streams = torch.cat([images, *(view(images) for view in self.views)])  # ((1+K)B, 3, S, S)
         streams = self.tower.embed(streams)  # ((1+K)B, N, d)
-        x, v = streams[:B], streams[B:]
-        for layer, block in enumerate(self.tower.blocks[:end], start=1):
+        B = len(images)
+        return State(0, streams[:B], streams[B:])
+
+    def run(self, state: State, until: int) -> State:
+        """Run the blocks after ``state.layer`` up to ``until`` and note what is read on the way."""
+        s, x, v, K = self.settings, state.x, state.views, len(self.views)
+        B, source, views_end = len(x), min(s.inject_at, default=0), self._views_end
+        found = dict(state.found)
+        for layer in range(state.layer + 1, until + 1):
+            block = self.tower.blocks[layer - 1]
             patches_read = layer in s.pool or layer == source
-            x_rows = 1 if layer == end and not patches_read else None
+            x_rows = 1 if layer == self.end and not patches_read else None
             v_rows = 1 if layer == views_end and not patches_read else None
             if layer > views_end:
                 x = block(x, x_rows)
@@ -93,9 +120,16 @@ class CoRIT(nn.Module):
                 mean = c[:, :, 1:].mean(0)  # (B, P, d)
                 found["mean", layer], found["spread", layer] = mean.mean(1), mean.std(1)  # (B, d) each
             if layer == source:
-                contrast, source_norm = c[:, :, 1:].mean(0), x[:, 1:].norm(dim=-1, keepdim=True)
-                reading.energy, reading.mask = cgp.energy(c[:, :, 1:]), self.mask(c[:, :, 1:])  # (B, P) each
-            if layer in s.inject_at and layer < end:
-                x = inject(x, source_norm, contrast, reading.mask, s.alpha)
-        reading.z = integrate([found[part] for part in self.parts])  # (B, F)
-        return reading
+                found["contrast", layer] = c[:, :, 1:].mean(0)  # (B, P, d)
+                found["norm", layer] = x[:, 1:].norm(dim=-1, keepdim=True)  # (B, P, 1)
+                found["energy", layer], found["mask", layer] = cgp.energy(c[:, :, 1:]), self.mask(c[:, :, 1:])  # (B, P)
+            if layer in s.inject_at and layer < self.end:
+                norm, contrast, mask = (found[name, source] for name in ("norm", "contrast", "mask"))
+                x = inject(x, norm, contrast, mask, s.alpha)
+        return State(until, x, v, found)
+
+    def read(self, state: State) -> Reading:
+        """What was read by the time that ``state`` reached :attr:`end`."""
+        source = min(self.settings.inject_at, default=0)
+        z = integrate([state.found[part] for part in self.parts])  # (B, F)
+        return Reading(z, state.found.get(("energy", source)), state.found.get(("mask", source)))

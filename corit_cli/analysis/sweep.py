@@ -1,0 +1,187 @@
+"""A sweep over SAM's radius: which runs are needed, which are kept from before, and what they say together.
+
+Every model (an *arm*) is trained on the same images with the same seeds and radii, with two controls: radius 0 must
+not collapse, and shuffled labels must. A coarse grid comes first, then radii around the cliff where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from corit_cli.analysis.cor import COR, Run, Tests, bracket, critical_radius
+from corit_cli.errors import CoritError
+
+#: A bracket around the cliff is refined until its ends are this close, in so many steps at most.
+CLOSE, ROUNDS = 1.4, 3
+#: ``extend`` doubles the largest radius until it reaches this.
+FARTHEST = 64.0
+
+#: A run that is wanted: radius, seed, and whether the labels are shuffled.
+Wanted = tuple[float, int, bool]
+
+
+class Arm(Protocol):
+    """A model that can be trained with a radius and a seed."""
+
+    name: str
+
+    def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
+        """Train every wanted run; yield each as it is finished."""
+        ...
+
+
+class Journal:
+    """Finished runs, one line of JSON each in ``folder/runs.jsonl``, so that an interrupted sweep goes on from them.
+
+    ``settings`` is all that the runs depend on. Raises CoritError when the folder holds another sweep's runs.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self._file = folder / "runs.jsonl"
+        self.runs: dict[tuple, Run] = {}
+        told = json.loads(json.dumps(settings))
+        about = folder / "sweep.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if about.exists():
+            kept = _read_json(about)
+            differing = sorted(k for k in {*kept, *told} if kept.get(k) != told.get(k))
+            if differing:
+                raise CoritError(f"{folder} holds runs of another sweep ({', '.join(differing)} differ): name another")
+            for line in self._file.read_text().splitlines() if self._file.exists() else ():
+                try:
+                    run = Run(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue  # a line that was cut off is a run to do again
+                self.runs[run.key] = run
+        else:
+            from corit_cli.engine.checkpoint import write_atomically
+
+            write_atomically(about, lambda path: path.write_text(json.dumps(told, indent=1)))
+
+    def add(self, run: Run) -> None:
+        """Keep a run, on disk before this returns."""
+        self.runs[run.key] = run
+        whole = not self._file.exists() or self._file.read_bytes()[-1:] in (b"", b"\n")
+        with self._file.open("a") as file:
+            file.write(("" if whole else "\n") + json.dumps(asdict(run)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CoritError(f"{path} is not readable ({error}): delete its folder, or name another") from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of one arm: its runs, its critical radius, and whether the controls came out as they must."""
+
+    name: str
+    runs: list[Run]
+    cor: COR
+    learns_without_sam: bool | None
+    collapses_when_shuffled: bool | None
+
+
+@dataclass
+class Sweep:
+    """The outcome of :func:`sweep`, complete or not: tests, and what was found by arm."""
+
+    tests: Tests
+    found: dict[str, Found] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """In words, what should make a reader careful."""
+        said = []
+        for f in self.found.values():
+            if f.learns_without_sam is False:
+                said.append(f"{f.name} does not learn even without SAM: its critical radius says nothing")
+            if f.collapses_when_shuffled is False:
+                said.append(f"{f.name} scores above chance after training on shuffled labels: look for leaks")
+            diverged = sum(s.diverged for s in f.cor.shares)
+            if diverged:
+                said.append(f"{f.name}: {diverged} runs diverged; they count as neither trained nor collapsed")
+        return said
+
+
+def sweep(
+    arms: Sequence[Arm],
+    radii: Sequence[float],
+    seeds: Sequence[int],
+    tests: Tests,
+    journal: Journal,
+    refine: bool = True,
+    extend: bool = False,
+    tell: Callable[[Run], None] = lambda run: None,
+    plan: Callable[[int], None] = lambda count: None,
+) -> Sweep:
+    """Run what the sweep needs and is not in the journal.
+
+    ``tell`` is told of every run, kept ones too; ``plan`` of how many more runs have come up.
+    """
+
+    def need(arm: Arm, wanted: Iterable[Wanted]) -> None:
+        every = list(wanted)
+        plan(len(every))
+        missing = [w for w in every if (arm.name, *w) not in journal.runs]
+        for w in every:
+            if w not in missing:
+                tell(journal.runs[(arm.name, *w)])
+        for run in arm.run(missing) if missing else ():
+            journal.add(run)
+            tell(run)
+
+    for arm in arms:
+        controls = [(0.0, seed, shuffled) for shuffled in (False, True) for seed in seeds]
+        need(arm, controls + [(rho, seed, False) for rho in radii for seed in seeds])
+    for arm in arms:
+        top = max(radii)
+        while extend and top * 2 <= FARTHEST and _radius(arm, journal, tests, seeds).high == np.inf:
+            top *= 2
+            need(arm, [(top, seed, False) for seed in seeds])
+        for _ in range(ROUNDS if refine else 0):
+            ends = bracket(_radius(arm, journal, tests, seeds))
+            if ends is None or ends[1] / ends[0] <= CLOSE:
+                break
+            between = [round(float(r), 6) for r in np.geomspace(*ends, 4)[1:3]]
+            need(arm, [(rho, seed, False) for rho in between for seed in seeds])
+    return summary([arm.name for arm in arms], seeds, tests, journal)
+
+
+def summary(names: Sequence[str], seeds: Sequence[int], tests: Tests, journal: Journal) -> Sweep:
+    """What the journal's runs say so far; arms without a run at any radius are left out."""
+    out = Sweep(tests)
+    for name in names:
+        runs = sorted(
+            (r for r in journal.runs.values() if r.model == name and r.seed in seeds),
+            key=lambda r: (r.shuffled, r.rho, r.seed),
+        )
+        if any(r.rho > 0 for r in runs):
+            out.found[name] = Found(
+                name,
+                runs,
+                critical_radius(runs, tests),
+                _mostly("trained", [r for r in runs if r.rho == 0 and not r.shuffled], tests),
+                _mostly("collapsed", [r for r in runs if r.shuffled], tests),
+            )
+    return out
+
+
+def _radius(arm: Arm, journal: Journal, tests: Tests, seeds: Sequence[int]) -> COR:
+    return critical_radius((r for r in journal.runs.values() if r.model == arm.name and r.seed in seeds), tests)
+
+
+def _mostly(outcome: str, runs: Sequence[Run], tests: Tests) -> bool | None:
+    """Whether more than half of the runs came out so; None without runs."""
+    return sum(tests.outcome(r) == outcome for r in runs) > len(runs) / 2 if runs else None

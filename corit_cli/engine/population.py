@@ -1,0 +1,140 @@
+"""Many heads trained at once: every (seed, radius) of a sweep is one member of a single batched program.
+
+Members of one seed see the same batches, so a batch is read once for all its radii, and a matrix product over all
+members takes the place of as many small ones. No member knows of another: each is what ``fit_head`` would have made of
+its seed and radius alone, to float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from corit_cli.config import Optimization
+from corit_cli.engine.sam import SAM
+from corit_cli.model.head import Head
+
+#: Numbers in the weights of members that are trained together; their state should not outgrow the memory by far.
+MEMBERS_SIZE = 32_000_000
+
+
+def sam_of(o: Optimization, parameters: Sequence[Tensor], rho: float | Tensor) -> SAM:
+    """The optimizer over ``parameters``."""
+    if o.optimizer == "adamw":
+        base = torch.optim.AdamW(parameters, lr=o.lr, weight_decay=o.weight_decay, fused=True)
+    else:
+        base = torch.optim.SGD(parameters, lr=o.lr, weight_decay=o.weight_decay, momentum=0.9)
+    return SAM(base, rho, adaptive=o.adaptive, friendly=o.friendly, per_part=bool(o.m))
+
+
+def batches(o: Optimization, count: int, seed: int) -> Iterator[Tensor]:
+    """Positions of every batch of all epochs, shuffled anew in each; what is left over sits the epoch out."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(o.batch_size, count)
+    for _ in range(o.epochs):
+        yield from torch.randperm(count, generator=generator)[: count - count % size].split(size)
+
+
+def parts(o: Optimization, batch: Tensor) -> Sequence[Tensor]:
+    """A batch (..., b) in the parts that are perturbed by themselves."""
+    return batch.split(min(o.m, batch.shape[-1]), dim=-1) if o.m else [batch]
+
+
+class Heads(torch.nn.Module):
+    """Heads on ``features`` numbers, one a seed and radius (S, R), those of a seed alike at the start."""
+
+    def __init__(self, features: int, hidden: int, seeds: Sequence[int], radii: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        first: list[dict[str, Tensor]] = []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            first.append({name: p.detach() for name, p in Head(features, hidden).named_parameters()})
+        self.names = list(first[0])
+        self.stacked = torch.nn.ParameterList(
+            torch.stack([f[name] for f in first])[:, None].repeat(1, radii, *[1] * first[0][name].dim())
+            for name in self.names
+        )  # (S, R, ...) each
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised features (S, b, F), a batch for every seed, to logits (S, R, b)."""
+        if not self.hidden:
+            weight, bias = self.stacked  # (S, R, 1, F), (S, R, 1)
+            return torch.baddbmm(bias, weight.squeeze(2), x.transpose(1, 2))
+        w1, b1, w2, b2 = self.stacked  # (S, R, h, F), (S, R, h), (S, R, 1, h), (S, R, 1)
+        hidden = x @ w1.flatten(1, 2).transpose(1, 2)  # (S, b, R * h)
+        hidden = F.gelu(hidden.unflatten(2, w1.shape[1:3]) + b1[:, None])  # (S, b, R, h)
+        return torch.einsum("sbrh,srh->srb", hidden, w2.squeeze(2)) + b2
+
+
+@dataclass
+class Fitted:
+    """Logits of all members and images, (S, R, n), and each member's mean cosine of ascent with descent over the last
+    epoch, (S, R)."""
+
+    logits: Tensor
+    cosine: Tensor
+
+
+def train_population(
+    x: Tensor,
+    labels: Tensor,
+    trained_on: Tensor,
+    seeds: Sequence[int],
+    radii: Sequence[float],
+    o: Optimization,
+    progress: Callable[[], None] = lambda: None,
+) -> Fitted:
+    """Train a head for every seed and radius, at once.
+
+    Args:
+        x: standardised features of all images, (n, F).
+        labels: 0 or 1, (n,), or (S, n) where seeds differ in them.
+        trained_on: positions of the training images, (t,).
+        progress: called after every step.
+    """
+    y = labels.float().expand(len(seeds), -1)  # (S, n)
+    member = x.shape[1] * max(1, o.hidden) * len(seeds)
+    chunk = max(1, MEMBERS_SIZE // member)
+    out = []
+    for start in range(0, len(radii), chunk):
+        out.append(_train(x, y, trained_on, seeds, radii[start : start + chunk], o, progress))
+    return Fitted(torch.cat([f.logits for f in out], 1), torch.cat([f.cosine for f in out], 1))
+
+
+def _train(
+    x: Tensor,
+    y: Tensor,
+    trained_on: Tensor,
+    seeds: Sequence[int],
+    radii: Sequence[float],
+    o: Optimization,
+    progress: Callable[[], None],
+) -> Fitted:
+    heads = Heads(x.shape[1], o.hidden, seeds, len(radii)).to(x.device)
+    rho = torch.tensor(radii, device=x.device).expand(len(seeds), -1)  # (S, R)
+    sam = sam_of(o, list(heads.stacked), rho)
+    rows = torch.arange(len(seeds))[:, None]
+    size = min(o.batch_size, len(trained_on))
+
+    def loss(batch: Tensor) -> Tensor:
+        logits = heads(x[batch])  # (S, R, b)
+        target = y[rows, batch][:, None].expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1) / size  # (S, R)
+
+    every = zip(*(batches(o, len(trained_on), seed) for seed in seeds), strict=True)
+    last = o.steps(len(trained_on)) - o.steps(len(trained_on)) // o.epochs
+    cosines = []
+    for number, positions in enumerate(every):
+        batch = trained_on[torch.stack(positions)]  # (S, b)
+        step = sam.step(loss, parts(o, batch))
+        if number >= last:
+            cosines.append(step.cosine)
+        progress()
+    with torch.no_grad():
+        logits = heads(x.expand(len(seeds), -1, -1))  # (S, R, n)
+    return Fitted(logits, torch.stack(cosines).mean(0))

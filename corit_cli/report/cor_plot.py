@@ -1,0 +1,114 @@
+"""AUC and loss against SAM's radius, every run a dot, the cliff and its interval shaded; drawn without a display."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from corit_cli.analysis.sweep import Found, Sweep
+from corit_cli.analysis.theory import Theory
+from corit_cli.engine.checkpoint import write_atomically
+from corit_cli.report.gsnr_plot import COLOURS, GREY, MODELS, check_suffix
+
+#: Runs of one radius are spread over so much of the axis (a factor), model by model, lest they hide each other.
+SPREAD = 1.04
+
+
+def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
+    """Validation AUC above, final training loss below. Hollow dots are runs that collapsed, crosses diverged ones.
+
+    The radius 0 stands apart on the left. Raises CoritError unless ``path`` ends in .png or .svg.
+    """
+    check_suffix(path)
+    with matplotlib.rc_context({"svg.hashsalt": "corit", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        arms = list(found.found.values())
+        radii = sorted({r.rho for arm in arms for r in arm.runs if r.rho > 0})
+        zero = radii[0] / 2.2 if radii else 1.0  # where radius 0 is drawn
+        for number, arm in enumerate(arms):
+            _arm(upper, lower, arm, found, COLOURS[number % len(COLOURS)], SPREAD ** (number - len(arms) / 2), zero)
+        upper.axhspan(1 - found.tests.null_auc, found.tests.null_auc, color=GREY, alpha=0.12, lw=0)
+        upper.text(zero, 0.5, " random guessing", va="center", color=GREY, fontsize=8)
+        lower.axhline(found.tests.chance, color=GREY, lw=0.8)
+        lower.text(zero, found.tests.chance, " a constant guess", va="bottom", color=GREY, fontsize=8)
+        upper.set(ylabel="validation AUC", ylim=(min(0.4, upper.get_ylim()[0]), 1.02))
+        lower.set(ylabel="final training loss", xlabel="SAM radius \N{GREEK SMALL LETTER RHO}", xscale="log")
+        lower.set_ylim(bottom=0)
+        ticks = _ticks(radii, zero)
+        lower.set_xticks([zero, *ticks], ["0", *(f"{t:g}" for t in ticks)])
+        lower.minorticks_off()
+        for axes in (upper, lower):
+            axes.spines[["top", "right"]].set_visible(False)
+        handles, labels = upper.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+        if title:
+            upper.set_title(title, fontsize=9)
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, metadata=metadata))
+
+
+def _arm(upper: Axes, lower: Axes, arm: Found, found: Sweep, colour: str, shift: float, zero: float) -> None:
+    """One model's dots, the means through them, and its cliff."""
+    runs = [r for r in arm.runs if not r.shuffled]
+    name = MODELS.get(arm.name, arm.name)
+    for axes, value in ((upper, "auc"), (lower, "loss")):
+        for outcome, style in (("trained", {"mfc": colour}), ("collapsed", {"mfc": "white"})):
+            chosen = [r for r in runs if found.tests.outcome(r) == outcome]
+            x = [(r.rho or zero) * shift for r in chosen]
+            y = [getattr(r, value) for r in chosen]
+            axes.plot(x, y, ls="", marker="o", ms=4, mec=colour, alpha=0.75, **style)
+        radii = sorted({r.rho for r in runs if r.rho > 0})
+        means = [np.nanmean([getattr(r, value) for r in runs if r.rho == rho]) for rho in radii]
+        label = f"{name}: COR {arm.cor}" if axes is upper else None
+        axes.plot(radii, means, color=colour, lw=1, label=label)
+        broken = [r for r in runs if found.tests.outcome(r) == "diverged"]
+        edge = 0.5 if axes is upper else found.tests.chance
+        axes.plot([(r.rho or zero) * shift for r in broken], [edge] * len(broken), ls="", marker="x", color=colour)
+        if arm.cor.value is not None:
+            high = arm.cor.high if math.isfinite(arm.cor.high) else max(radii)
+            axes.axvspan(max(arm.cor.low, radii[0]), high, color=colour, alpha=0.13, lw=0)
+            axes.axvline(arm.cor.value, color=colour, lw=0.8, ls="--")
+
+
+def _ticks(radii: list[float], zero: float) -> list[float]:
+    """Round radii from the smallest to the largest of the sweep."""
+    if not radii:
+        return []
+    decades = range(math.floor(math.log10(radii[0])), math.ceil(math.log10(radii[-1])) + 1)
+    return [m * 10.0**k for k in decades for m in (1, 2, 5) if radii[0] * 0.99 <= m * 10.0**k <= radii[-1] * 1.01]
+
+
+def theory_plot(found: Theory, path: Path) -> None:
+    """COR against GSNR, one mark a condition with both intervals; radii known only as bounds are arrows."""
+    check_suffix(path)
+    with matplotlib.rc_context({"svg.hashsalt": "corit", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for colour, kind in zip(COLOURS[1:], found.by_kind, strict=False):
+            for c in (c for c in found.conditions if c.kind == kind):
+                radii = [s.rho for s in c.cor.shares]
+                y = c.cor.value or (max(radii) if c.cor.high == math.inf else min(radii))
+                marker = "o" if c.cor.value else "^" if c.cor.high == math.inf else "v"
+                axes.plot([c.gsnr.low, c.gsnr.high], [y, y], color=colour, lw=0.8, alpha=0.5)
+                if c.cor.value:
+                    ends = [max(c.cor.low, min(radii)), min(c.cor.high, max(radii))]
+                    axes.plot([c.gsnr.value] * 2, ends, color=colour, lw=0.8, alpha=0.5)
+                axes.plot(c.gsnr.value, y, marker=marker, ms=4.5, color=colour, ls="")
+            axes.plot([], [], marker="o", ls="", color=colour, label=f"{kind}: {found.by_kind[kind]}")
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.set(xlabel="GSNR of the head's parameters (debiased)", ylabel="COR", yscale="log")
+        axes.set_title(f"Spearman's correlation {found.correlation}", fontsize=9)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, metadata=metadata))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +27,11 @@ class Split:
     labels: Tensor
     train: Tensor
     val: Tensor
+
+    @classmethod
+    def of(cls, labels: Sequence[int], train: Sequence[int], val: Sequence[int]) -> Split:
+        """From plain lists."""
+        return cls(torch.tensor(labels), torch.tensor(train), torch.tensor(val))
 
     def shuffled(self, seed: int) -> Tensor:
         """Labels (n,) whose training part is in random order."""
@@ -134,8 +138,3 @@ class _Whole(nn.Module):
 
     def forward(self, prepared: Prepared, batch: Batch) -> Tensor:
         return self.head(self.tuned(prepared, batch))
-
-
-def splits(labels: Sequence[int], train: Sequence[int], val: Sequence[int]) -> Split:
-    """From plain lists."""
-    return Split(torch.tensor(labels), torch.from_numpy(np.array(train)), torch.from_numpy(np.array(val)))

@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Tests:
+class Criteria:
     """The tests that decide whether a run has collapsed.
 
     Attributes:
@@ -63,11 +63,14 @@ class Tests:
     floor: float = 0.1
 
     @classmethod
-    def of(cls, train_labels: Sequence[int], val_labels: Sequence[int]) -> Tests:
+    def of(cls, train_labels: Sequence[int], val_labels: Sequence[int]) -> Criteria:
         """The tests for these images.
 
-        The band is that of the Mann-Whitney statistic under the null, 0.5 + 1.96 sqrt((n + m + 1) / 12nm).
+        The band is that of the Mann-Whitney statistic under the null, 0.5 + 1.96 sqrt((n + m + 1) / 12nm). Raises
+        ValueError unless both classes are in both parts.
         """
+        if len(set(train_labels)) < 2 or len(set(val_labels)) < 2:
+            raise ValueError("training and validation need both classes")
         p = float(np.mean(train_labels))
         fakes = int(np.sum(val_labels))
         reals = len(val_labels) - fakes
@@ -109,31 +112,43 @@ class Share:
 
 @dataclass(frozen=True)
 class COR:
-    """The critical radius with its 95% interval; where it is only a bound, ``value`` is None and one end is infinite
-    (above every radius tried) or zero (below every radius tried)."""
+    """The critical radius with its 95% interval, as far as the radii that were tried tell.
+
+    Where the crossing was not seen, ``value`` is None and ``side`` says where it must be: ``above`` the largest radius
+    or ``below`` the smallest. An end of the interval that lies outside the radii is infinite or zero. ``bracket`` are
+    the neighbouring radii between which the crossing lies.
+    """
 
     value: float | None
     low: float
     high: float
     shares: tuple[Share, ...]
+    side: str | None = None
+    bracket: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        radii = [s.rho for s in self.shares]
+        radii = [s.rho for s in self.shares if s.runs]
+        if not radii:
+            return "unknown: every run diverged"
         if self.value is not None:
-            high = f"{self.high:.3g}" if math.isfinite(self.high) else f"> {max(radii):g}"
-            low = f"{self.low:.3g}" if self.low else f"< {min(radii):g}"
+            high = f"{self.high:.3g}" if math.isfinite(self.high) else f"> {radii[-1]:g}"
+            low = f"{self.low:.3g}" if self.low else f"< {radii[0]:g}"
             return f"{self.value:.3g} [{low}, {high}]"
-        if math.isinf(self.high):
-            return f"above {max(radii):g}: no collapse up to there"
-        return f"below {min(radii):g}: collapsed there already"
+        collapsed, runs = sum(s.collapsed for s in self.shares), sum(s.runs for s in self.shares)
+        if self.side == "above":
+            seen = "no collapse up to there" if not collapsed else f"only {collapsed} of {runs} runs collapsed"
+            return f"above {radii[-1]:g}: {seen}"
+        seen = "collapsed there already" if collapsed == runs else f"{collapsed} of {runs} runs collapsed"
+        return f"below {radii[0]:g}: {seen}"
 
     def as_dict(self) -> dict:
         """Plain values for JSON: an infinite end is None."""
         high = self.high if math.isfinite(self.high) else None
-        return {"value": self.value, "low": self.low, "high": high, "shares": [asdict(s) for s in self.shares]}
+        shares = [asdict(s) for s in self.shares]
+        return {"value": self.value, "low": self.low, "high": high, "side": self.side, "shares": shares}
 
 
-def critical_radius(runs: Iterable[Run], tests: Tests, seed: int = 0) -> COR:
+def critical_radius(runs: Iterable[Run], tests: Criteria, seed: int = 0) -> COR:
     """COR of one model's runs, with a bootstrap over seeds.
 
     P(rho) is made monotone by isotonic regression and crosses one half by interpolation in log rho. The interval holds
@@ -155,49 +170,54 @@ def critical_radius(runs: Iterable[Run], tests: Tests, seed: int = 0) -> COR:
     for rho in radii:
         counts = {name: outcomes.get((rho, name), 0) for name in ("collapsed", "trained", "diverged")}
         shares.append(Share(rho, counts["collapsed"], counts["collapsed"] + counts["trained"], counts["diverged"]))
-    value = _crossing(np.array(radii), table)
+    tried = np.array([s.rho for s in shares if s.runs])
+    if not len(tried):
+        return COR(None, 0.0, math.inf, tuple(shares))
+    table = table[:, [s.runs > 0 for s in shares]]
+    value, place = _crossing(tried, table)
     rng = np.random.default_rng(seed)
-    draws = [_crossing(np.array(radii), table[rng.integers(len(seeds), size=len(seeds))]) for _ in range(RESAMPLES)]
-    low, high = np.quantile(draws, [0.025, 0.975], method="nearest")
+    # A draw of seeds is the same draw in any order; few seeds have few of them.
+    draws = np.sort(rng.integers(len(seeds), size=(RESAMPLES, len(seeds))), axis=1)
+    different, counts = np.unique(draws, axis=0, return_counts=True)
+    values = np.repeat([_crossing(tried, table[rows])[0] for rows in different], counts)
+    low, high = (float(q) for q in np.quantile(values, [0.025, 0.975], method="nearest"))
     if value == 0:
-        return COR(None, 0.0, float(max(high, radii[0])), tuple(shares))
+        return COR(None, 0.0, max(high, float(tried[0])), tuple(shares), "below")
     if value == math.inf:
-        return COR(None, float(min(low, radii[-1])), math.inf, tuple(shares))
-    below = max((rho for rho in radii if rho < value), default=0.0)
-    above = min((rho for rho in radii if rho >= value), default=math.inf)
-    return COR(value, float(min(low, below)), float(max(high, above)), tuple(shares))
+        return COR(None, min(low, float(tried[-1])), math.inf, tuple(shares), "above")
+    ends = float(tried[place - 1]), float(tried[place])
+    return COR(value, min(low, ends[0]), max(high, ends[1]), tuple(shares), None, ends)
 
 
-def _crossing(radii: np.ndarray, table: np.ndarray) -> float:
-    """Where the share of ones crosses one half; 0 below all radii, infinity above them. ``table`` (seeds, radii)."""
+def _crossing(radii: np.ndarray, table: np.ndarray) -> tuple[float, int]:
+    """Where the share of ones crosses one half, and the first radius's place at or above it; 0 below all radii,
+    infinity above them. ``table`` (seeds, radii) holds NaN where nothing counts."""
     counted = ~np.isnan(table)
-    weights = counted.sum(0)  # (radii,)
-    radii, table, counted, weights = (a[..., weights > 0] for a in (radii, table, counted, weights))
-    if not len(radii):
-        return math.inf
-    p = isotonic(np.where(counted, table, 0).sum(0) / weights, weights)
+    places = np.flatnonzero(counted.any(0))
+    if not len(places):
+        return math.inf, -1
+    weights = counted[:, places].sum(0)
+    p = isotonic(np.where(counted, table, 0)[:, places].sum(0) / weights, weights)
     if p[0] >= 0.5:
-        return 0.0
+        return 0.0, 0
     if p[-1] < 0.5:
-        return math.inf
+        return math.inf, -1
     k = int(np.argmax(p >= 0.5))
+    last = int(np.flatnonzero(p <= p[k])[-1]) if p[k] == 0.5 else k  # a plateau at one half is crossed in its middle
     t = (0.5 - p[k - 1]) / (p[k] - p[k - 1])
-    return float(np.exp((1 - t) * np.log(radii[k - 1]) + t * np.log(radii[k])))
+    first = radii[places[k]] if t == 1 else radii[places[k - 1]] ** (1 - t) * radii[places[k]] ** t
+    return float(first if last == k else math.sqrt(first * radii[places[last]])), int(places[k])
 
 
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The nearest non-decreasing sequence to ``values`` (n,) in weighted squares."""
-    from sklearn.isotonic import IsotonicRegression
-
-    return IsotonicRegression().fit_transform(np.arange(len(values)), values, sample_weight=weights)
-
-
-def bracket(cor: COR) -> tuple[float, float] | None:
-    """The neighbouring radii between which the collapse probability crosses one half, or None where it does not."""
-    if cor.value is None:
-        return None
-    radii = [s.rho for s in cor.shares]
-    return max(r for r in radii if r < cor.value), min(r for r in radii if r >= cor.value)
+    """The nearest non-decreasing sequence to ``values`` (n,) in weighted squares: pools of violators, averaged."""
+    pools: list[list[float]] = []  # mean, weight, length
+    for value, weight in zip(values, weights, strict=True):
+        pools.append([float(value), float(weight), 1])
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (a, u, m), (b, v, n) = pools[-2:]
+            pools[-2:] = [[(a * u + b * v) / (u + v), u + v, m + n]]
+    return np.repeat([p[0] for p in pools], [int(p[2]) for p in pools])
 
 
 def radii_of(text: str) -> tuple[float, ...]:
@@ -211,7 +231,7 @@ def radii_of(text: str) -> tuple[float, ...]:
             radii = np.geomspace(float(low), float(high), int(count[0]) if count else COARSE)
             if len(count) > 1 or float(low) >= float(high):
                 raise ValueError
-            found = tuple(round(float(r), 6) for r in radii)
+            found = tuple(rounded(float(r)) for r in radii)
         else:
             found = tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:
@@ -219,6 +239,11 @@ def radii_of(text: str) -> tuple[float, ...]:
     if not found or not all(math.isfinite(r) and r > 0 for r in found) or len(set(found)) < len(found):
         raise ValueError("radii must be above zero, finite and different (the radius 0 is always run, as a control)")
     return found
+
+
+def rounded(radius: float) -> float:
+    """To three significant digits: a radius is to be read and typed again."""
+    return float(f"{radius:.3g}")
 
 
 #: Radii of a range that names no number of them; the cliff is then refined.

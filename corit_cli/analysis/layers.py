@@ -1,8 +1,8 @@
 """Where in the backbone the gradient signal is: GSNR layer by layer, model against model, on the same images.
 
 The images are split in two, with whatever belongs together (tiles of a photograph, a photograph and its forgery,
-frames of a video) on one side. The heads are fitted on a third and every gradient is taken on the rest, so that a head's
-memory of an image is never mistaken for signal.
+frames of a video) on one side. The heads are fitted on a third and every gradient is taken on the rest, so that a
+head's memory of an image is never mistaken for signal.
 """
 
 from __future__ import annotations

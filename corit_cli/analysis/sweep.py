@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from corit_cli.analysis.cor import COR, Run, Tests, bracket, critical_radius
+from corit_cli.analysis.cor import COR, Criteria, Run, critical_radius, rounded
 from corit_cli.errors import CoritError
 
 #: A bracket around the cliff is refined until its ends are this close, in so many steps at most.
@@ -50,15 +50,16 @@ class Journal:
         told = json.loads(json.dumps(settings))
         about = folder / "sweep.json"
         folder.mkdir(parents=True, exist_ok=True)
-        if about.exists():
+        if about.exists() or self._file.exists():
             kept = _read_json(about)
             differing = sorted(k for k in {*kept, *told} if kept.get(k) != told.get(k))
             if differing:
                 raise CoritError(f"{folder} holds runs of another sweep ({', '.join(differing)} differ): name another")
             for line in self._file.read_text().splitlines() if self._file.exists() else ():
                 try:
-                    run = Run(**json.loads(line))
-                except (ValueError, TypeError):
+                    row = json.loads(line)
+                    run = Run(**{k: float("nan") if v is None else v for k, v in row.items()})
+                except (ValueError, TypeError, AttributeError):
                     continue  # a line that was cut off is a run to do again
                 self.runs[run.key] = run
         else:
@@ -69,18 +70,23 @@ class Journal:
     def add(self, run: Run) -> None:
         """Keep a run, on disk before this returns."""
         self.runs[run.key] = run
+        row = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(run).items()}
+        line = json.dumps(row, allow_nan=False)
         whole = not self._file.exists() or self._file.read_bytes()[-1:] in (b"", b"\n")
         with self._file.open("a") as file:
-            file.write(("" if whole else "\n") + json.dumps(asdict(run)) + "\n")
+            file.write(("" if whole else "\n") + line + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise CoritError(f"{path} is not readable ({error}): delete its folder, or name another") from None
+        kept = json.loads(path.read_text())
+        if isinstance(kept, dict):
+            return kept
+    except (ValueError, FileNotFoundError):
+        pass
+    raise CoritError(f"{path} does not say what the runs beside it are of: delete the folder, or name another")
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Found:
 class Sweep:
     """The outcome of :func:`sweep`, complete or not: tests, and what was found by arm."""
 
-    tests: Tests
+    tests: Criteria
     found: dict[str, Found] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
@@ -119,7 +125,7 @@ def sweep(
     arms: Sequence[Arm],
     radii: Sequence[float],
     seeds: Sequence[int],
-    tests: Tests,
+    tests: Criteria,
     journal: Journal,
     refine: bool = True,
     extend: bool = False,
@@ -131,35 +137,42 @@ def sweep(
     ``tell`` is told of every run, kept ones too; ``plan`` of how many more runs have come up.
     """
 
+    asked: dict[str, dict[tuple, Run]] = {arm.name: {} for arm in arms}
+
     def need(arm: Arm, wanted: Iterable[Wanted]) -> None:
-        every = list(wanted)
-        plan(len(every))
-        missing = [w for w in every if (arm.name, *w) not in journal.runs]
-        for w in every:
-            if w not in missing:
-                tell(journal.runs[(arm.name, *w)])
+        keys = {(arm.name, *w): w for w in wanted}
+        plan(len(keys))
+        missing = [w for key, w in keys.items() if key not in journal.runs]
+        for key in keys:
+            if key in journal.runs:
+                tell(journal.runs[key])
         for run in arm.run(missing) if missing else ():
             journal.add(run)
             tell(run)
+        asked[arm.name] |= {key: journal.runs[key] for key in keys}
+
+    def radius(arm: Arm) -> COR:
+        # From the runs asked for so far, not all that are kept: a resumed sweep takes the same way as the first.
+        return critical_radius(asked[arm.name].values(), tests)
 
     for arm in arms:
         controls = [(0.0, seed, shuffled) for shuffled in (False, True) for seed in seeds]
         need(arm, controls + [(rho, seed, False) for rho in radii for seed in seeds])
     for arm in arms:
         top = max(radii)
-        while extend and top * 2 <= FARTHEST and _radius(arm, journal, tests, seeds).high == np.inf:
+        while extend and top * 2 <= FARTHEST and radius(arm).side == "above":
             top *= 2
             need(arm, [(top, seed, False) for seed in seeds])
         for _ in range(ROUNDS if refine else 0):
-            ends = bracket(_radius(arm, journal, tests, seeds))
+            ends = radius(arm).bracket
             if ends is None or ends[1] / ends[0] <= CLOSE:
                 break
-            between = [round(float(r), 6) for r in np.geomspace(*ends, 4)[1:3]]
+            between = [rounded(float(r)) for r in np.geomspace(*ends, 4)[1:3]]
             need(arm, [(rho, seed, False) for rho in between for seed in seeds])
     return summary([arm.name for arm in arms], seeds, tests, journal)
 
 
-def summary(names: Sequence[str], seeds: Sequence[int], tests: Tests, journal: Journal) -> Sweep:
+def summary(names: Sequence[str], seeds: Sequence[int], tests: Criteria, journal: Journal) -> Sweep:
     """What the journal's runs say so far; arms without a run at any radius are left out."""
     out = Sweep(tests)
     for name in names:
@@ -178,10 +191,6 @@ def summary(names: Sequence[str], seeds: Sequence[int], tests: Tests, journal: J
     return out
 
 
-def _radius(arm: Arm, journal: Journal, tests: Tests, seeds: Sequence[int]) -> COR:
-    return critical_radius((r for r in journal.runs.values() if r.model == arm.name and r.seed in seeds), tests)
-
-
-def _mostly(outcome: str, runs: Sequence[Run], tests: Tests) -> bool | None:
+def _mostly(outcome: str, runs: Sequence[Run], tests: Criteria) -> bool | None:
     """Whether more than half of the runs came out so; None without runs."""
     return sum(tests.outcome(r) == outcome for r in runs) > len(runs) / 2 if runs else None

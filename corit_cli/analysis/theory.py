@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vmap
 
 from corit_cli.analysis import gsnr
 from corit_cli.analysis.arms import HeadArm, Split
-from corit_cli.analysis.cor import COR, Tests, critical_radius
+from corit_cli.analysis.cor import COR, Criteria, critical_radius
 from corit_cli.analysis.gsnr import GSNREstimate, Moments
 from corit_cli.config import Optimization
 from corit_cli.metrics import Estimate
@@ -80,7 +80,7 @@ def theory(
         *(("feature noise", level) for level in FEATURE_NOISE),
         *(("layer", float(layer)) for layer in sorted(tokens) if layer != deepest),
     ]
-    tests = Tests.of(split.labels[split.train].tolist(), split.labels[split.val].tolist())
+    tests = Criteria.of(split.labels[split.train].tolist(), split.labels[split.val].tolist())
     found = []
     for kind, level in levels:
         progress(kind, level)
@@ -131,14 +131,14 @@ def head_gsnr(
 
 
 def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
-    """Spearman's correlation of COR with GSNR, and its 95% bootstrap interval over conditions; NaN where one is constant.
+    """Spearman's correlation of COR with GSNR, its 95% bootstrap interval over conditions; NaN where one is constant.
 
     A COR known only as a bound above (below) all radii ranks above (below) every other.
     """
     from scipy.stats import spearmanr
 
     x = np.array([c.gsnr.value for c in conditions])
-    y = np.array([np.inf if np.isinf(c.cor.high) and c.cor.value is None else c.cor.value or 0.0 for c in conditions])
+    y = np.array([np.inf if c.cor.side == "above" else c.cor.value or 0.0 for c in conditions])
 
     def rho(i: np.ndarray) -> float:
         constant = len(set(x[i])) < 2 or len(set(y[i])) < 2

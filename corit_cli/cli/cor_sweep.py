@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from corit_cli.analysis.arms import HeadArm, Split, TunedArm
-    from corit_cli.analysis.cor import Run, Tests
+    from corit_cli.analysis.cor import Criteria, Run
     from corit_cli.analysis.curvature import Geometry
     from corit_cli.analysis.sweep import Sweep
     from corit_cli.analysis.theory import Theory
@@ -278,11 +278,11 @@ class _Problem:
         self.used: list[int] = []
         self.split: Split | None = None
 
-    def tests(self) -> Tests:
-        from corit_cli.analysis.cor import Tests
+    def tests(self) -> Criteria:
+        from corit_cli.analysis.cor import Criteria
 
         s = self.split
-        return Tests.of(s.labels[s.train].tolist(), s.labels[s.val].tolist())
+        return Criteria.of(s.labels[s.train].tolist(), s.labels[s.val].tolist())
 
     def fingerprint(self) -> dict[str, Any]:
         rows = [f"{self.images[i].path.name} {self.images[i].label} {i in set(self.train)}" for i in self.used]
@@ -312,11 +312,11 @@ class _Problem:
         if self.split is None:
             for i in sorted({*self.train, *self.val} - {*good}):
                 warn(f"left out {self.images[i].path}: {errors[i]}")
-            from corit_cli.analysis.arms import splits
+            from corit_cli.analysis.arms import Split
 
             place = {i: k for k, i in enumerate(good)}
             self.used = good
-            self.split = splits(
+            self.split = Split.of(
                 [self.images[i].label for i in good],
                 [place[i] for i in self.train if i in place],
                 [place[i] for i in self.val if i in place],
@@ -367,7 +367,7 @@ class _Problem:
 
 
 @contextmanager
-def _live(tests: Tests) -> Iterator[tuple[Callable[[Run], None], Callable[[int], None]]]:
+def _live(tests: Criteria) -> Iterator[tuple[Callable[[Run], None], Callable[[int], None]]]:
     """A table of runs by model and radius, and a bar with the remaining time, on a terminal; else one line a radius."""
     bar = progress_bar()
     task = bar.add_task("runs", total=0)
@@ -394,7 +394,7 @@ def _run(
     arms: Sequence[Any],
     radii: Sequence[float],
     seeds: Sequence[int],
-    tests: Tests,
+    tests: Criteria,
     about: dict[str, Any],
     resume: Path | None,
     extend: bool,
@@ -428,7 +428,7 @@ def _run(
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def _runs_table(runs: Sequence[Run], tests: Tests) -> Table:
+def _runs_table(runs: Sequence[Run], tests: Criteria) -> Table:
     """One line a model and radius: means, and how many of the runs collapsed."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("model", "radius", "loss", "AUC", "spread", "collapsed"):

@@ -1,8 +1,8 @@
 """Many heads trained at once: every (seed, radius) of a sweep is one member of a single batched program.
 
 Members of one seed see the same batches, so a batch is read once for all its radii, and a matrix product over all
-members takes the place of as many small ones. No member knows of another: each is what ``fit_head`` would have made of
-its seed and radius alone, to float rounding.
+members takes the place of as many small ones. No member knows of another: each is what a run of its own would have
+made of its seed and radius, to float rounding.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def train_population(
         trained_on: positions of the training images, (t,).
         progress: called after every step.
     """
-    y = labels.float().expand(len(seeds), -1)  # (S, n)
+    y = labels.float().to(x.device).expand(len(seeds), -1)  # (S, n)
     member = x.shape[1] * max(1, o.hidden) * len(seeds)
     chunk = max(1, MEMBERS_SIZE // member)
     out = []
@@ -116,7 +116,7 @@ def _train(
     progress: Callable[[], None],
 ) -> Fitted:
     heads = Heads(x.shape[1], o.hidden, seeds, len(radii)).to(x.device)
-    rho = torch.tensor(radii, device=x.device).expand(len(seeds), -1)  # (S, R)
+    rho = torch.tensor(radii, dtype=torch.float64).expand(len(seeds), -1)  # (S, R)
     sam = sam_of(o, list(heads.stacked), rho)
     rows = torch.arange(len(seeds))[:, None]
     size = min(o.batch_size, len(trained_on))

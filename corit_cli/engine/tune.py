@@ -66,6 +66,8 @@ class Tuned(nn.Module):
 
     def __init__(self, tower: VisionTower, settings: CoRITSettings, scope: Scope) -> None:
         super().__init__()
+        if any(p.requires_grad for p in tower.parameters()):
+            raise ValueError("the tower must be frozen: its parameters are shared")
         end = CoRIT(tower, settings).end
         if scope.kind == "last" and scope.number > end:
             raise CoritError(f"last:{scope.number} asks for more blocks than the {end} that are read")

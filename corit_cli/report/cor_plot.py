@@ -97,8 +97,8 @@ def theory_plot(found: Theory, path: Path) -> None:
         for colour, kind in zip(COLOURS[1:], found.by_kind, strict=False):
             for c in (c for c in found.conditions if c.kind == kind):
                 radii = [s.rho for s in c.cor.shares]
-                y = c.cor.value or (max(radii) if c.cor.high == math.inf else min(radii))
-                marker = "o" if c.cor.value else "^" if c.cor.high == math.inf else "v"
+                y = c.cor.value or (max(radii) if c.cor.side == "above" else min(radii))
+                marker = "o" if c.cor.value else "^" if c.cor.side == "above" else "v"
                 axes.plot([c.gsnr.low, c.gsnr.high], [y, y], color=colour, lw=0.8, alpha=0.5)
                 if c.cor.value:
                     ends = [max(c.cor.low, min(radii)), min(c.cor.high, max(radii))]

@@ -74,3 +74,45 @@ def test_the_embedded_tower_is_clip() -> None:
     config = backbone.tower.config
     assert (config.width, config.layers, config.patch_size, config.activation) == (768, 12, 16, "quick_gelu")
     assert sum(p.numel() for p in backbone.tower.parameters()) == 86_192_640
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_reassociated_class_row_equals_the_ordinary_one(activation: str, tokens: int) -> None:
+    block = random_tower(TowerConfig(**{**TINY.__dict__, "activation": activation})).blocks[1].requires_grad_(True)
+    generator = torch.Generator().manual_seed(2)
+    direction = torch.randn(3, 1, 32, generator=generator)
+    tokens_in = 2 * torch.randn(3, tokens, 32, generator=generator) + 0.5
+    seen = []
+    for reassociate in (False, True):
+        block.reassociate = reassociate
+        x = tokens_in.clone().requires_grad_(True)
+        y = block(x, 1)
+        wanted = [x, *block.parameters()]
+        seen.append((y, *torch.autograd.grad((y * direction).sum(), wanted, materialize_grads=True)))
+    assert seen[0][0].shape == (3, 1, 32)
+    names = ["output", "input", *(name for name, _ in block.named_parameters())]
+    for name, ordinary, short in zip(names, *seen, strict=True):
+        torch.testing.assert_close(short, ordinary, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_reassociation_keeps_the_class_row_of_the_whole_block() -> None:
+    block = random_tower().blocks[0]
+    x = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(0))
+    expected = block(x)
+    block.reassociate = True
+    torch.testing.assert_close(block(x, 1), expected[:, :1], atol=1e-5, rtol=1e-5)
+    assert torch.equal(block(x), expected)  # all tokens take the ordinary way
+    torch.testing.assert_close(block(x, 3), expected[:, :3], atol=1e-5, rtol=1e-5)
+
+
+def test_reassociated_gradients_are_those_of_finite_differences() -> None:
+    block = random_tower().blocks[2].double().requires_grad_(True)
+    block.reassociate = True
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: block(x, 1), x, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda weight: torch.func.functional_call(block, {"qkv.weight": weight}, (x.detach(), 1)),
+        block.qkv.weight,
+        fast_mode=True,
+    )

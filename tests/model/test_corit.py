@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.mask import parse_mask
 from corit_cli.model.settings import CoRITSettings, baseline, parse_layers
 from corit_cli.model.views import parse_view
+from tests.conftest import random_tower
 
 VARIANTS = {
     "full": CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(1, 2), integrate=(2, 3, 4)),
@@ -135,3 +139,71 @@ def test_impossible_settings_are_refused(make) -> None:
 def test_layers_are_read_from_text() -> None:
     assert parse_layers("4-6,9, 2") == (2, 4, 5, 6, 9)
     assert parse_layers("none") == ()
+
+
+def assert_same_reading(corit: CoRIT, images: torch.Tensor, stops: list[int]) -> None:
+    """Whether the streams, halted after each of ``stops``, lead to what one pass leads to."""
+    state = corit.start(images)
+    for layer in stops:
+        before = {name: value.clone() for name, value in state.found.items()}
+        kept, x, views = state, state.x.clone(), state.views.clone()
+        state = corit.run(state, layer)
+        assert state.layer == layer
+        # a state can be run from again: nothing of it is overwritten
+        assert set(kept.found) == set(before) and all(torch.equal(kept.found[n], t) for n, t in before.items())
+        assert torch.equal(kept.x, x) and torch.equal(kept.views, views)
+    ours, whole = corit.read(corit.run(state, corit.end)), corit(images)
+    torch.testing.assert_close(ours.z, whole.z, atol=1e-5, rtol=1e-5)
+    for a, b in ((ours.energy, whole.energy), (ours.mask, whole.mask)):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_halting_after_any_block_changes_nothing(name: str, tower: VisionTower, images: torch.Tensor) -> None:
+    corit = CoRIT(tower, VARIANTS[name])
+    for k in range(corit.end + 1):
+        assert_same_reading(corit, images, [k])
+    assert_same_reading(corit, images, list(range(corit.end + 1)))
+
+
+_LAYERS = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(
+    st.builds(
+        dict,
+        views=st.sampled_from([("blur:1.0",), ("blur:1.0", "noise:0.05")]),
+        cgp=_LAYERS,
+        pool=_LAYERS,
+        inject_at=_LAYERS,
+        integrate=_LAYERS,
+        mask=st.sampled_from(["quantile:0.25-0.75", "none"]),
+    ).filter(lambda s: s["cgp"] or s["pool"] or s["integrate"]),
+    st.lists(st.integers(0, 4), max_size=4),
+)
+def test_halting_changes_nothing_whatever_is_read(chosen: dict, stops: list[int]) -> None:
+    corit = CoRIT(random_tower(), CoRITSettings(**chosen))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert_same_reading(corit, images, sorted(min(k, corit.end) for k in stops))
+    expected = by_the_equations(corit.tower, corit.settings, images)
+    torch.testing.assert_close(corit(images).z, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_running_no_further_does_nothing(tower: VisionTower, images: torch.Tensor) -> None:
+    corit = CoRIT(tower, VARIANTS["full"])
+    state = corit.run(corit.start(images), 2)
+    again = corit.run(state, 2)
+    assert again.layer == 2 and again.found is not state.found and set(again.found) == set(state.found)
+    assert again.x is state.x and again.views is state.views
+
+
+def test_streams_start_embedded_view_by_view(tower: VisionTower, images: torch.Tensor) -> None:
+    state = CoRIT(tower, VARIANTS["two views, snr"]).start(images)
+    assert state.layer == 0 and not state.found
+    torch.testing.assert_close(state.x, tower.embed(images), atol=1e-5, rtol=1e-5)
+    views = [tower.embed(parse_view(spec)(images)) for spec in ("blur:1.0", "noise:0.05")]
+    torch.testing.assert_close(state.views, torch.cat(views), atol=1e-5, rtol=1e-5)
+    assert len(CoRIT(tower, VARIANTS["no contrast"]).start(images).views) == 0

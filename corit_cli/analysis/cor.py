@@ -247,4 +247,4 @@ def rounded(radius: float) -> float:
 
 
 #: Radii of a range that names no number of them; the cliff is then refined.
-COARSE = 6
+COARSE = 5

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vmap
 
 from corit_cli.analysis import gsnr
 from corit_cli.analysis.arms import HeadArm, Split
-from corit_cli.analysis.cor import COR, Criteria, critical_radius
+from corit_cli.analysis.cor import COR, Criteria, critical_radius, rounded
 from corit_cli.analysis.gsnr import GSNREstimate, Moments
 from corit_cli.config import Optimization
 from corit_cli.metrics import Estimate
@@ -27,7 +27,9 @@ from corit_cli.model.head import Head
 LABEL_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 #: In units of the features' own spread.
 FEATURE_NOISE = (0.5, 1.0, 2.0, 4.0, 8.0)
-RADII = tuple(float(r) for r in np.geomspace(0.02, 20, 13).round(4))
+RADII = tuple(rounded(float(r)) for r in np.geomspace(0.05, 20, 9))
+#: Radii added between the two that the cliff lies between.
+BETWEEN = 6
 RESAMPLES = 2000
 
 
@@ -72,7 +74,8 @@ def theory(
     """Measure GSNR and COR of heads on the class tokens (n, d) of every layer, and under noise on the deepest one.
 
     ``units`` names, for every image, what it belongs together with. GSNR is that of the head's parameters at their
-    initial values, on the training images.
+    initial values, on the training images. Collapse is that of training alone, loss at chance and a flat output: under
+    noise, unseen images may be beyond any head, and that says nothing about the radius.
     """
     deepest = max(tokens)
     levels = [
@@ -80,7 +83,7 @@ def theory(
         *(("feature noise", level) for level in FEATURE_NOISE),
         *(("layer", float(layer)) for layer in sorted(tokens) if layer != deepest),
     ]
-    tests = Criteria.of(split.labels[split.train].tolist(), split.labels[split.val].tolist())
+    tests = replace(Criteria.of(split.labels[split.train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
     found = []
     for kind, level in levels:
         progress(kind, level)
@@ -95,6 +98,10 @@ def theory(
         # Flipped labels are what heads are trained with; the validation labels stay true.
         arm = HeadArm(kind, z, replace(split, labels=labels), optimization)
         runs = list(arm.run([(rho, seed, False) for rho in RADII for seed in seeds]))
+        ends = critical_radius(runs, tests).bracket
+        if ends is not None:
+            between = np.geomspace(*ends, BETWEEN + 2)[1:-1]
+            runs += arm.run([(rounded(float(rho)), seed, False) for rho in between for seed in seeds])
         found.append(
             Condition(
                 kind, level, head_gsnr(arm.x, labels, split.train, units, optimization), critical_radius(runs, tests)

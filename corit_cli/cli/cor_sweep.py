@@ -536,7 +536,7 @@ def _theory(problem: _Problem, seeds: int, plot: Path | None, as_json: bool) -> 
 def _show_theory(found: Theory) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("varied", "level", "GSNR", "COR"):
-        table.add_column(column, justify="left" if column in ("varied", "COR") else "right")
+        table.add_column(column, justify="left" if column in ("varied", "COR") else "right", no_wrap=True)
     for c in found.conditions:
         gsnr = f"{c.gsnr.value:.4f} [{c.gsnr.low:.4f}, {c.gsnr.high:.4f}]"
         table.add_row(c.kind, f"{c.level:g}", gsnr, str(c.cor))

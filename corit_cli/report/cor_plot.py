@@ -38,7 +38,7 @@ def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
         upper.axhspan(1 - found.tests.null_auc, found.tests.null_auc, color=GREY, alpha=0.12, lw=0)
         upper.text(zero, 0.5, " random guessing", va="center", color=GREY, fontsize=8)
         lower.axhline(found.tests.chance, color=GREY, lw=0.8)
-        lower.text(zero, found.tests.chance, " a constant guess", va="bottom", color=GREY, fontsize=8)
+        lower.text(zero, found.tests.chance, " a constant guess", va="top", color=GREY, fontsize=8)
         upper.set(ylabel="validation AUC", ylim=(min(0.4, upper.get_ylim()[0]), 1.02))
         lower.set(ylabel="final training loss", xlabel="SAM radius \N{GREEK SMALL LETTER RHO}", xscale="log")
         lower.set_ylim(bottom=0)

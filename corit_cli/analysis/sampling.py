@@ -19,7 +19,7 @@ FEWEST_UNITS = 3
 def units_of(samples: Sequence[Sample]) -> list[Hashable]:
     """What each sample must stay together with: its photograph, else its video, else nothing but itself."""
     sources = {s.source for s in samples}
-    if "" not in sources and len(sources) >= 3 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * len(sources):
+    if "" not in sources and len(sources) >= 2 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * len(sources):
         return [s.source for s in samples]
     return [_video(s) for s in samples]
 

@@ -91,13 +91,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of one arm: its runs, its critical radius, and whether the controls came out as they must."""
+    """What is known of one arm: its runs, its critical radius, and what the controls did."""
 
     name: str
     runs: list[Run]
     cor: COR
     learns_without_sam: bool | None
-    collapses_when_shuffled: bool | None
+    learns_when_shuffled: bool | None
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Sweep:
         for f in self.found.values():
             if f.learns_without_sam is False:
                 said.append(f"{f.name} does not learn even without SAM: its critical radius says nothing")
-            if f.collapses_when_shuffled is False:
+            if f.learns_when_shuffled:
                 said.append(f"{f.name} scores above chance after training on shuffled labels: look for leaks")
             diverged = sum(s.diverged for s in f.cor.shares)
             if diverged:
@@ -130,19 +130,20 @@ def sweep(
     refine: bool = True,
     extend: bool = False,
     tell: Callable[[Run], None] = lambda run: None,
-    plan: Callable[[int], None] = lambda count: None,
+    plan: Callable[[int, int], None] = lambda wanted, missing: None,
 ) -> Sweep:
     """Run what the sweep needs and is not in the journal.
 
-    ``tell`` is told of every run, kept ones too; ``plan`` of how many more runs have come up.
+    ``tell`` is told of every run, kept ones too; ``plan`` of how many more are wanted, and how many of these
+    are still to be trained.
     """
 
     asked: dict[str, dict[tuple, Run]] = {arm.name: {} for arm in arms}
 
     def need(arm: Arm, wanted: Iterable[Wanted]) -> None:
         keys = {(arm.name, *w): w for w in wanted}
-        plan(len(keys))
         missing = [w for key, w in keys.items() if key not in journal.runs]
+        plan(len(keys), len(missing))
         for key in keys:
             if key in journal.runs:
                 tell(journal.runs[key])
@@ -169,24 +170,21 @@ def sweep(
                 break
             between = [rounded(float(r)) for r in np.geomspace(*ends, 4)[1:3]]
             need(arm, [(rho, seed, False) for rho in between for seed in seeds])
-    return summary([arm.name for arm in arms], seeds, tests, journal)
+    return summary((run for runs in asked.values() for run in runs.values()), tests)
 
 
-def summary(names: Sequence[str], seeds: Sequence[int], tests: Criteria, journal: Journal) -> Sweep:
-    """What the journal's runs say so far; arms without a run at any radius are left out."""
-    out = Sweep(tests)
-    for name in names:
-        runs = sorted(
-            (r for r in journal.runs.values() if r.model == name and r.seed in seeds),
-            key=lambda r: (r.shuffled, r.rho, r.seed),
-        )
-        if any(r.rho > 0 for r in runs):
+def summary(runs: Iterable[Run], tests: Criteria) -> Sweep:
+    """What runs say, model by model; models without a run at any radius are left out."""
+    out, every = Sweep(tests), list(runs)
+    for name in dict.fromkeys(r.model for r in every):
+        own = sorted((r for r in every if r.model == name), key=lambda r: (r.shuffled, r.rho, r.seed))
+        if any(r.rho > 0 for r in own):
             out.found[name] = Found(
                 name,
-                runs,
-                critical_radius(runs, tests),
-                _mostly("trained", [r for r in runs if r.rho == 0 and not r.shuffled], tests),
-                _mostly("collapsed", [r for r in runs if r.shuffled], tests),
+                own,
+                critical_radius(own, tests),
+                _mostly("trained", [r for r in own if r.rho == 0 and not r.shuffled], tests),
+                _mostly("trained", [r for r in own if r.shuffled], tests),
             )
     return out
 

@@ -83,7 +83,6 @@ def theory(
         *(("feature noise", level) for level in FEATURE_NOISE),
         *(("layer", float(layer)) for layer in sorted(tokens) if layer != deepest),
     ]
-    tests = replace(Criteria.of(split.labels[split.train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
     found = []
     for kind, level in levels:
         progress(kind, level)
@@ -95,6 +94,7 @@ def theory(
             flipped = split.train[torch.rand(len(split.train), generator=generator) < level]
             labels = labels.clone()
             labels[flipped] = 1 - labels[flipped]
+        tests = replace(Criteria.of(labels[split.train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
         # Flipped labels are what heads are trained with; the validation labels stay true.
         arm = HeadArm(kind, z, replace(split, labels=labels), optimization)
         runs = list(arm.run([(rho, seed, False) for rho in RADII for seed in seeds]))
@@ -140,16 +140,18 @@ def head_gsnr(
 def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
     """Spearman's correlation of COR with GSNR, its 95% bootstrap interval over conditions; NaN where one is constant.
 
-    A COR known only as a bound above (below) all radii ranks above (below) every other.
+    A COR known only as a bound above (below) all radii ranks above (below) every other; where all runs diverged there
+    is none to rank.
     """
     from scipy.stats import spearmanr
 
+    conditions = [c for c in conditions if c.cor.value is not None or c.cor.side is not None]
     x = np.array([c.gsnr.value for c in conditions])
     y = np.array([np.inf if c.cor.side == "above" else c.cor.value or 0.0 for c in conditions])
 
     def rho(i: np.ndarray) -> float:
         constant = len(set(x[i])) < 2 or len(set(y[i])) < 2
-        return float("nan") if constant else float(spearmanr(_ranks(x[i]), _ranks(y[i])).statistic)
+        return float("nan") if constant else float(spearmanr(x[i], y[i]).statistic)
 
     rng = np.random.default_rng(0)
     draws = [rho(rng.integers(len(x), size=len(x))) for _ in range(RESAMPLES)]
@@ -157,9 +159,3 @@ def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
         return Estimate(float("nan"), float("nan"), float("nan"))
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Estimate(rho(np.arange(len(x))), float(low), float(high))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return rankdata(values)

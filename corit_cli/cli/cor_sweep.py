@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +56,9 @@ def cor_sweep(
     ] = "baseline,corit",
     features: Annotated[
         str | None,
-        typer.Option(metavar="last|hri|corit", help="One model alone, by what it reads.", rich_help_panel=TRAINED),
+        typer.Option(
+            metavar="last|hri|corit", help="Instead of --compare: one model, by what it reads.", rich_help_panel=TRAINED
+        ),
     ] = None,
     tune: Annotated[
         str,
@@ -74,7 +78,7 @@ def cor_sweep(
     ] = None,
     samples: Annotated[int, typer.Option(min=20, help="Images to use, at most.", rich_help_panel=TRAINED)] = 400,
     optimizer: Annotated[
-        str, typer.Option(metavar="adamw|sgd", help="Under SAM.", rich_help_panel=TRAINED)
+        str, typer.Option(metavar="adamw|sgd", help="The optimizer that SAM wraps.", rich_help_panel=TRAINED)
     ] = BLOCKS.optimizer,
     lr: Annotated[
         float | None,
@@ -105,7 +109,9 @@ def cor_sweep(
     friendly: Annotated[
         float | None, typer.Option(metavar="DECAY", help="Friendly SAM, as in 0.9.", rich_help_panel=TRAINED)
     ] = None,
-    extend: Annotated[bool, typer.Option("--extend", help="Go on past HI until the cliff is found.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Go on past HI, doubling it up to 64, until the cliff is found.")
+    ] = False,
     geometry: Annotated[
         bool | None,
         typer.Option(
@@ -161,6 +167,32 @@ def cor_sweep(
     names = _names(features or compare, single=features is not None)
     base = HEADS if tune == "head" or theory else BLOCKS
     given = {"lr": lr, "epochs": epochs, "batch_size": batch_size}
+    if theory:
+        _refuse_with_theory(
+            {
+                "--rho": rho != "0.01:0.5",
+                "--compare": compare != "baseline,corit",
+                "--tune": tune not in ("last:1", "head"),
+                "--extend": extend,
+                "--geometry": geometry is not None,
+            }
+            | {
+                f"--{name}": value not in (None, False)
+                for name, value in (
+                    ("features", features),
+                    ("resume", resume),
+                    ("view", view),
+                    ("integrate", integrate),
+                    ("cgp", cgp),
+                    ("no-cgp", no_cgp),
+                    ("pool", pool),
+                    ("inject-at", inject_at),
+                    ("mask", mask),
+                    ("alpha", alpha),
+                )
+            }
+        )
+        tune = "head"
     optimization = _checked(
         lambda: replace(
             base,
@@ -194,7 +226,9 @@ def cor_sweep(
             "a sweep reads one kind of window, and a single one where blocks are tuned: --crop native|resize"
         )
     depth = loaded.tower.config.layers
-    reads = {"baseline": baseline(depth), "hri": corit.plain(), "corit": corit}
+    read = {"baseline": lambda: baseline(depth), "hri": corit.plain, "corit": lambda: corit}
+    reads = {name: _checked(read[name]) for name in names}
+    images = [s for s in images if s.split != "test"]
     units = units_of(images)
     split_at = _split(images, units, samples, seed)
     problem = _Problem(images, units, *split_at, loaded, cut, device, optimization)
@@ -212,18 +246,29 @@ def cor_sweep(
         "crops": asdict(cut),
         "backbone": loaded.sha256,
         "seed": seed,
-        "data": problem.fingerprint(),
+        "data": problem.fingerprint,
     }
     found, folder = _run(arms, radii, range(seeds), tests, about, resume, extend, plot, _title(scope, optimization))
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with err.status("geometry at the initial weights"):
-            shapes = {arm.name: problem.geometry(arm) for arm in arms}
+            for arm in arms:
+                try:
+                    shapes[arm.name] = problem.geometry(arm)
+                except ValueError as error:
+                    warn(f"no geometry of {arm.name}: {error}")
     if as_json:
-        print(json.dumps(about | {"radii": radii, "seeds": seeds} | _as_dict(found, shapes), indent=1, allow_nan=False))
+        _print_json(about | {"radii": radii, "seeds": seeds} | _as_dict(found, shapes))
     else:
         _show(found, shapes, problem, scope, optimization)
         err.print(f"finished runs are kept in {escape(str(folder))}", soft_wrap=True)
+
+
+def _refuse_with_theory(given: dict[str, bool]) -> None:
+    """The experiment varies by itself what these options would set."""
+    names = [name for name, there in given.items() if there]
+    if names:
+        raise CoritError(f"--theory says itself what is read, trained and tried: leave out {', '.join(names)}")
 
 
 def _checked(make: Callable[[], Any]) -> Any:
@@ -250,7 +295,7 @@ def _split(samples: Sequence[Sample], units: Sequence[Hashable], most: int, seed
     for side, name in ((parts[:TRAIN_PARTS], "train on"), (parts[TRAIN_PARTS:], "validate on")):
         chosen = thin(samples, units, sorted(i for part in side for i in part), most * len(side) // PARTS, seed)
         if min(len({units[i] for i in chosen if samples[i].label == label}) for label in (0, 1)) < FEWEST_UNITS:
-            raise CoritError(f"too few images to {name}: give at least ten independent ones of each class")
+            raise CoritError(f"too few images to {name}: give ten independent ones of each class, or more --samples")
         sides.append(chosen)
     return sides[0], sides[1]
 
@@ -282,10 +327,16 @@ class _Problem:
         from corit_cli.analysis.cor import Criteria
 
         s = self.split
-        return Criteria.of(s.labels[s.train].tolist(), s.labels[s.val].tolist())
+        units = [self.units[self.used[k]] for k in s.val.tolist()]
+        return Criteria.of(s.labels[s.train].tolist(), s.labels[s.val].tolist(), units)
 
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        rows = [f"{self.images[i].path.name} {self.images[i].label} {i in set(self.train)}" for i in self.used]
+        """Sizes of the parts, and a digest of what is in the files, their labels and their part."""
+        from corit_cli.engine.features import content_sha256
+
+        train = set(self.train)
+        rows = [f"{content_sha256(self.images[i].path)} {self.images[i].label} {i in train}" for i in self.used]
         digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
         return {"train": len(self.split.train), "val": len(self.split.val), "fingerprint": digest}
 
@@ -314,6 +365,9 @@ class _Problem:
                 warn(f"left out {self.images[i].path}: {errors[i]}")
             from corit_cli.analysis.arms import Split
 
+            for part in (self.train, self.val):
+                if len({self.images[i].label for i in part if i in set(good)}) < 2:
+                    raise CoritError("after leaving out the images that cannot be read, one class is empty")
             place = {i: k for k, i in enumerate(good)}
             self.used = good
             self.split = Split.of(
@@ -355,23 +409,40 @@ class _Problem:
 
     def geometry(self, arm: HeadArm | TunedArm) -> Geometry:
         """Local geometry of the loss at an arm's first seed's initial weights."""
-        import torch
+        from corit_cli.analysis.curvature import geometry
 
-        from corit_cli.analysis.curvature import disjoint_batches, geometry
-
-        size = min(self.optimization.batch_size, len(self.split.train) // 3)
-        positions = self.split.train
-        batches = [positions[torch.as_tensor(b)] for b in disjoint_batches(len(positions), size)]
+        positions = self.split.train.tolist()
+        units = [self.units[self.used[k]] for k in positions]
+        batches = [[positions[k] for k in batch] for batch in _apart(units, self.optimization.batch_size)]
         loss, params = arm.objective()
         return geometry(loss, params, batches, self.optimization.lr)
 
 
+def _apart(units: Sequence[Hashable], size: int) -> list[list[int]]:
+    """Disjoint batches of one size, ``size`` at most, no unit in two of them: positions. Large units are dealt first.
+
+    There are from 3 to 16, with two units each where there are enough.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for position, unit in enumerate(units):
+        members.setdefault(unit, []).append(position)
+    count = max(3, min(16, len(units) // size, len(members) // 2))
+    batches: list[list[int]] = [[] for _ in range(count)]
+    for unit in sorted(members.values(), key=len, reverse=True):
+        min(batches, key=len).extend(unit)
+    least = min(size, *map(len, batches))
+    if not least:
+        raise ValueError("too few independent images for three batches")
+    return [batch[:least] for batch in batches]
+
+
 @contextmanager
-def _live(tests: Criteria) -> Iterator[tuple[Callable[[Run], None], Callable[[int], None]]]:
-    """A table of runs by model and radius, and a bar with the remaining time, on a terminal; else one line a radius."""
+def _live(tests: Criteria) -> Iterator[tuple[Callable[[Run], None], Callable[[int, int], None]]]:
+    """A table of runs by model and radius, and a bar with the remaining time, on a terminal; else one line a run."""
     bar = progress_bar()
     task = bar.add_task("runs", total=0)
     runs: list[Run] = []
+    kept = [0]  # runs from before, which took no time
 
     def picture() -> Group:
         return Group(_runs_table(runs, tests), bar)
@@ -380,12 +451,18 @@ def _live(tests: Criteria) -> Iterator[tuple[Callable[[Run], None], Callable[[in
 
         def tell(run: Run) -> None:
             runs.append(run)
-            bar.advance(task)
             if err.is_terminal:
+                bar.update(task, completed=max(0, len(runs) - kept[0]))
                 live.update(picture())
+            else:
+                control = ", shuffled" if run.shuffled else ""
+                which = f"{run.model}, radius {run.rho:g}{control}, seed {run.seed}"
+                said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
+                err.print(said, soft_wrap=True)
 
-        def plan(count: int) -> None:
-            bar.update(task, total=(bar.tasks[task].total or 0) + count)
+        def plan(wanted: int, missing: int) -> None:
+            kept[0] += wanted - missing
+            bar.update(task, total=(bar.tasks[task].total or 0) + missing)
 
         yield tell, plan
 
@@ -409,16 +486,18 @@ def _run(
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = resume or default_cache_path().parent / "cor-sweep" / key
     journal = Journal(folder, about)
-    names = [arm.name for arm in arms]
     try:
         with _live(tests) as (tell, plan):
             found = sweep(arms, radii, list(seeds), tests, journal, extend=extend, tell=tell, plan=plan)
     except KeyboardInterrupt:
-        partial, picture = summary(names, list(seeds), tests, journal), plot or folder / "partial.png"
+        err.print(
+            f"{len(journal.runs)} finished runs are kept in {escape(str(folder))}: run the same again to go on",
+            soft_wrap=True,
+        )
+        partial, picture = summary(journal.runs.values(), tests), plot or folder / "partial.png"
         if partial.found:
             cor_plot(partial, picture, title)
             err.print(f"partial plot: {escape(str(picture))}", soft_wrap=True)
-        err.print(f"{len(journal.runs)} finished runs are kept in {escape(str(folder))}: run the same again to go on")
         raise
     if plot is not None:
         cor_plot(found, plot, title)
@@ -437,7 +516,9 @@ def _runs_table(runs: Sequence[Run], tests: Criteria) -> Table:
     for model, shuffled, rho in sorted(keys, key=lambda k: ([r.model for r in runs].index(k[0]), k[1:])):
         chosen = [r for r in runs if (r.model, r.shuffled, r.rho) == (model, shuffled, rho)]
         outcomes = [tests.outcome(r) for r in chosen]
-        mean = [sum(getattr(r, name) for r in chosen) / len(chosen) for name in ("loss", "auc", "spread")]
+        good = [r for r, outcome in zip(chosen, outcomes, strict=True) if outcome != "diverged"]
+        names = ("loss", "auc", "spread")
+        mean = [sum(getattr(r, name) for r in good) / len(good) if good else float("nan") for name in names]
         broken = outcomes.count("diverged")
         table.add_row(
             model,
@@ -448,32 +529,39 @@ def _runs_table(runs: Sequence[Run], tests: Criteria) -> Table:
     return table
 
 
-def _as_dict(found: Sweep, shapes: dict[str, Geometry]) -> dict[str, Any]:
-    """Plain values; what is not finite becomes None."""
+def _print_json(document: dict[str, Any]) -> None:
+    """One JSON document; what is not finite becomes null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
-        return None if isinstance(value, float) and value - value != 0 else value
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
+    print(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def _as_dict(found: Sweep, shapes: dict[str, Geometry]) -> dict[str, Any]:
+    """What was found, for JSON."""
     return {
         "tests": asdict(found.tests),
         "found": {
             name: {
                 "cor": f.cor.as_dict(),
                 "learns_without_sam": f.learns_without_sam,
-                "collapses_when_shuffled": f.collapses_when_shuffled,
-                "runs": [plain(asdict(r)) | {"outcome": found.tests.outcome(r)} for r in f.runs],
+                "learns_when_shuffled": f.learns_when_shuffled,
+                "runs": [asdict(r) | {"outcome": found.tests.outcome(r)} for r in f.runs],
             }
             for name, f in found.found.items()
         },
-        "geometry": {name: plain(asdict(g)) for name, g in shapes.items()},
+        "geometry": {name: asdict(g) for name, g in shapes.items()},
         "warnings": found.warnings(),
     }
 
 
 def _show(found: Sweep, shapes: dict[str, Geometry], problem: _Problem, scope: Any, o: Optimization) -> None:
-    t, data = found.tests, problem.fingerprint()
+    t, data = found.tests, problem.fingerprint
     out.print(f"Trained: {_title(scope, o)}; {data['train']} images, {data['val']} to validate.", soft_wrap=True)
     out.print(_runs_table([r for f in found.found.values() for r in f.runs], t))
     out.print(
@@ -482,24 +570,25 @@ def _show(found: Sweep, shapes: dict[str, Geometry], problem: _Problem, scope: A
         soft_wrap=True,
     )
     for name, f in found.found.items():
-        out.print(f"[bold]COR of {escape(name)}: {f.cor}[/]", soft_wrap=True)
+        out.print(f"[bold]COR of {escape(name)}: {escape(str(f.cor))}[/]", soft_wrap=True)
     for name, g in shapes.items():
-        _show_geometry(name, g)
+        _show_geometry(name, g, scope.kind == "head" and not o.hidden)
     for warning in found.warnings():
         out.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def _show_geometry(name: str, g: Geometry) -> None:
+def _show_geometry(name: str, g: Geometry, convex: bool) -> None:
     def radius(value: float | None) -> str:
         return "none up to the limit" if value is None else f"{value:.3g}"
 
-    out.print(
-        f"At {escape(name)}'s initial weights: GSNR {g.gsnr:.4f}, ||E g|| {g.gradient_norm:.3g}, smoothness "
-        f"{g.smoothness:.3g}; guaranteed radius {g.bound:.3g}; local COR {radius(g.local)} "
-        f"[{radius(g.local_low)}, {radius(g.local_high)}]; edge of stability "
-        f"{'none' if g.edge is None else f'{g.edge:.3g}'} (plain gradient steps).",
-        soft_wrap=True,
+    linear = ": without a hidden layer the loss is convex" if g.local is None else ""
+    text = (
+        f"At {name}'s initial weights: GSNR {g.gsnr:.4f}, ||E g|| {g.gradient_norm:.3g}, smoothness {g.smoothness:.3g}"
+        f"{'' if g.converged else ' (not settled)'}; guaranteed radius {g.bound:.3g}; local COR {radius(g.local)} "
+        f"[{radius(g.local_low)}, {radius(g.local_high)}]{linear if convex else ''}; edge of stability "
+        f"{'none' if g.edge is None else f'{g.edge:.3g}'} (plain gradient steps)."
     )
+    out.print(escape(text), soft_wrap=True)
 
 
 def _theory(problem: _Problem, seeds: int, plot: Path | None, as_json: bool) -> None:
@@ -513,7 +602,7 @@ def _theory(problem: _Problem, seeds: int, plot: Path | None, as_json: bool) -> 
         task = bar.add_task("class tokens", total=len(problem.train) + len(problem.val))
         settings = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=layers)
         z = problem.z(settings, lambda count: bar.advance(task, count))
-        tokens = dict(zip(layers, z.chunk(depth, dim=1), strict=True))
+        tokens = dict(zip(layers, z.cpu().chunk(depth, dim=1), strict=True))  # small enough for the processor
         steps = bar.add_task("conditions", total=None)
         units = [problem.units[i] for i in problem.used]
         found = theory(
@@ -524,13 +613,13 @@ def _theory(problem: _Problem, seeds: int, plot: Path | None, as_json: bool) -> 
             range(seeds),
             lambda kind, level: bar.update(steps, advance=1, description=f"{kind} {level:g}"),
         )
+    if as_json:
+        about = {"corit": __version__, "optimization": asdict(problem.optimization), "data": problem.fingerprint}
+        _print_json(about | found.as_dict())
+    else:
+        _show_theory(found)
     if plot is not None:
         theory_plot(found, plot)
-    if as_json:
-        about = {"corit": __version__, "optimization": asdict(problem.optimization), "data": problem.fingerprint()}
-        print(json.dumps(about | found.as_dict(), indent=1))
-        return
-    _show_theory(found)
 
 
 def _show_theory(found: Theory) -> None:
@@ -542,4 +631,4 @@ def _show_theory(found: Theory) -> None:
         table.add_row(c.kind, f"{c.level:g}", gsnr, str(c.cor))
     out.print(table)
     for kind, e in {"all": found.correlation, **found.by_kind}.items():
-        out.print(f"Spearman's correlation of COR with GSNR, {kind}: {e}", soft_wrap=True)
+        out.print(escape(f"Spearman's correlation of COR with GSNR, {kind}: {e}"), soft_wrap=True)

@@ -7,7 +7,7 @@ made of its seed and radius, to float rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from corit_cli.config import Optimization
 from corit_cli.engine.sam import SAM
 from corit_cli.model.head import Head
 
-#: Numbers in the weights of members that are trained together: with their state they should fit a processor's cache.
+#: Numbers in the weights of members that are trained together; gradients and moments take three times as much again.
 MEMBERS_SIZE = 16_000_000
 
 
@@ -85,7 +85,7 @@ class Heads(torch.nn.Module):
         second, offset = (p.view(*rho.shape, -1) for p in self.stacked[2:]) if self.hidden else (None, None)
         one = self._deltas(pre, second, offset, y)
         spread = (gram @ one.delta.flatten(2)).view(shape)  # K delta
-        norm = (_dot(one.delta, spread) + one.square(one)).sqrt()  # (S, R)
+        norm = (_dot(one.delta, spread) + one.square(one)).clamp_min(0).sqrt()  # (S, R)
         s = torch.where((norm > 0) & norm.isfinite(), rho.to(norm) / norm, 0)[..., None]  # (S, R, 1)
         moved = pre + s[:, None] * spread
         if self.hidden:
@@ -93,7 +93,7 @@ class Heads(torch.nn.Module):
         else:
             two = self._deltas(moved, None, None, y)
         again = (gram @ two.delta.flatten(2)).view(shape)
-        length = (_dot(two.delta, again) + two.square(two)).sqrt()
+        length = (_dot(two.delta, again) + two.square(two)).clamp_min(0).sqrt()
         self.stacked[0].grad = torch.bmm(two.delta.flatten(2).transpose(1, 2), x).view_as(self.stacked[0])
         self.stacked[1].grad = two.delta.sum(1).view_as(self.stacked[1])
         if self.hidden:
@@ -149,7 +149,6 @@ def train_population(
     seeds: Sequence[int],
     radii: Sequence[float],
     o: Optimization,
-    progress: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train a head for every seed and radius, at once.
 
@@ -157,14 +156,13 @@ def train_population(
         x: standardised features of all images, (n, F).
         labels: 0 or 1, (n,), or (S, n) where seeds differ in them.
         trained_on: positions of the training images, (t,).
-        progress: called after every step.
     """
     y = labels.float().to(x.device).expand(len(seeds), -1)  # (S, n)
     member = x.shape[1] * max(1, o.hidden) * len(seeds)
     chunk = max(1, MEMBERS_SIZE // member)
     out = []
     for start in range(0, len(radii), chunk):
-        out.append(_train(x, y, trained_on, seeds, radii[start : start + chunk], o, progress))
+        out.append(_train(x, y, trained_on, seeds, radii[start : start + chunk], o))
     return Fitted(torch.cat([f.logits for f in out], 1), torch.cat([f.cosine for f in out], 1))
 
 
@@ -175,7 +173,6 @@ def _train(
     seeds: Sequence[int],
     radii: Sequence[float],
     o: Optimization,
-    progress: Callable[[], None],
 ) -> Fitted:
     heads = Heads(x.shape[1], o.hidden, seeds, len(radii)).to(x.device)
     rho = torch.tensor(radii, dtype=torch.float64).expand(len(seeds), -1)  # (S, R)
@@ -201,7 +198,6 @@ def _train(
             cosine = sam.step(loss, parts(o, batch)).cosine
         if number >= last:
             cosines.append(cosine)
-        progress()
     with torch.no_grad():
         logits = heads(x.expand(len(seeds), -1, -1))  # (S, R, n)
     return Fitted(logits, torch.stack(cosines).mean(0))

@@ -50,8 +50,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         rows, columns = weight.shape
-        self.down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
-        self.up = nn.Parameter(torch.zeros(rows, rank))
+        self.down = nn.Parameter(torch.randn(rank, columns, device=weight.device) / columns**0.5)
+        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """A weight (rows, columns) with its low-rank part."""
@@ -68,7 +68,10 @@ class Tuned(nn.Module):
         super().__init__()
         if any(p.requires_grad for p in tower.parameters()):
             raise ValueError("the tower must be frozen: its parameters are shared")
-        end = CoRIT(tower, settings).end
+        try:
+            end = CoRIT(tower, settings).end
+        except ValueError as error:
+            raise CoritError(str(error)) from None
         if scope.kind == "last" and scope.number > end:
             raise CoritError(f"last:{scope.number} asks for more blocks than the {end} that are read")
         first = {"head": end + 1, "last": end - scope.number + 1}.get(scope.kind, 1)
@@ -167,12 +170,11 @@ def train_tuned(
     seed: int,
     rho: float,
     o: Optimization,
-    progress: Callable[[], None] = lambda: None,
 ) -> tuple[Head, float]:
     """Train the scope's parameters, in place, and a fresh head on images ``trained_on`` (t,) with ``labels`` (n,).
 
     The head's standardiser is fitted at the initial weights and stays. Returns the head, and the mean cosine between
-    ascent and descent over the last epoch. ``progress`` is called after every step.
+    ascent and descent over the last epoch.
     """
     tuned.reset(seed)
     z = features(tuned, prepared, trained_on)
@@ -192,7 +194,6 @@ def train_tuned(
         step = sam.step(loss, parts(o, trained_on[positions]))
         if number >= last:
             cosines.append(step.cosine)
-        progress()
     return head.eval(), sum(cosines) / len(cosines)
 
 

@@ -67,7 +67,8 @@ def _arm(upper: Axes, lower: Axes, arm: Found, found: Sweep, colour: str, shift:
             y = [getattr(r, value) for r in chosen]
             axes.plot(x, y, ls="", marker="o", ms=4, mec=colour, alpha=0.75, **style)
         radii = sorted({r.rho for r in runs if r.rho > 0})
-        means = [np.nanmean([getattr(r, value) for r in runs if r.rho == rho]) for rho in radii]
+        at = [[getattr(r, value) for r in runs if r.rho == rho] for rho in radii]
+        means = [np.mean([y for y in ys if math.isfinite(y)] or [math.nan]) for ys in at]
         label = f"{name}: COR {arm.cor}" if axes is upper else None
         axes.plot(radii, means, color=colour, lw=1, label=label)
         broken = [r for r in runs if found.tests.outcome(r) == "diverged"]
@@ -95,7 +96,7 @@ def theory_plot(found: Theory, path: Path) -> None:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for colour, kind in zip(COLOURS[1:], found.by_kind, strict=False):
-            for c in (c for c in found.conditions if c.kind == kind):
+            for c in (c for c in found.conditions if c.kind == kind and (c.cor.value or c.cor.side)):
                 radii = [s.rho for s in c.cor.shares]
                 y = c.cor.value or (max(radii) if c.cor.side == "above" else min(radii))
                 marker = "o" if c.cor.value else "^" if c.cor.side == "above" else "v"

@@ -29,9 +29,11 @@ REACH = 3
 
 
 def check_suffix(path: Path) -> None:
-    """Raise CoritError unless ``path`` says which kind of picture it is to be."""
+    """Raise CoritError unless ``path`` says which kind of picture it is to be, in a folder that is there."""
     if path.suffix.lower() not in SUFFIXES:
         raise CoritError(f"{path}: a plot is written as {' or '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise CoritError(f"{path}: there is no folder {path.parent}")
 
 
 def gsnr_plot(study: Study, path: Path) -> None:

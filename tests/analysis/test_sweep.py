@@ -48,6 +48,13 @@ class Cliff:
             yield Run(self.name, rho, seed, shuffled, *FIGURES[outcome], 1.0)
 
 
+class Plan(list):
+    """Remembers how many runs were wanted, and how many of them missing."""
+
+    def __call__(self, wanted: int, missing: int) -> None:
+        self.append((wanted, missing))
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cor, "RESAMPLES", 40)
@@ -87,7 +94,7 @@ def test_the_cliff_is_closed_in_upon(edge: float, journal: Journal) -> None:
     assert refined and all(coarse[0] < rho < coarse[1] for rho in refined)
     assert all((rho, seed, False) in arm.done for rho in refined for seed in SEEDS)
     assert len(refined) == 2 * (len(arm.calls) - 1)  # two radii a round
-    assert found.learns_without_sam and found.collapses_when_shuffled
+    assert found.learns_without_sam and found.learns_when_shuffled is False
     assert len(found.runs) == len(arm.done)
 
 
@@ -133,9 +140,20 @@ def test_no_run_is_ever_done_twice(
     folder = tmp_path_factory.mktemp("sweep")
     arms = [Cliff(f"m{i}", edge) for i, edge in enumerate(edges)]
     told: list[Run] = []
-    planned: list[int] = []
-    found = sweep(arms, RADII, SEEDS, TESTS, Journal(folder, SETTINGS), refine, extend, told.append, planned.append)
-    assert sum(planned) == len(told) == sum(len(arm.done) for arm in arms)
+    planned = Plan()
+    found = sweep(
+        arms,
+        RADII,
+        SEEDS,
+        TESTS,
+        Journal(folder, SETTINGS),
+        refine,
+        extend,
+        told.append,
+        planned,
+    )
+    assert [sum(c) for c in zip(*planned, strict=True)] == [len(told)] * 2
+    assert len(told) == sum(len(arm.done) for arm in arms)
     assert sweep(arms, RADII, SEEDS, TESTS, Journal(folder, SETTINGS), refine, extend) == found
     for arm in arms:
         assert set(Counter(arm.done).values()) == {1}
@@ -148,21 +166,40 @@ def test_no_run_is_ever_done_twice(
 def test_kept_runs_of_the_grid_are_told_of_and_planned(tmp_path: Path) -> None:
     for _ in range(2):
         told: list[Run] = []
-        planned: list[int] = []
+        planned = Plan()
         arm = Cliff()
-        sweep([arm], RADII, SEEDS, TESTS, Journal(tmp_path, SETTINGS), False, False, told.append, planned.append)
+        sweep(
+            [arm],
+            RADII,
+            SEEDS,
+            TESTS,
+            Journal(tmp_path, SETTINGS),
+            False,
+            False,
+            told.append,
+            planned,
+        )
         assert {r.key for r in told} == {("m", *w) for w in CONTROLS | grid()}
-        assert sum(planned) == len(told)
+        assert planned == [(len(told), len(arm.done))]
 
 
 def test_kept_runs_around_the_cliff_are_told_of_and_planned(tmp_path: Path) -> None:
-    counts = []
+    counts, trained = [], []
     for _ in range(2):
         told: list[Run] = []
-        planned: list[int] = []
-        sweep([Cliff()], RADII, SEEDS, TESTS, Journal(tmp_path, SETTINGS), tell=told.append, plan=planned.append)
-        counts.append((len(told), sum(planned)))
-    assert counts[0] == counts[1]
+        planned = Plan()
+        sweep(
+            [Cliff()],
+            RADII,
+            SEEDS,
+            TESTS,
+            Journal(tmp_path, SETTINGS),
+            tell=told.append,
+            plan=planned,
+        )
+        counts.append((len(told), sum(wanted for wanted, _ in planned)))
+        trained.append(sum(missing for _, missing in planned))
+    assert counts[0] == counts[1] and trained == [counts[0][0], 0]
 
 
 def test_arms_are_kept_apart(journal: Journal) -> None:
@@ -293,17 +330,17 @@ def test_a_sound_sweep_warns_of_nothing(journal: Journal) -> None:
 
 
 def test_a_summary_of_what_is_there_so_far(journal: Journal) -> None:
-    assert summary(["m"], SEEDS, TESTS, journal).found == {}
+    assert summary(journal.runs.values(), TESTS).found == {}
     for run in Cliff().run([(0.0, 0, False), (0.0, 0, True)]):
         journal.add(run)
-    assert summary(["m"], SEEDS, TESTS, journal).found == {}  # controls alone say nothing of a radius
+    assert summary(journal.runs.values(), TESTS).found == {}  # controls alone say nothing of a radius
     journal.runs.clear()
     for run in Cliff().run([(0.2, 0, False), (0.8, 0, False)]):
         journal.add(run)
-    found = summary(["m", "other"], SEEDS, TESTS, journal)
+    found = summary(journal.runs.values(), TESTS)
     assert list(found.found) == ["m"]
     assert found.found["m"].cor.value == pytest.approx(0.4)
-    assert found.found["m"].learns_without_sam is None and found.found["m"].collapses_when_shuffled is None
+    assert found.found["m"].learns_without_sam is None and found.found["m"].learns_when_shuffled is None
     assert found.warnings() == []
 
 
@@ -312,5 +349,5 @@ def test_controls_go_by_the_majority_of_seeds(journal: Journal) -> None:
         journal.add(Run("m", 0.0, seed, False, *FIGURES[outcome], 1.0))
         journal.add(Run("m", 0.0, seed, True, *FIGURES[outcome], 1.0))
     journal.add(Run("m", 0.1, 0, False, *FIGURES["trained"], 1.0))
-    found = summary(["m"], SEEDS, TESTS, journal).found["m"]
-    assert found.learns_without_sam is True and found.collapses_when_shuffled is False
+    found = summary(journal.runs.values(), TESTS).found["m"]
+    assert found.learns_without_sam is True and found.learns_when_shuffled is True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from click.testing import Result
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -85,11 +87,36 @@ def test_runs_of_another_sweep_are_refused(sweep, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "holds runs of another sweep (optimization differ)" in result.stderr
 
 
-def test_theory_measures_both(sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_images_under_the_same_names_are_trained_anew(sweep, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "tiles", tmp_path / "tiles")
+    for file in (tmp_path / "tiles").rglob("*.png"):
+        ImageOps.invert(Image.open(file).convert("RGB")).save(file)
+    given = (*QUICK, "--tune", "head", "--features", "last", "--json")
+    here, there = sweep(*given), sweep(*given, "--data", tmp_path / "tiles/manifest.csv")
+    first, second = (json.loads(result.stdout)["found"]["baseline"]["runs"] for result in (here, there))
+    assert first != second and [r["rho"] for r in first][:3] == [r["rho"] for r in second][:3]
+
+
+def test_unreadable_files_are_left_out_and_named(sweep, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "tiles", tmp_path / "tiles")
+    broken = next((tmp_path / "tiles").rglob("*.png"))
+    broken.write_text("no picture")
+    for tune in ("head", "last:1"):
+        result = sweep(*QUICK, "--tune", tune, "--features", "last", "--data", tmp_path / "tiles/manifest.csv")
+        assert result.exit_code == 0 and f"left out {broken}" in result.stderr.replace("\n", "")
+
+
+def test_theory_measures_both(arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from corit_cli.analysis import theory
 
+    monkeypatch.setenv("CORIT_CACHE", str(tmp_path / "cache" / "features.sqlite"))
     monkeypatch.setattr(theory, "RADII", (0.1, 1.0))
-    result = sweep("--theory", "--seeds", "2", "--epochs", "2", "--plot", tmp_path / "theory.svg")
+    given = ["--theory", "--seeds", "2", "--epochs", "2", "--plot", str(tmp_path / "theory.svg")]
+    result = CliRunner().invoke(app, [*arguments, *given])
+    document = CliRunner().invoke(app, [*arguments, *given[:5], "--json"])
+    json.loads(document.stdout, parse_constant=pytest.fail)
+    refused = CliRunner().invoke(app, [*arguments, "--theory", "--cgp", "2"])
+    assert refused.exit_code == 2 and "--cgp" in refused.stderr
     assert result.exit_code == 0, result.output
     assert "feature noise" in result.stdout and "Spearman's correlation of COR with GSNR, all:" in result.stdout
     assert (tmp_path / "theory.svg").exists()

@@ -204,12 +204,6 @@ def test_at_a_learning_rate_beyond_reason_members_diverge_as_they_would_alone(
             assert torch.equal(fitted.logits[s, r].isfinite(), logits.isfinite())
 
 
-def test_progress_is_told_of_every_step(problem: tuple[Tensor, Tensor, Tensor]) -> None:
-    told: list[None] = []
-    train_population(*problem, SEEDS, RADII, SHORT, lambda: told.append(None))
-    assert len(told) == SHORT.steps(19) == 3 * 2
-
-
 def test_without_a_radius_ascent_and_descent_agree(problem: tuple[Tensor, Tensor, Tensor]) -> None:
     fitted = train_population(*problem, SEEDS, RADII, SHORT)
     assert (fitted.cosine[:, 0] == 1).all()

@@ -29,7 +29,7 @@ def sweep_of(*names: str, cliff: float = 0.2) -> Sweep:
             for seed in range(3)
         ]
         runs.append(Run(name, 0.4, 9, False, math.nan, math.nan, math.nan, math.nan))
-        out.found[name] = Found(name, runs, critical_radius(runs, CRITERIA), True, True)
+        out.found[name] = Found(name, runs, critical_radius(runs, CRITERIA), True, False)
     return out
 
 

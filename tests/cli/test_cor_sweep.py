@@ -8,10 +8,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
-from click.testing import Result
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -46,10 +46,10 @@ def arguments(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def sweep(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def sweep(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setenv("CORIT_CACHE", str(tmp_path / "cache" / "features.sqlite"))
 
-    def run(*more: object) -> Result:
+    def run(*more: object) -> Any:
         return CliRunner().invoke(app, [*arguments, *READS, *map(str, more)])
 
     return run

@@ -54,7 +54,12 @@ class GhostPass:
         for name, grad in zip(self.parameters, rest, strict=True):
             if grad is not None:
                 raise ValueError(f"{name} is used in an operation whose per-sample gradient norm is not known")
-        return values.detach(), {name: use.finish() for name, use in capture.uses.items()}
+        norms = {name: use.finish() for name, use in capture.uses.items()}
+        # The capture and its parts refer to each other; left so, small tensors would stay among the large ones around
+        # them until the next garbage collection, and memory would grow from batch to batch.
+        capture.uses.clear()
+        capture.handlers.clear()
+        return values.detach(), norms
 
 
 @contextmanager

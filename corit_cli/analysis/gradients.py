@@ -121,7 +121,12 @@ def measure(
 
     def close() -> None:
         """End the last group: sketch the running totals, and square what it brought."""
-        groups[-1].sketches = {name: sketch(total) for name, total in ghost.sums.items()}
+        # One tensor a group: small ones that outlive the large ones around them would pin memory that is free.
+        lengths = [min(total.numel(), BUCKETS) for total in ghost.sums.values()]
+        places = sketch.signs.new_empty(sum(lengths)).split(lengths)
+        groups[-1].sketches = dict(zip(ghost.sums, places, strict=True))
+        for name, place in groups[-1].sketches.items():
+            sketch(ghost.sums[name], out=place)
         for name, total in ghost.sums.items() if elementwise else ():
             brought = total - before[name] if name in before else total
             within[name] = within.get(name, 0.0) + brought.square()
@@ -197,14 +202,18 @@ class Sketch:
     def __init__(self, size: int, like: Tensor) -> None:
         signs = torch.randint(2, (size,), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
         self.signs = (2 * signs - 1).to(like)
+        self._signed = like.new_empty(-(-size // BUCKETS) * BUCKETS)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The sketch of ``x``, (min(x.numel(), BUCKETS),), in ``out`` if given."""
         x = x.flatten()
+        out = x.new_empty(min(len(x), BUCKETS)) if out is None else out
         if len(x) <= BUCKETS:
-            return x.clone()
-        signed = x.new_zeros(-(-len(x) // BUCKETS) * BUCKETS)
+            return out.copy_(x)
+        signed = self._signed[: -(-len(x) // BUCKETS) * BUCKETS]
         torch.mul(x, self.signs[: len(x)], out=signed[: len(x)])
-        return signed.view(-1, BUCKETS).sum(0)
+        signed[len(x) :] = 0
+        return torch.sum(signed.view(-1, BUCKETS), 0, out=out)
 
 
 # --- tokens ---------------------------------------------------------------------------------------

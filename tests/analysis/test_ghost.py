@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -187,3 +190,22 @@ def test_rows_in_turn_make_one_sample_of_a_pair():
     for name, g in oracle.items():
         expected = (g[:3] + g[3:]).flatten(1).square().sum(1)
         torch.testing.assert_close(norms[name], expected, rtol=1e-9, atol=1e-20)
+
+
+def test_a_pass_leaves_nothing_to_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Watched(ghost._Capture):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(ghost, "_Capture", Watched)
+    layer, x = nn.Linear(3, 1), torch.randn(4, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        GhostPass(dict(layer.named_parameters()))(lambda: layer(x).squeeze(-1))
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()

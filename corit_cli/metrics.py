@@ -6,8 +6,10 @@ classes at their sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,3 +123,12 @@ def proportion(successes: int, total: int) -> Estimate:
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = np.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
     return Estimate(p, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+
+
+def plain(value: Any) -> Any:
+    """A document of dicts, lists and figures as JSON can hold it: what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

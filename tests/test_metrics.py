@@ -16,3 +16,8 @@ def test_auc_equals_sklearn(rows: list[tuple[int, int]]) -> None:
     roc_auc_score = pytest.importorskip("sklearn.metrics").roc_auc_score
     labels, scores = np.array(rows).T
     assert metrics.auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_what_is_not_finite_is_none_in_json() -> None:
+    document = {"a": [1, float("nan"), {"b": float("inf")}], 2: (0.5, None, "x", True)}
+    assert metrics.plain(document) == {"a": [1, None, {"b": None}], "2": [0.5, None, "x", True]}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from corit_cli.analysis.gsnr import GSNRDifference, GSNREstimate
 from corit_cli.data.manifest import Sample
-from corit_cli.metrics import Estimate
+from corit_cli.metrics import Estimate, plain
 from corit_cli.model.settings import CoRITSettings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Study:
             rows.append(gsnr_row(row, row.estimate))
             if row.quantiles is not None:
                 rows[-1]["quantiles"] = dict(zip(map(str, QUANTILES), row.quantiles, strict=True))
-        return _plain(
+        return plain(
             self.about
             | {
                 "gsnr": rows,
@@ -133,11 +133,3 @@ class Study:
                 "notes": self.notes,
             }
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and value != value else value

@@ -107,6 +107,22 @@ class Sweep:
     tests: Criteria
     found: dict[str, Found] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, runs with their outcomes; some may not be finite."""
+        return {
+            "tests": asdict(self.tests),
+            "found": {
+                name: {
+                    "cor": f.cor.as_dict(),
+                    "learns_without_sam": f.learns_without_sam,
+                    "learns_when_shuffled": f.learns_when_shuffled,
+                    "runs": [asdict(r) | {"outcome": self.tests.outcome(r)} for r in f.runs],
+                }
+                for name, f in self.found.items()
+            },
+            "warnings": self.warnings(),
+        }
+
     def warnings(self) -> list[str]:
         """In words, what should make a reader careful."""
         said = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from rich import markup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -40,3 +43,10 @@ def printable(text: str) -> str:
 def escape(text: str) -> str:
     """Printable text that rich shows as it is, even where it looks like markup."""
     return markup.escape(printable(text))
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output; what is not finite becomes null."""
+    from corit_cli.metrics import plain
+
+    print(json.dumps(plain(document), indent=1, allow_nan=False))

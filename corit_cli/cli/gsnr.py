@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from corit_cli.analysis.study import QUANTILES, Compared, Study, StudySettings
 from corit_cli.cli import options
-from corit_cli.cli.console import err, escape, out, progress_bar, warn
+from corit_cli.cli.console import err, escape, out, print_json, progress_bar, warn
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import baseline, parse_layers
 
@@ -179,7 +178,7 @@ def gsnr(
     if plot is not None:
         gsnr_plot(found, plot)
     if as_json:
-        print(json.dumps(found.as_dict(), indent=1, allow_nan=False))
+        print_json(found.as_dict())
     else:
         _show(found)
 

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+
+from tests.analysis.conftest import make_tiles
+from tests.conftest import random_tower
 
 CORIT = Path(sys.executable).parent / "corit"
 
@@ -22,6 +26,16 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "COLUMNS": "120",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny backbone in a local file, ``tower.safetensors``, and photographs' tiles with forgeries in ``tiles``."""
+    root = tmp_path_factory.mktemp("tiny")
+    save_file(random_tower().state_dict(), root / "tower.safetensors")
+    (root / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
+    make_tiles(root / "tiles")
+    return root
 
 
 @pytest.fixture

@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image, ImageOps
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from corit_cli.cli import cor_sweep as command
 from corit_cli.cli.app import Commands
-from tests.analysis.conftest import make_tiles
 from tests.cli.conftest import CORIT, one_line_error
-from tests.conftest import random_tower
 
 app = typer.Typer(cls=Commands)
 app.callback()(lambda: None)
@@ -28,16 +25,6 @@ app.command("cor-sweep")(command.cor_sweep)
 
 READS = ("--integrate", "2-3", "--cgp", "2-3")
 QUICK = ("--rho", "0.05,0.5", "--seeds", "2", "--epochs", "2", "--batch-size", "8")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny backbone in a local file, and tiles to train on."""
-    root = tmp_path_factory.mktemp("sweep")
-    save_file(random_tower().state_dict(), root / "tower.safetensors")
-    (root / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
-    make_tiles(root / "tiles")
-    return root
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import typer
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from corit_cli.cli import gsnr as command
@@ -22,23 +21,12 @@ from corit_cli.engine.train import train
 from corit_cli.engine.weights import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from tests.analysis.conftest import make_tiles
-from tests.conftest import random_tower
 
 app = typer.Typer(cls=Commands)
 app.callback()(lambda: None)
 app.command("gsnr")(command.gsnr)
 
 READS = ("--integrate", "2-3", "--cgp", "2-3", "--inject-at", "1")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny backbone in a local file, and tiles to measure on."""
-    root = tmp_path_factory.mktemp("gsnr")
-    save_file(random_tower().state_dict(), root / "tower.safetensors")
-    (root / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
-    make_tiles(root / "tiles")
-    return root
 
 
 @pytest.fixture

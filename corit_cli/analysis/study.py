@@ -43,7 +43,7 @@ class StudySettings:
 
     layers: tuple[int, ...] | None = None
     wrt: str = "params"
-    samples: int = 24
+    samples: int = 16
     states: tuple[str, ...] = ("initial", "fitted")
     by: str | None = None
     quantiles: bool = False

@@ -31,6 +31,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVI
 # Pillow's own limit is lower than ours. Raised, not removed: it also guards frames that outgrow their header.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata of a sound picture
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -175,12 +176,12 @@ _LUMA = np.array(
 )
 # How libjpeg scales that table for the quality settings 1 to 100.
 _SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)])
-_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 64)
+LUMA_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 64)
 
 
 def _jpeg_quality(table: list[int]) -> int:
     """The quality whose scaled standard table is nearest, by sum of absolute differences, to a luma table (64,)."""
-    return int(np.abs(_TABLES - np.asarray(table)).sum(1).argmin()) + 1
+    return int(np.abs(LUMA_TABLES - np.asarray(table)).sum(1).argmin()) + 1
 
 
 # --- windows --------------------------------------------------------------------------------------

@@ -1,21 +1,26 @@
 """Scores of a detector, with bootstrap intervals. Labels are 1 for fake and 0 for real; higher scores mean fake.
 
-Every interval is a percentile bootstrap that resamples real and fake images separately, so each resample keeps both
-classes at their sizes.
+Every interval of a ranking is a percentile bootstrap that resamples real and fake images separately, so each resample
+keeps both classes at their sizes. Frames of one video are resampled together where ``units`` says which they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
+#: One group's name an image, or the images (numbers or a mask) of each group, which may then share some.
+Groups = Sequence[str] | Mapping[str, NDArray]
+Key = TypeVar("Key", bound=Hashable)
 RESAMPLES = 2000
+#: Multiplicities in memory at a time: all resamples of two thousand images, a few of a million.
+BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def _wins(labels: Array, scores: Array) -> Array:
-    """(fakes, reals) matrix: 1 where the fake scores higher, one half on a tie. Its mean is the AUC."""
-    fake, real = scores[labels == 1][:, None], scores[labels == 0][None, :]
-    return (fake > real) + 0.5 * (fake == real)
 
 
 def auc(labels: Array, scores: Array) -> float:
@@ -56,44 +55,205 @@ def average_precision(labels: Array, scores: Array) -> float:
 
 def expected_calibration_error(labels: Array, probabilities: Array, bins: int = 10) -> float:
     """Mean |share of fakes - mean probability| over equal-width bins, weighted by their counts (Naeini et al. 2015)."""
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    return float(calibration_errors(labels, probabilities, np.ones((1, len(labels))), bins)[0])
+
+
+def calibration_errors(labels: Array, probabilities: Array, weights: Array, bins: int = 10) -> Array:
+    """:func:`expected_calibration_error` for each row of ``weights`` (R, n); returns (R,)."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, float)
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = [
-        abs(labels[index == b].mean() - probabilities[index == b].mean()) * (index == b).sum() for b in np.unique(index)
-    ]
-    return float(sum(gaps) / len(labels))
+    gaps = [abs(weights[:, index == b] @ (labels - probabilities)[index == b]) for b in np.unique(index)]
+    return np.sum(gaps, axis=0) / weights.sum(1)
 
 
-def _draws(count: int, rng: np.random.Generator) -> Array:
-    """Bootstrap multiplicities, (RESAMPLES, count), each row summing to ``count``."""
-    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float32)
+@dataclass(frozen=True)
+class Roc:
+    """ROC curves of one detector, one for each of R weightings of the same images.
+
+    Attributes:
+        fpr: share of the real images at or above each distinct score, (R, K + 1), from 0 to 1.
+        tpr: the same share of the fakes, (R, K + 1).
+        odds: weight of the fakes over weight of the real images, (R,).
+    """
+
+    fpr: Array
+    tpr: Array
+    odds: Array
+
+    @classmethod
+    def of(cls, labels: Array, scores: Array, weights: Array | None = None) -> Roc:
+        """Curves for ``labels`` and ``scores`` (n,), and ``weights`` (R, n). A class without weight gives NaN."""
+        labels, scores = np.asarray(labels), np.asarray(scores)
+        weights = np.ones((1, len(labels))) if weights is None else weights
+        order = np.argsort(-scores, kind="stable")
+        y, s, w = labels[order], scores[order], weights[:, order]
+        ends = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)  # (K,), the last image of each distinct score
+        sums = [np.cumsum(w * (y == label), axis=1, dtype=np.float64)[:, ends] for label in (0, 1)]
+        reals, fakes = (np.pad(part, ((0, 0), (1, 0))) for part in sums)  # (R, K + 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return cls(reals / reals[:, -1:], fakes / fakes[:, -1:], fakes[:, -1] / reals[:, -1])
+
+    @property
+    def auc(self) -> Array:
+        """Area under each curve (R,); ties count half."""
+        return (np.diff(self.fpr) * (self.tpr[:, 1:] + self.tpr[:, :-1]) / 2).sum(1)
+
+    @property
+    def average_precision(self) -> Array:
+        """Area under each precision-recall curve as a step function (R,)."""
+        with np.errstate(invalid="ignore"):
+            fakes, reals = self.tpr[:, 1:] * self.odds[:, None], self.fpr[:, 1:]
+            precision = np.where(fakes + reals == 0, 0.0, fakes / (fakes + reals))  # (R, K)
+        return (np.diff(self.tpr) * precision).sum(1)
+
+    @property
+    def eer(self) -> Array:
+        """Equal error rate (R,): where the curve, straight between its points, has 1 - TPR = FPR."""
+        ahead = self.fpr + self.tpr - 1  # (R, K + 1), rising from -1 to 1
+        k = np.maximum((ahead >= 0).argmax(1), 1)
+        rows = np.arange(len(k))
+        before, after = ahead[rows, k - 1], ahead[rows, k]
+        step = -before / (after - before)
+        return self.fpr[rows, k - 1] + step * (self.fpr[rows, k] - self.fpr[rows, k - 1])
+
+    def tpr_at(self, target: float) -> Array:
+        """The largest TPR among thresholds whose FPR is at most ``target`` (R,), without interpolation."""
+        return np.where(self.fpr <= target, self.tpr, np.where(np.isnan(self.fpr), np.nan, 0.0)).max(1)
+
+
+# --- bootstrap ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A figure with its bootstrap distribution ``draws`` (RESAMPLES,). Figures that share their resamples pair up."""
+
+    value: float
+    draws: Array
+
+    def __sub__(self, other: Sampled) -> Sampled:
+        return Sampled(self.value - other.value, self.draws - other.draws)
+
+    @classmethod
+    def mean(cls, parts: Sequence[Sampled]) -> Sampled:
+        """The mean of figures that share their resamples; NaN of none."""
+        if not parts:
+            return cls(float("nan"), np.full(RESAMPLES, np.nan))
+        return cls(float(np.mean([p.value for p in parts])), np.mean([p.draws for p in parts], axis=0))
+
+    @property
+    def estimate(self) -> Estimate:
+        """The figure with its 95% interval."""
+        return interval(self.value, self.draws)
+
+
+def _masks(groups: Groups | None, count: int) -> dict[str, NDArray[np.bool_]]:
+    """Each group's images as a mask (n,); all images are one group where none are given."""
+    if groups is None:
+        return {"": np.ones(count, bool)}
+    if isinstance(groups, Mapping):
+        masks = {}
+        for name, chosen in groups.items():
+            masks[name] = np.zeros(count, bool)
+            masks[name][chosen] = True
+        return masks
+    names = np.asarray(groups)
+    return {str(name): names == name for name in np.unique(names)}
+
+
+def resample(
+    labels: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None, seed: int = 0
+) -> Iterator[NDArray[np.float32]]:
+    """How often each image is drawn in each resample: blocks (r, n), RESAMPLES rows in all.
+
+    Whole ``units`` (one name an image, such as its video) are drawn. Units whose images are of the same classes in the
+    same ``groups`` are drawn among themselves, so that a group keeps its classes at their numbers of units.
+    """
+    count = len(labels)
+    belongs = np.stack([*_masks(groups, count).values(), np.asarray(labels) == 1], axis=1)  # (n, groups + 1)
+    # Codes sort by group, fakes first; strata by the codes that their units hold.
+    kinds, codes = np.unique(~belongs, axis=0, return_inverse=True)
+    numbers: dict[Hashable, int] = {}
+    owner = np.arange(count) if units is None else np.array([numbers.setdefault(u, len(numbers)) for u in units])
+    absent = np.ones((owner.max() + 1, len(kinds)), bool)  # (U, codes)
+    absent[owner, codes.ravel()] = False
+    _, stratum = np.unique(absent, axis=0, return_inverse=True)
+    strata = [np.flatnonzero(stratum.ravel() == k) for k in range(stratum.max() + 1)]
+    rng = np.random.default_rng(seed)
+    rows = max(1, min(RESAMPLES, BLOCK // count))
+    for start in range(0, RESAMPLES, rows):
+        size = min(rows, RESAMPLES - start)
+        drawn = np.empty((size, len(absent)), np.float32)
+        for chosen in strata:
+            drawn[:, chosen] = rng.multinomial(len(chosen), np.full(len(chosen), 1 / len(chosen)), size=size)
+        yield drawn[:, owner]
+
+
+def bootstrap(
+    figures: Callable[[Array], Mapping[Key, Array]],
+    labels: Array,
+    groups: Groups | None = None,
+    units: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> dict[Key, Sampled]:
+    """Distributions of ``figures``, a function of image weights (R, n) that returns an array (R,) for each name.
+
+    The figures' values are those at weight one. See :func:`resample` for the rest.
+    """
+    values = figures(np.ones((1, len(labels)), np.float32))
+    blocks = [figures(weights) for weights in resample(labels, groups, units, seed)]
+    return {key: Sampled(float(value[0]), np.concatenate([b[key] for b in blocks])) for key, value in values.items()}
+
+
+def bootstrap_groups(
+    labels: Array,
+    scores: Mapping[str, Array | Mapping[str, Array]],
+    groups: Groups | None = None,
+    units: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> dict[tuple[str, str], Sampled]:
+    """AUC of each detector in each group, all on the same resamples: {(detector, group): ...}.
+
+    A detector's scores are (n,), or such an array for each group where its scores depend on that.
+    Where ``units`` are given and a class of a group is a single one, nothing can be resampled: its draws are NaN.
+    """
+    labels, masks = np.asarray(labels), _masks(groups, len(labels))
+    fixed = {group for group, mask in masks.items() if units is not None and _lone(labels[mask], units, mask)}
+
+    def figures(weights: Array) -> dict[tuple[str, str], Array]:
+        return {
+            (name, group): Roc.of(
+                labels[mask], np.asarray(s[group] if isinstance(s, Mapping) else s)[mask], weights[:, mask]
+            ).auc
+            for group, mask in masks.items()
+            for name, s in scores.items()
+        }
+
+    found = bootstrap(figures, labels, masks, units, seed)
+    return {k: Sampled(s.value, s.draws * np.nan) if k[1] in fixed else s for k, s in found.items()}
+
+
+def _lone(labels: Array, units: Sequence[Hashable], mask: NDArray[np.bool_]) -> bool:
+    """Whether some class among the images of ``mask`` comes from one unit."""
+    owners = [units[i] for i in np.flatnonzero(mask)]
+    return any(len({u for u, y in zip(owners, labels, strict=True) if y == c}) == 1 for c in np.unique(labels))
 
 
 def bootstrap_auc(
-    labels: Array, scores: Mapping[str, Array], groups: Sequence[str] | None = None, seed: int = 0
+    labels: Array,
+    scores: Mapping[str, Array],
+    groups: Groups | None = None,
+    seed: int = 0,
+    units: Sequence[Hashable] | None = None,
 ) -> tuple[dict[str, Array], dict[str, float]]:
     """Bootstrap distributions of AUC for several detectors on the same images, paired resample by resample.
 
-    With ``groups`` (one name an image) the figure is the mean of the groups' AUCs, each group resampled by itself.
-    Returns ({name: (RESAMPLES,)}, {name: value}).
+    With ``groups`` the figure is the mean of the groups' AUCs, each group resampled by itself. Returns
+    ({name: (RESAMPLES,)}, {name: value}).
     """
-    labels = np.asarray(labels)
-    names = np.asarray(groups if groups is not None else [""] * len(labels))
-    rng = np.random.default_rng(seed)
-    distributions: dict[str, list[Array]] = {name: [] for name in scores}
-    values: dict[str, list[float]] = {name: [] for name in scores}
-    for group in np.unique(names):
-        chosen = names == group
-        wins = {name: _wins(labels[chosen], np.asarray(s)[chosen]).astype(np.float32) for name, s in scores.items()}
-        fakes, reals = next(iter(wins.values())).shape
-        of_fakes, of_reals = _draws(fakes, rng), _draws(reals, rng)
-        for name, matrix in wins.items():
-            values[name].append(float(matrix.mean()))
-            distributions[name].append(((of_fakes @ matrix) * of_reals).sum(1) / (fakes * reals))
-    return (
-        {name: np.mean(parts, axis=0) for name, parts in distributions.items()},
-        {name: float(np.mean(parts)) for name, parts in values.items()},
-    )
+    found = bootstrap_groups(labels, scores, groups, units, seed)
+    means = {name: Sampled.mean([s for (of, _), s in found.items() if of == name]) for name in scores}
+    return {name: s.draws for name, s in means.items()}, {name: s.value for name, s in means.items()}
 
 
 def interval(value: float, distribution: Array) -> Estimate:
@@ -102,19 +262,19 @@ def interval(value: float, distribution: Array) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def auc_interval(labels: Array, scores: Array, groups: Sequence[str] | None = None) -> Estimate:
+def auc_interval(labels: Array, scores: Array, groups: Groups | None = None) -> Estimate:
     """AUC (or mean of the groups' AUCs) with its interval."""
     distributions, values = bootstrap_auc(labels, {"": scores}, groups)
     return interval(values[""], distributions[""])
 
 
-def auc_difference(labels: Array, a: Array, b: Array, groups: Sequence[str] | None = None) -> Estimate:
+def auc_difference(labels: Array, a: Array, b: Array, groups: Groups | None = None) -> Estimate:
     """AUC of ``a`` minus AUC of ``b`` on the same images, with the interval of the paired difference."""
     distributions, values = bootstrap_auc(labels, {"a": a, "b": b}, groups)
     return interval(values["a"] - values["b"], distributions["a"] - distributions["b"])
 
 
-def proportion(successes: int, total: int) -> Estimate:
+def proportion(successes: float, total: int) -> Estimate:
     """A share with its 95% Wilson interval; all NaN when there is nothing to count."""
     if not total:
         return Estimate(float("nan"), float("nan"), float("nan"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from corit_cli.data.images import ImageError
+from corit_cli.data.images import MAX_PIXELS, ImageError
 
 
 def jpeg(image: Image.Image, quality: float) -> Image.Image:
@@ -33,9 +33,20 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
 
 
 def resize(image: Image.Image, factor: float) -> Image.Image:
-    """Both sides times ``factor``, at least one pixel, by antialiased bicubic; the image stays at its new size."""
+    """Both sides times ``factor``, at least one pixel, by antialiased bicubic; the image stays at its new size.
+
+    Raises ImageError where that would be more than ``MAX_PIXELS``.
+    """
     width, height = (max(1, round(side * factor)) for side in image.size)
+    if width * height > max(MAX_PIXELS, image.width * image.height):
+        raise ImageError(f"{factor:g} times {image.width} x {image.height} pixels are too many")
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def fit(image: Image.Image, side: float) -> Image.Image:
+    """The longer side brought down to ``side`` pixels (rounded), as messengers do; a smaller image stays as it is."""
+    limit = round(side)
+    return image if max(image.size) <= limit else resize(image, limit / max(image.size))
 
 
 def noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
@@ -67,6 +78,7 @@ DEGRADATIONS: dict[str, tuple[Callable[..., Image.Image], float, float]] = {
     "webp": (webp, 60, 98),
     "blur": (blur, 0.3, 1.5),
     "resize": (resize, 0.5, 1.5),
+    "fit": (fit, 640, 2048),
     "noise": (noise, 1, 8),
     "crop": (crop, 0.6, 0.95),
 }
@@ -75,6 +87,7 @@ _ALLOWED = {
     "webp": (0, 100),
     "blur": (0, 100),
     "resize": (0.01, 10),
+    "fit": (1, 65535),
     "noise": (0, 255),
     "crop": (0.01, 1),
 }

@@ -21,6 +21,7 @@ class Variant:
         saved: JPEG quality the forgery is saved at, as its photograph was, or None for losslessly.
         degradations: ``NAME:LOW-HIGH`` each (see ``degrade.py``), every one applied with probability one half.
         codec: JPEG quality range every image is re-encoded at, so that the codec says nothing about the class.
+        chain: degradations as above, but each applied always, one after the other.
         seed: another seed gives another draw from the same recipe.
     """
 
@@ -28,6 +29,7 @@ class Variant:
     saved: int | None = None
     degradations: tuple[str, ...] = ()
     codec: tuple[int, int] | None = None
+    chain: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -36,7 +38,8 @@ class Variant:
         if self == ORIGINAL:
             return "original"
         forge = self.forge.fingerprint if self.forge else ""
-        return f"{forge}|{self.saved}|{','.join(self.degradations)}|{self.codec}|{self.seed}"
+        base = f"{forge}|{self.saved}|{','.join(self.degradations)}|{self.codec}|{self.seed}"
+        return f"{base}|{','.join(self.chain)}" if self.chain else base
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The image (RGB) after this recipe. Every draw depends on the seed and the pixels alone."""
@@ -53,6 +56,8 @@ class Variant:
                 image = parse_degradation(spec).apply(image, rng)
         if self.codec:
             image = parse_degradation(f"jpeg:{self.codec[0]}-{self.codec[1]}").apply(image, rng)
+        for spec in self.chain:
+            image = parse_degradation(spec).apply(image, rng)
         return image
 
 

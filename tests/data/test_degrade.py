@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.data import degrade
-from corit_cli.data.degrade import DEGRADATIONS, Degradation, blur, crop, jpeg, noise, parse_degradation, resize, webp
+from corit_cli.data.degrade import (
+    DEGRADATIONS,
+    Degradation,
+    blur,
+    crop,
+    fit,
+    jpeg,
+    noise,
+    parse_degradation,
+    resize,
+    webp,
+)
 from corit_cli.data.images import ImageError
 
 
@@ -56,6 +67,21 @@ def test_resize_and_crop_sizes() -> None:
     out = crop(texture(64, 48), 0.5)
     assert (np.asarray(out) == np.asarray(texture(64, 48))[12:36, 16:48]).all()
     assert error(crop(texture(), 1), texture()) == 0
+
+
+def test_fit_brings_the_longer_side_down_and_never_up() -> None:
+    assert fit(texture(64, 48), 32).size == (32, 24)
+    assert fit(texture(48, 64), 32.4).size == (24, 32)
+    assert fit(texture(64, 48), 64) == texture(64, 48)
+    assert fit(texture(64, 1), 7).size == (7, 1)
+    assert error(fit(texture(64, 48), 32), resize(texture(64, 48), 0.5)) == 0
+
+
+def test_enlarging_ends_where_reading_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(degrade, "MAX_PIXELS", 64 * 48 * 2)
+    assert resize(texture(64, 48), 1.4).size == (90, 67)
+    with pytest.raises(ImageError, match="2 times 64 x 48 pixels are too many"):
+        resize(texture(64, 48), 2)
 
 
 def test_resize_is_antialiased() -> None:

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from corit_cli.data.degrade import blur, jpeg
+from corit_cli.data.forge import parse_forge
+from corit_cli.data.variants import ORIGINAL, Variant
+from tests.conftest import photograph
+
+
+def test_a_chain_is_applied_always_and_in_order() -> None:
+    for seed in range(6):  # with probability one half, one of six images would escape
+        image = photograph(seed)
+        out = Variant(chain=("blur:1", "jpeg:60"), seed=seed).apply(image)
+        assert out.tobytes() == jpeg(blur(image, 1), 60).tobytes()
+
+
+def test_a_chain_comes_after_the_rest() -> None:
+    image = photograph(0)
+    out = Variant(codec=(70, 70), chain=("blur:1",)).apply(image)
+    assert out.tobytes() == blur(jpeg(image, 70), 1).tobytes()
+
+
+def test_noise_in_a_chain_is_the_same_each_time() -> None:
+    variant = Variant(chain=("noise:5",))
+    one, two = (variant.apply(photograph(0)).tobytes() for _ in range(2))
+    assert one == two != photograph(0).tobytes()
+
+
+def test_fingerprints_of_caches_that_exist() -> None:
+    forge = parse_forge("self_blend")
+    assert ORIGINAL.fingerprint == "original"
+    assert Variant(seed=3).fingerprint == "|None||None|3"
+    assert (
+        Variant(codec=(60, 90), degradations=("blur:2", "jpeg"), seed=1).fingerprint == "|None|blur:2,jpeg|(60, 90)|1"
+    )
+    assert Variant(forge=forge, saved=80).fingerprint == f"{forge.fingerprint}|80||None|0"
+
+
+def test_fingerprints_of_chains_differ() -> None:
+    chains = [(), ("jpeg:75",), ("jpeg:75", "jpeg:90"), ("jpeg:90", "jpeg:75"), ("blur:2",)]
+    prints = [Variant(chain=chain).fingerprint for chain in chains]
+    prints.append(Variant(degradations=("blur:2",)).fingerprint)
+    assert len(set(prints)) == len(prints)
+
+
+def test_an_original_is_left_alone() -> None:
+    buffer = io.BytesIO()
+    photograph(0).save(buffer, "PNG")
+    image = Image.open(buffer).convert("RGB")
+    assert ORIGINAL.apply(image) is image

@@ -13,8 +13,8 @@ class TrainSettings:
         hidden: width of the head's hidden layer; 0 is a linear head.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9), the base under SAM.
         rho: SAM's radius; 0 trains without SAM.
-        balance: ``class`` gives both classes the same total weight, ``source`` also every source within a class,
-            ``none`` leaves every image at weight one.
+        balance: ``class`` gives both classes the same total weight; ``source`` also weighs the sources within a class
+            by the square root of their size, ``even`` all alike; ``none`` leaves every image at weight one.
         target_fpr: share of real images that may be called fake; sets the upper threshold.
         target_fnr: share of fake images that may be called real; sets the lower threshold.
         folds: parts of the training data held out in turn, by source, to fit calibration and thresholds on.
@@ -27,7 +27,7 @@ class TrainSettings:
     epochs: int = 20
     batch_size: int = 64
     rho: float = 0.5
-    balance: str = "source"
+    balance: str = "even"
     seed: int = 0
     target_fpr: float = 0.05
     target_fnr: float = 0.1
@@ -36,8 +36,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer must be adamw or sgd, not {self.optimizer!r}")
-        if self.balance not in ("class", "source", "none"):
-            raise ValueError(f"balance must be class, source or none, not {self.balance!r}")
+        if self.balance not in ("class", "source", "even", "none"):
+            raise ValueError(f"balance must be class, source, even or none, not {self.balance!r}")
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,39 @@ class Optimization:
     def steps(self, count: int) -> int:
         """Optimizer steps on ``count`` images."""
         return self.epochs * (count // min(self.batch_size, count))
+
+
+#: AdamW's step size by kind of scope: the more weights move together, the smaller.
+TUNE_LR = {"ln": 1e-4, "last": 3e-5, "lora": 2e-4, "all": 1e-5}
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How parts of the tower are trained together with the head; optimizer, weight decay and balance are the head's.
+
+    Attributes:
+        scope: what is trained, ``ln``, ``last:K``, ``lora:R`` or ``all``.
+        lr: step size of the tower's weights; None takes the scope's own from ``TUNE_LR``.
+        rho: SAM's radius over tower and head together, far smaller than a head alone bears; 0 trains without SAM.
+        batch_size: images in a step, over all processes.
+        micro_batch: images in one forward pass, which bounds the memory; the result is that of the whole batch.
+        precision: ``fp32``, ``bf16``, ``fp16`` (with loss scaling), or ``auto``: bf16 on a GPU that has it, else fp32.
+        grad_checkpoint: keep only what enters a block and run it again in the backward pass.
+        patience: epochs without a lower held-out loss after which training ends; 0 never ends early.
+    """
+
+    scope: str
+    lr: float | None = None
+    rho: float = 0.02
+    epochs: int = 5
+    batch_size: int = 32
+    micro_batch: int = 8
+    precision: str = "auto"
+    grad_checkpoint: bool = False
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", TUNE_LR.get(self.scope.partition(":")[0]))
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"precision must be auto, fp32, bf16 or fp16, not {self.precision!r}")

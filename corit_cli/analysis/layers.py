@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,7 @@ from corit_cli.data.images import CropConfig, crop, read_image
 from corit_cli.data.manifest import Sample
 from corit_cli.engine.features import BATCH, Extractor, Job, Reader, ahead, content_sha256, extract
 from corit_cli.engine.fit import balance_weights, fit_head
+from corit_cli.engine.tune import mean_over_windows
 from corit_cli.engine.weights import Backbone, state_sha256
 from corit_cli.errors import CoritError
 from corit_cli.model.corit import Reading
@@ -39,6 +40,8 @@ from corit_cli.model.settings import CoRITSettings
 
 #: Images a head is fitted on, for each image that gradients are measured on.
 FIT_SHARE = 1
+#: How heads are fitted.
+TRAINING = TrainSettings(balance="source")
 #: Told a stage's name and size; returns what is told of its progress.
 Stages = Callable[[str, int], Callable[[int], None]]
 
@@ -140,8 +143,7 @@ class _Windowed:
         return Reading(torch.cat([self._read(reader, images) for reader in self.readers], dim=1))
 
     def _read(self, reader: Reader, images: Tensor) -> Tensor:
-        rows = images[:, reader.windows].transpose(0, 1).flatten(0, 1)  # (w * b, 3, S, S), row r of image r mod b
-        return reader.corit(rows).z.unflatten(0, (len(reader.windows), -1)).mean(0)  # (b, F_r)
+        return mean_over_windows(images, reader.windows, lambda rows: reader.corit(rows).z)  # (b, F_r)
 
     def last_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The last reader's first window (b, 3, S, S), the labels, and what the other readers read (b, F0)."""
@@ -212,7 +214,7 @@ def _measure(
 
 def _heads(model: Compared, z: Tensor, samples: Sequence[Sample], seed: int, device: str) -> dict[str, Head]:
     """A random and a fitted head on features ``z`` (n, F) of the fitting part."""
-    training = TrainSettings(seed=seed, hidden=model.head.hidden if model.head else 0)
+    training = replace(TRAINING, seed=seed, hidden=model.head.hidden if model.head else 0)
     torch.manual_seed(seed)
     initial = Head(z.shape[1], training.hidden)
     initial.fit_standardiser(z)
@@ -336,7 +338,7 @@ def _about(
         "backbone": {"name": backbone.name, "sha256": backbone.sha256},
         "settings": asdict(settings),
         "crops": asdict(crops),
-        "training": asdict(TrainSettings(seed=settings.seed)),
+        "training": asdict(replace(TRAINING, seed=settings.seed)),
         "models": [
             {
                 "name": m.name,

@@ -1,10 +1,8 @@
-"""``corit detect``: verdicts on files."""
+"""``corit detect``: verdicts on images and videos."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
 import os
 import sys
 from collections import Counter
@@ -12,21 +10,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from corit_cli import __version__
 from corit_cli.cli import options
-from corit_cli.cli.console import VERDICT_STYLE, err, escape, out, printable, progress_bar
+from corit_cli.cli.console import err, progress_bar
+from corit_cli.cli.illustrate import FEW, Illustrator
+from corit_cli.cli.rows import csv_writer, writer
 from corit_cli.data.images import IMAGE_SUFFIXES
+from corit_cli.data.video import VIDEO_SUFFIXES
 from corit_cli.errors import CoritError
 
-if TYPE_CHECKING:
-    from corit_cli.engine.predict import Detector, Prediction
-
 OUTPUT = "Output"
+LOOK = "What is looked at"
 GLOB_CHARACTERS = frozenset("*?[")
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 class FailOn(str, Enum):
@@ -51,6 +50,37 @@ def detect(
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit with 3 if any file is fake (uncertain: fake or uncertain).")
     ] = None,
+    faces: Annotated[
+        str,
+        typer.Option(metavar="off|auto|only", help="Score the faces too, or nothing else.", rich_help_panel=LOOK),
+    ] = "off",
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability",
+            help="Score mildly degraded copies too: uncertain if the verdict flips.",
+            rich_help_panel=LOOK,
+        ),
+    ] = False,
+    provenance: Annotated[
+        bool,
+        typer.Option("--provenance", help="What the file says of itself: EXIF, XMP, C2PA.", rich_help_panel=LOOK),
+    ] = False,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Frames of a video to score, evenly spread.", rich_help_panel=LOOK)
+    ] = 32,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="HZ", help="Or so many frames a second.", rich_help_panel=LOOK),
+    ] = None,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the evidence lies, a PNG an image.", rich_help_panel=OUTPUT),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A report to hand on, in one file.", rich_help_panel=OUTPUT),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=OUTPUT)] = False,
     as_jsonl: Annotated[
         bool, typer.Option("--jsonl", help="One JSON object a line, each as it is ready.", rich_help_panel=OUTPUT)
@@ -68,6 +98,7 @@ def detect(
     \b
     corit detect photo.jpg
     corit detect -r evidence/ --csv verdicts.csv
+    corit detect --faces auto --stability interview.mp4 portrait.jpg --html report.html
     find . -name '*.png' | corit detect - --jsonl
 
     Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage; 3 see --fail-on.
@@ -81,7 +112,7 @@ def detect(
         total = len(files)
         if not files:
             hint = "" if recursive else " (--recursive looks into the folders below)"
-            raise CoritError(f"no images in {', '.join(paths)}{hint}")
+            raise CoritError(f"no images or videos in {', '.join(paths)}{hint}")
 
     from corit_cli.engine.predict import Detector
 
@@ -89,12 +120,19 @@ def detect(
         detector = Detector.load(checkpoint, device, fast)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        write = [_writer(detector, stack, as_json, as_jsonl)]
+        write = [writer(detector.checkpoint, stack, as_json, as_jsonl)]
         if csv_file is not None:
-            write.append(_csv_writer(csv_file, stack))
+            write.append(csv_writer(csv_file, stack))
+        if heatmap is not None or html is not None:
+            few = total is not None and total <= FEW
+            illustrator = Illustrator(detector, heatmap, html, few, frames, rate)
+            write.append(stack.enter_context(illustrator).add)
         bar = stack.enter_context(progress_bar())
         task = bar.add_task("detecting", total=total)
-        for prediction in detector.predict(files, workers):
+        told = provenance or html is not None
+        for prediction in detector.predict(
+            files, workers, faces=faces, stability=stability, provenance=told, frames=frames, rate=rate
+        ):
             for one in write:
                 one(prediction)
             seen[prediction.verdict or "error"] += 1
@@ -109,7 +147,7 @@ def detect(
 
 def collect(paths: Iterable[str], recursive: bool) -> Iterator[str]:
     """The files that arguments stand for, each once, folders and globs sorted. A file that is named is taken whatever
-    its suffix; in folders only image suffixes count, and hidden files do not."""
+    its suffix; in folders only the suffixes of images and videos count, and hidden files do not."""
     seen: set[str] = set()
     for path in paths:
         if path == "-":
@@ -131,62 +169,5 @@ def _folder(folder: str, recursive: bool) -> Iterator[str]:
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
         for file in sorted(files):
-            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES:
+            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES:
                 yield os.path.join(here, file)
-
-
-# --- one writer an output format ------------------------------------------------------------------
-
-
-def _row(p: Prediction) -> dict[str, object]:
-    """What JSON says of a file. Seconds are left out: the same command gives the same bytes."""
-    return {"path": p.path, "probability": p.probability, "verdict": p.verdict, "error": p.error}
-
-
-def _writer(detector: Detector, stack: ExitStack, as_json: bool, as_jsonl: bool):
-    if as_jsonl:
-        return lambda p: print(json.dumps(_row(p)), flush=True)
-    if as_json:
-        return _json_writer(detector, stack)
-    if not out.is_terminal:
-        return _plain_row
-    out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  file[/]")
-    return _table_row
-
-
-def _json_writer(detector: Detector, stack: ExitStack):
-    checkpoint = detector.checkpoint
-    head = {
-        "corit": __version__,
-        "backbone": checkpoint.backbone,
-        "detector_sha256": checkpoint.sha256,
-        "thresholds": {"real": checkpoint.thresholds.real, "fake": checkpoint.thresholds.fake},
-    }
-    print(json.dumps(head)[:-1] + ', "results": [', end="")
-    stack.callback(lambda: print("\n]}"))
-    separator = iter(["\n"])
-
-    def write(p: Prediction) -> None:
-        print(next(separator, ",\n") + json.dumps(_row(p)), end="")
-
-    return write
-
-
-def _plain_row(p: Prediction) -> None:
-    probability = "" if p.probability is None else f"{p.probability:.4f}"
-    print(p.verdict or "error", probability, f"{p.seconds:.2f}", printable(p.path), p.error or "", sep="\t")
-
-
-def _table_row(p: Prediction) -> None:
-    style = VERDICT_STYLE.get(p.verdict or "", "magenta")
-    probability = "" if p.probability is None else f"{p.probability:7.1%}"
-    cells = f"[{style}]{p.verdict or 'error':<9}[/] {probability:>8} {p.seconds:9.2f}  {escape(p.path)}"
-    out.print(cells + (f"  [magenta]{escape(p.error)}[/]" if p.error else ""), soft_wrap=True)
-
-
-def _csv_writer(path: Path, stack: ExitStack):
-    # Line by line, so that an interrupted run leaves what it has found.
-    file = stack.enter_context(path.open("w", buffering=1, newline="", encoding="utf-8", errors="surrogateescape"))
-    writer = csv.DictWriter(file, ("path", "probability", "verdict", "seconds", "error"))
-    writer.writeheader()
-    return lambda p: writer.writerow({**_row(p), "seconds": f"{p.seconds:.3f}"})

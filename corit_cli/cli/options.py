@@ -10,7 +10,7 @@ import typer
 
 from corit_cli.data.images import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.model.settings import CoRITSettings, parse_layers
+from corit_cli.model.settings import METHOD, CoRITSettings, parse_layers
 
 MODEL = "What is read from CLIP"
 RUN = "Running"
@@ -46,12 +46,14 @@ View = Annotated[
 ]
 Integrate = Annotated[
     str | None,
-    typer.Option(metavar="LAYERS", help="HRI: layers whose CLS token is read, as in 4-9.", rich_help_panel=MODEL),
+    typer.Option(
+        metavar="LAYERS", help="HRI: layers whose CLS token is read, as in 7-12 or 3,6-9.", rich_help_panel=MODEL
+    ),
 ]
 Cgp = Annotated[
     str | None,
     typer.Option(
-        "--cgp", metavar="LAYERS", help="CGP: layers whose CLS contrast is read, as in 4-9.", rich_help_panel=MODEL
+        "--cgp", metavar="LAYERS", help="CGP: layers whose CLS contrast is read, as in 4-6.", rich_help_panel=MODEL
     ),
 ]
 NoCgp = Annotated[bool, typer.Option("--no-cgp", help="Leave the contrast features out.", rich_help_panel=MODEL)]
@@ -110,8 +112,9 @@ def corit_settings(
     inject_at: str | None,
     mask: str | None,
     alpha: float | None,
+    default: CoRITSettings = METHOD,
 ) -> CoRITSettings:
-    """The settings that options ask for; what is not given keeps its default. Raises CoritError on nonsense."""
+    """The settings that options ask for; what is not given is as in ``default``. Raises CoritError on nonsense."""
     if no_cgp and cgp is not None:
         raise CoritError("give --cgp or --no-cgp, not both")
     try:
@@ -124,7 +127,7 @@ def corit_settings(
             "mask": mask,
             "alpha": alpha,
         }
-        return replace(CoRITSettings(), **{k: v for k, v in changes.items() if v is not None})
+        return replace(default, **{k: v for k, v in changes.items() if v is not None})
     except ValueError as error:
         raise CoritError(str(error)) from None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +13,11 @@ from rich.table import Table
 
 from corit_cli.cli import options
 from corit_cli.cli.console import err, escape, out, progress_bar, warn
-from corit_cli.config import Recipe, TrainSettings
+from corit_cli.config import TUNE_LR, Recipe, TrainSettings, TuneSettings
 from corit_cli.data.degrade import parse_degradation
 from corit_cli.data.forge import parse_forge
 from corit_cli.errors import CoritError
+from corit_cli.model.settings import DETECTOR
 
 if TYPE_CHECKING:
     from corit_cli.data.images import FileInfo
@@ -25,10 +27,26 @@ if TYPE_CHECKING:
 DATA = "Training images"
 HEAD = "Head and optimizer"
 VERDICTS = "Verdicts"
+TUNING = "Tuning the backbone"
 DEFAULT = TrainSettings()
+TUNED = TuneSettings("head")
+#: Options without a meaning where only the head is trained, and one without a meaning where the backbone is.
+OF_TUNING = (
+    "tune_lr",
+    "tune_rho",
+    "tune_epochs",
+    "tune_batch_size",
+    "micro_batch",
+    "precision",
+    "grad_checkpoint",
+    "patience",
+    "resume",
+)
+OF_HEADS = ("folds",)
 
 
 def train(
+    ctx: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(help="A folder with real/ and fake/ (or 0_real/, 1_fake/) in it, or a manifest."),
@@ -50,7 +68,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME:LO-HI",
-            help="Degrade copies: jpeg, webp, blur, resize, noise or crop, with the range of its strength.",
+            help="Degrade copies: jpeg, webp, blur, resize, fit, noise or crop, with the range of its strength.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -87,7 +105,7 @@ def train(
         int, typer.Option(min=1, help="Images in a step.", rich_help_panel=HEAD)
     ] = DEFAULT.batch_size,
     balance: Annotated[
-        str, typer.Option(metavar="class|source|none", help="What gets equal weight.", rich_help_panel=HEAD)
+        str, typer.Option(metavar="class|source|even|none", help="What gets equal weight.", rich_help_panel=HEAD)
     ] = DEFAULT.balance,
     seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=HEAD)] = 0,
     target_fpr: Annotated[
@@ -99,6 +117,58 @@ def train(
     folds: Annotated[
         int, typer.Option(min=2, help="Parts held out in turn, by source, to calibrate.", rich_help_panel=VERDICTS)
     ] = DEFAULT.folds,
+    scope: Annotated[
+        str,
+        typer.Option(
+            "--tune",
+            metavar="SCOPE",
+            help="What is trained: head, ln (layer norms too), last:K (blocks that are read), lora:R (rank) or all.",
+            rich_help_panel=TUNING,
+        ),
+    ] = "head",
+    tune_lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Learning rate of the backbone; AdamW's default is "
+            + ", ".join(f"{lr:g} ({kind})" for kind, lr in TUNE_LR.items())
+            + ".",
+            rich_help_panel=TUNING,
+        ),
+    ] = None,
+    tune_rho: Annotated[
+        float, typer.Option(min=0, help="SAM's radius over backbone and head.", rich_help_panel=TUNING)
+    ] = TUNED.rho,
+    tune_epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the images.", rich_help_panel=TUNING)
+    ] = TUNED.epochs,
+    tune_batch_size: Annotated[
+        int, typer.Option(min=1, help="Images in a step, over all processes.", rich_help_panel=TUNING)
+    ] = TUNED.batch_size,
+    micro_batch: Annotated[
+        int, typer.Option(min=1, help="Images in memory at once; changes no result.", rich_help_panel=TUNING)
+    ] = TUNED.micro_batch,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|bf16|fp16", help="auto: bf16 on a GPU that has it, else fp32.", rich_help_panel=TUNING
+        ),
+    ] = TUNED.precision,
+    grad_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--grad-checkpoint", help="Less memory for a third more time; changes no result.", rich_help_panel=TUNING
+        ),
+    ] = TUNED.grad_checkpoint,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Epochs without a lower held-out loss before it ends; 0: never.", rich_help_panel=TUNING
+        ),
+    ] = TUNED.patience,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in --out.", rich_help_panel=TUNING)
+    ] = False,
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
     crop: options.Crop = None,
@@ -129,13 +199,27 @@ def train(
     \b
     corit train photos/ --out my-detector
     corit train manifest.csv --forge reconstruct:taesd/ --degrade jpeg --degrade resize
+    corit train manifest.csv --tune last:2 --grad-checkpoint
+    torchrun --nproc_per_node=2 -m corit_cli train manifest.csv --tune lora:8
     corit detect -c my-detector suspicious.jpg
 
     A split column (or train/ and val/ folders) is used where there is one; otherwise whole sources are kept together.
+    With --tune a fifth of the training sources is set aside to end the training and to calibrate on.
     """
-    if out_folder.exists() and not overwrite:
-        raise CoritError(f"{out_folder} already exists: choose another --out, or give --overwrite")
+    state = out_folder / "resume.safetensors"
+    said = [
+        n for n in (OF_TUNING if scope == "head" else OF_HEADS) if ctx.get_parameter_source(n).name == "COMMANDLINE"
+    ]
+    if said:
+        unused = ", ".join("--" + name.replace("_", "-") for name in said)
+        raise CoritError(f"{unused} would be ignored with --tune {scope}: leave it out, or give another --tune")
+    _check_folder(out_folder, state, overwrite, resume)
     try:
+        if scope != "head" and optimizer == "sgd" and tune_lr is None:
+            raise ValueError("--tune with --optimizer sgd needs --tune-lr: the default is AdamW's")
+        tuning = TuneSettings(
+            scope, tune_lr, tune_rho, tune_epochs, tune_batch_size, micro_batch, precision, grad_checkpoint, patience
+        )
         settings = TrainSettings(
             hidden=_hidden(head),
             optimizer=optimizer,
@@ -163,38 +247,87 @@ def train(
             parse_degradation(spec)
     except ValueError as error:
         raise CoritError(str(error)) from None
-    corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha)
+    corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha, DETECTOR)
 
     from corit_cli.data.manifest import load_samples
 
     samples = load_samples(data)
-    _report_shortcuts(samples, recipe)
 
+    from corit_cli.engine.distributed import launched, world
     from corit_cli.engine.features import Extractor, FeatureCache, default_cache_path
+    from corit_cli.engine.finetune import finetune
     from corit_cli.engine.predict import pick_device
-    from corit_cli.engine.train import train as run
+    from corit_cli.engine.train import train as train_head
+    from corit_cli.engine.tune import parse_scope
     from corit_cli.engine.weights import load_backbone
     from corit_cli.report.plots import validation_plot
 
-    device = pick_device(device)
-    with err.status("loading the backbone"):
-        loaded = load_backbone(backbone, activation, device)
-        windows = options.crop_config(crop, crops, loaded.tower.config.image_size)
-        extractor = Extractor(loaded, corit, windows, device)
-    store = None if no_cache else FeatureCache(cache or default_cache_path(), int(cache_size * 2**30), warn)
-    try:
-        with progress_bar() as bar:
-            trained = run(samples, extractor, settings, recipe, store, probe, val_fraction, _Bars(bar))
-    finally:
-        if store is not None:
-            store.close()
+    parse_scope(scope)
+    first = launched().rank == 0
+    with nullcontext() if first else _silent():
+        if first:
+            _report_shortcuts(samples, recipe)
+        device = pick_device(device)
+        with world(device) as processes, ExitStack() as stack:
+            with err.status("loading the backbone"):
+                loaded = load_backbone(backbone, activation, device)
+                windows = options.crop_config(crop, crops, loaded.tower.config.image_size)
+                extractor = Extractor(loaded, corit, windows, device)
+            store = None if no_cache else FeatureCache(cache or default_cache_path(), int(cache_size * 2**30), warn)
+            if store is not None:
+                stack.callback(store.close)
+            bars = _Bars(stack.enter_context(progress_bar()))
+            common = (store, probe, val_fraction, bars, processes)
+            if scope == "head":
+                trained = train_head(samples, extractor, settings, recipe, *common)
+            else:
+                if first and not resume:
+                    state.unlink(missing_ok=True)
+                with _kept(state):
+                    trained = finetune(samples, extractor, settings, recipe, tuning, state, resume, *common)
+        if not first:
+            return
     for sample, message in trained.errors[:20]:
         warn(f"left out {sample.path}: {message}")
     if len(trained.errors) > 20:
         warn(f"and {len(trained.errors) - 20} more files")
-    trained.checkpoint.save(out_folder, overwrite)
+    trained.checkpoint.save(out_folder, overwrite or scope != "head")
+    state.unlink(missing_ok=True)
     validation_plot(trained.validation, trained.checkpoint.thresholds, out_folder / "validation.png")
     _show(trained, out_folder)
+
+
+def _check_folder(folder: Path, state: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse to write over what is there, or to go on with what is not."""
+    if resume and overwrite:
+        raise CoritError("--resume goes on with the run in --out, --overwrite begins anew: give one of them")
+    if resume and not state.is_file():
+        raise CoritError(f"{folder} holds no interrupted run: leave out --resume")
+    if not resume and not overwrite and state.is_file():
+        raise CoritError(f"{folder} holds an interrupted run: go on with --resume, or begin anew with --overwrite")
+    if not resume and not overwrite and folder.exists():
+        raise CoritError(f"{folder} already exists: choose another --out, or give --overwrite")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing is printed, but for errors that leave the block."""
+    out.quiet = err.quiet = True
+    try:
+        yield
+    finally:
+        out.quiet = err.quiet = False
+
+
+@contextmanager
+def _kept(state: Path) -> Iterator[None]:
+    """Say, when the run is interrupted, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if state.is_file():
+            err.print("The epochs that are done are kept: repeat the command with --resume to go on.")
+        raise
 
 
 def _hidden(head: str) -> int:
@@ -230,6 +363,9 @@ class _Bars:
         if self.fitting is None:
             self.fitting = self.bar.add_task("head", total=total)
         self.bar.update(self.fitting, completed=number, description=f"head (loss {loss:.3f})")
+
+    def tuned(self, number: int, total: int, loss: float, held_out: float) -> None:
+        err.print(f"epoch {number} of {total}: loss {loss:.4f}, on sources set aside {held_out:.4f}")
 
 
 def _report_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
@@ -281,11 +417,20 @@ def _show(trained: Trained, folder: Path) -> None:
         out.print(f"CoRIT minus probe: AUC {difference}, on the same images")
     held_out = trained.checkpoint.metrics["held_out_sources"]
     thresholds = trained.checkpoint.thresholds
+    where = f"On training sources held out in turn ({held_out['images']} images)"
+    tuning = trained.checkpoint.training.get("tune")
+    if tuning:
+        before, kept = (tuning["epochs"][k]["held_out"] for k in (0, tuning["epoch"]))
+        out.print(
+            f"Tuned {tuning['scope']}: the loss on training sources set aside was {before:.3f} before and "
+            f"{kept:.3f} after epoch {tuning['epoch']}, whose weights are kept."
+        )
+        where = f"On these sources ({held_out['images']} images), which the backbone was not tuned on"
     out.print(
-        f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. On training sources held out in "
-        f"turn ({held_out['images']} images), {held_out['real_called_fake']:.1%} of real images were called fake and "
-        f"{held_out['fake_called_fake']:.1%} of fakes; {held_out['real_called_uncertain']:.1%} and "
-        f"{held_out['fake_called_uncertain']:.1%} were left uncertain."
+        f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. {where}, "
+        f"{held_out['real_called_fake']:.1%} of real images were called fake and {held_out['fake_called_fake']:.1%} "
+        f"of fakes; {held_out['real_called_uncertain']:.1%} and {held_out['fake_called_uncertain']:.1%} were left "
+        "uncertain."
     )
     ece = metrics.expected_calibration_error(labels, v.probabilities)
     out.print(f"Calibration error on the validation images: {ece:.3f}")

@@ -1,6 +1,7 @@
 """A trained detector on disk: ``model.safetensors`` (head and standardiser) beside ``config.json`` (everything else).
 
-The backbone is not saved again; its name and SHA-256 are, and a checkpoint refuses any other. No pickle is ever loaded.
+The backbone is not saved again; its name and SHA-256 are, and a checkpoint refuses any other. Where parts of it were
+tuned, those tensors stand beside the head's. No pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from corit_cli import __version__
 from corit_cli.data.images import CropConfig
@@ -25,14 +27,17 @@ from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings
 
 FORMAT = 1
+#: Before the names of the tower's tuned tensors in ``model.safetensors``.
+TOWER = "tower."
 
 
 @dataclass
 class Checkpoint:
     """A detector without its backbone.
 
-    ``backbone`` holds ``name``, ``sha256`` and ``activation``; ``training`` and ``data`` record how and on what it was
-    trained, ``metrics`` what it scored: they are carried along, not interpreted.
+    ``backbone`` holds ``name``, ``sha256`` and ``activation``, before any tuning; ``tuned`` the tower's tuned tensors
+    by name, none where only the head was trained; ``training`` and ``data`` record how and on what it was trained,
+    ``metrics`` what it scored: they are carried along, not interpreted.
     """
 
     head: Head
@@ -44,11 +49,16 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         """Identifies the trained weights."""
-        return state_sha256(self.head.state_dict())
+        return state_sha256(self._tensors)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.head.state_dict() | {TOWER + name: tensor for name, tensor in self.tuned.items()}
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
         """Write to ``folder``, all or nothing. Raises CoritError when it exists and ``overwrite`` is not given."""
@@ -61,6 +71,7 @@ class Checkpoint:
             "settings": asdict(self.settings),
             "crops": asdict(self.crops),
             "head": {"features": self.head.mean.shape[0], "hidden": self.head.hidden},
+            "tuned": sorted(self.tuned),
             "calibration": asdict(self.calibration),
             "thresholds": asdict(self.thresholds),
             "training": self.training,
@@ -68,7 +79,7 @@ class Checkpoint:
             "metrics": self.metrics,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.contiguous() for k, v in self.head.state_dict().items()}
+        tensors = {k: v.contiguous() for k, v in self._tensors.items()}
         write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
         text = json.dumps(config, indent=2) + "\n"
         write_atomically(folder / "config.json", lambda path: path.write_text(text))
@@ -89,7 +100,13 @@ class Checkpoint:
                     f"use corit {config.get('corit', '?')}"
                 )
             head = Head(**config["head"])
-            head.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+            tensors = load_file(folder / "model.safetensors")
+            tuned = {name.removeprefix(TOWER): tensors.pop(name) for name in list(tensors) if name.startswith(TOWER)}
+            if set(tuned) != set(config.get("tuned", [])):
+                raise RuntimeError("not the tuned weights it names")
+            if not all(tensor.isfinite().all() for tensor in tuned.values()):
+                raise RuntimeError("tuned weights that are not finite")
+            head.load_state_dict(tensors, strict=True)
             return cls(
                 head=head.eval(),
                 backbone=config["backbone"],
@@ -100,6 +117,7 @@ class Checkpoint:
                 training=config["training"],
                 data=config["data"],
                 metrics=config["metrics"],
+                tuned=tuned,
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CoritError(f"{folder}/config.json is damaged ({type(error).__name__}: {error})") from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -141,14 +141,16 @@ class Job:
 
 
 @dataclass
-class Extracted:
-    """The outcome of a job: its ``readings``, as :class:`Extractor` gives them, or an ``error``."""
+class Extracted(Generic[T]):
+    """What became of one item: the readings of each of its pictures, as :class:`Extractor` gives them, what ``load``
+    said ``about`` it, or an ``error``."""
 
-    job: Job
-    readings: list[Tensor] | None = None
+    item: T
+    readings: list[list[Tensor]] = field(default_factory=list)
+    about: Any = None
     error: str | None = None
     seconds: float = 0.0
-    windows: np.ndarray | None = field(default=None, repr=False)
+    pictures: list[np.ndarray] = field(default_factory=list, repr=False)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
@@ -167,42 +169,52 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: 
                 future.cancel()
 
 
-def stream(extractor: Extractor, jobs: Iterable[Job], workers: int | None = None) -> Iterator[Extracted]:
-    """Features of ``jobs`` in order. Threads decode ahead while the model works on full batches of crops.
+def stream(
+    extractor: Extractor,
+    items: Iterable[T],
+    load: Callable[[T], tuple[list[np.ndarray], Any]],
+    workers: int | None = None,
+) -> Iterator[Extracted[T]]:
+    """Readings of ``items`` in order. Threads load ahead while the model works on full batches of windows.
 
-    A file that cannot be read comes out with its ``error``; nothing stops the run.
+    ``load`` gives an item's pictures, each as its windows (w, S, S, 3) uint8, and anything worth keeping about it. An
+    item that it raises CoritError for comes out with its ``error``; nothing stops the run.
     """
 
-    def load(job: Job) -> Extracted:
+    def attempt(item: T) -> Extracted[T]:
         start = time.perf_counter()
-        out = Extracted(job)
+        out = Extracted(item)
         try:
-            out.windows = crop(job.variant.apply(read_image(job.path)), extractor.crops)
+            out.pictures, out.about = load(item)
         except CoritError as error:
             out.error = str(error)
         out.seconds = time.perf_counter() - start
         return out
 
     workers = workers or min(4, os.cpu_count() or 1)
-    waiting: list[Extracted] = []
-    for item in ahead(load, jobs, workers, window=2 * extractor.batch):
+    waiting: list[Extracted[T]] = []
+    for item in ahead(attempt, items, workers, window=2 * extractor.batch):
         waiting.append(item)
-        if sum(len(w.windows) for w in waiting if w.windows is not None) >= extractor.batch:
+        if sum(len(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
             yield from _forward(extractor, waiting)
             waiting = []
     yield from _forward(extractor, waiting)
 
 
-def _forward(extractor: Extractor, items: list[Extracted]) -> Iterator[Extracted]:
-    """Run the model on the windows of all ``items`` at once."""
-    good = [item for item in items if item.windows is not None]
-    if good:
-        start = time.perf_counter()
-        readings = extractor([item.windows for item in good if item.windows is not None])
-        share = (time.perf_counter() - start) / len(good)
-        for item, reading in zip(good, readings, strict=True):
-            item.readings, item.windows = reading, None
+def _forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extracted[T]]:
+    """Run the model on the windows of all ``items``, batch by batch."""
+    pictures = [(item, windows) for item in items for windows in item.pictures]
+    size = max(1, extractor.batch // len(extractor.crops.windows))
+    for start in range(0, len(pictures), size):
+        batch = pictures[start : start + size]
+        begun = time.perf_counter()
+        readings = extractor([windows for _, windows in batch])
+        share = (time.perf_counter() - begun) / len(batch)
+        for (item, _), reading in zip(batch, readings, strict=True):
+            item.readings.append(reading)
             item.seconds += share
+    for item in items:
+        item.pictures = []
     yield from items
 
 
@@ -334,12 +346,16 @@ def extract(
             z[i] = pool(extractor.unflatten(found))
     progress(len(jobs) - len(missing))
     errors: dict[int, str] = {}
-    for i, item in zip(missing, stream(extractor, (jobs[i] for i in missing)), strict=True):
-        if item.readings is None:
-            errors[i] = item.error or "no features"
+
+    def load(job: Job) -> tuple[list[np.ndarray], None]:
+        return [crop(job.variant.apply(read_image(job.path)), extractor.crops)], None
+
+    for i, item in zip(missing, stream(extractor, (jobs[i] for i in missing), load), strict=True):
+        if item.error is not None:
+            errors[i] = item.error
         else:
-            z[i] = pool(item.readings)
+            z[i] = pool(item.readings[0])
             if cache:
-                cache.put(keys(jobs[i]), torch.cat([reading.flatten() for reading in item.readings]))
+                cache.put(keys(jobs[i]), torch.cat([reading.flatten() for reading in item.readings[0]]))
         progress(1)
     return z, errors

@@ -22,10 +22,10 @@ def balance_weights(labels: Sequence[int], sources: Sequence[str], balance: str)
     if balance != "none":
         for label in np.unique(y):
             chosen = y == label
-            if balance == "source":
+            if balance in ("source", "even"):
                 names, counts = np.unique(np.asarray(sources)[chosen], return_counts=True)
                 # The square root: a source of five images should not weigh as much as one of five hundred.
-                share = dict(zip(names, 1 / np.sqrt(counts), strict=True))
+                share = dict(zip(names, counts ** (-0.5 if balance == "source" else -1.0), strict=True))
                 weights[chosen] = [share[s] for s in np.asarray(sources)[chosen]]
             weights[chosen] /= weights[chosen].sum()
     return torch.from_numpy(weights / weights.mean()).float()

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from corit_cli.data.faces import Face, FaceFinder, align
+from corit_cli.data.images import ImageError, crop, read_image
+from corit_cli.data.provenance import read_provenance
+from corit_cli.data.robustness import CHAINS
+from corit_cli.data.tracks import follow
+from corit_cli.data.variants import Variant
+from corit_cli.data.video import VIDEO_SUFFIXES, Frame, sample_frames
+from corit_cli.data.video import inspect as inspect_video
 from corit_cli.engine.checkpoint import Checkpoint
-from corit_cli.engine.features import Extractor, Job, pool, stream
+from corit_cli.engine.features import Extractor, pool, stream
+from corit_cli.engine.tune import retuned
+from corit_cli.engine.verdicts import (
+    MILD,
+    FaceVerdict,
+    Moment,
+    Prediction,
+    Stability,
+    VideoVerdict,
+    flips,
+    settle,
+    trimmed_mean,
+)
 from corit_cli.engine.weights import load_backbone, weights_dir
 from corit_cli.errors import CoritError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DEFAULT_DETECTOR, FAST_DETECTOR = "detector", "detector-fast"
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The verdict on one file.
-
-    ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
-    ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
-    ``seconds`` is what decoding and the model took.
-    """
-
-    path: str
-    probability: float | None
-    verdict: str | None
-    seconds: float
-    error: str | None = None
+#: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
+FACES = ("off", "auto", "only")
 
 
 class Detector:
@@ -64,25 +80,160 @@ class Detector:
                 f"{folder} was trained on other weights than those now called {name} "
                 f"(SHA-256 {found.backbone['sha256'][:12]} against {backbone.sha256[:12]})"
             )
+        if found.tuned:
+            backbone = retuned(backbone, found.tuned)
         extractor = Extractor(backbone, found.settings, found.crops, device)
         if extractor.width != found.head.mean.shape[0]:
             raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
         return cls(found, extractor)
 
-    def predict(self, paths: Iterable[str | Path], workers: int | None = None) -> Iterator[Prediction]:
-        """Predictions for ``paths`` in order, as they are ready; a file that cannot be read gives its error.
+    def predict(
+        self,
+        paths: Iterable[str | Path],
+        workers: int | None = None,
+        *,
+        faces: str = "off",
+        stability: bool = False,
+        provenance: bool = False,
+        frames: int = 32,
+        rate: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions for image and video files in order, as they are ready; one that cannot be read gives its error.
 
-        Memory does not grow with the number of paths, which may come from a generator.
+        ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
+        then the highest). ``stability`` scores mildly degraded copies of images too. ``provenance`` adds what a file
+        says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. Memory does not grow with the
+        number of paths, which may come from a generator. Raises CoritError for options that contradict each other.
         """
-        for item in stream(self.extractor, (Job(Path(path)) for path in paths), workers):
-            path = str(item.job.path)
-            if item.readings is None:
+        if faces not in FACES:
+            raise CoritError(f"faces must be one of {', '.join(FACES)}, not {faces!r}")
+        if stability and faces == "only":
+            raise CoritError("stability is that of the whole picture: it does not go with faces only")
+        finder = None if faces == "off" else FaceFinder(weights_dir() / "faces")
+        files = (Path(path) for path in paths)
+        for video, group in groupby(files, lambda path: path.suffix.lower() in VIDEO_SUFFIXES):
+            if video:
+                for path in group:
+                    yield self._told(self._video(path, finder, faces == "only", frames, rate, workers), provenance)
+            else:
+                for prediction in self._images(group, finder, faces == "only", stability, workers):
+                    yield self._told(prediction, provenance)
+
+    def _images(
+        self, paths: Iterable[Path], finder: FaceFinder | None, faces_only: bool, stability: bool, workers: int | None
+    ) -> Iterator[Prediction]:
+        """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
+
+        def load(path: Path) -> tuple[list[np.ndarray], list[Face]]:
+            image = read_image(path)
+            pictures, found = self._pictures(image, finder, faces_only)
+            if faces_only and not found:
+                raise ImageError("no face found")
+            if stability:
+                pictures += [crop(Variant(chain=CHAINS[name]).apply(image), self.extractor.crops) for name in MILD]
+            return pictures, found
+
+        for item in stream(self.extractor, paths, load, workers):
+            path = str(item.item)
+            if item.error is not None:
                 yield Prediction(path, None, None, item.seconds, item.error)
                 continue
-            with torch.inference_mode():
-                logit = self.head(pool(item.readings)[None])  # (1,)
-                probability = round(float(self.checkpoint.calibration(logit)), 6)
-            yield Prediction(path, probability, self.checkpoint.thresholds.verdict(probability), item.seconds)
+            scores = iter(self._probability(logit) for logit in self._logits(item.readings))
+            whole = None if faces_only else next(scores)
+            seen = tuple(self._face(face, next(scores)) for face in item.about)
+            stable = self._stability(whole, dict(zip(MILD, scores, strict=True))) if stability else None
+            probability = max(face.probability for face in seen) if whole is None else whole
+            verdict = settle(self._verdict(probability), [] if faces_only else [face.verdict for face in seen], stable)
+            yield Prediction(path, probability, verdict, item.seconds, None, seen if finder else None, stable)
+
+    def _pictures(
+        self, image: Image, finder: FaceFinder | None, faces_only: bool
+    ) -> tuple[list[np.ndarray], list[Face]]:
+        """The windows of the whole picture, unless faces only, and of every face; and the faces."""
+        found = finder(image) if finder else []
+        parts = [] if faces_only else [image]
+        parts += [align(image, face) for face in found]
+        return [crop(part, self.extractor.crops) for part in parts], found
+
+    def _video(
+        self,
+        path: Path,
+        finder: FaceFinder | None,
+        faces_only: bool,
+        frames: int,
+        rate: float | None,
+        workers: int | None,
+    ) -> Prediction:
+        """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""
+        start = time.perf_counter()
+
+        def load(frame: Frame) -> tuple[list[np.ndarray], list[Face]]:
+            return self._pictures(frame.image, finder, faces_only)
+
+        def failed(reason: str) -> Prediction:
+            return Prediction(str(path), None, None, time.perf_counter() - start, reason)
+
+        seen: list[tuple[int, float, list[Face], list[float]]] = []
+        try:
+            info = inspect_video(path)
+            for item in stream(self.extractor, sample_frames(path, frames, rate, info), load, workers):
+                if item.error is not None:
+                    return failed(item.error)
+                seen.append((item.item.number, item.item.seconds, item.about, self._logits(item.readings)))
+        except CoritError as error:
+            return failed(str(error))
+        tracks = follow([[face.box for face in faces] for _, _, faces, _ in seen]) if finder else []
+        owner = {place: track.id for track in tracks for place in track.positions}
+        heard: dict[int, list[float]] = {track.id: [] for track in tracks}
+        moments, whole = [], []
+        for place, (number, seconds, faces, logits) in enumerate(seen):
+            rest = iter(logits)
+            if not faces_only:
+                whole.append(next(rest))
+            verdicts = []
+            for k, (face, logit) in enumerate(zip(faces, rest, strict=True)):
+                heard[owner[place, k]].append(logit)
+                verdicts.append(self._face(face, self._probability(logit), owner[place, k]))
+            probability = None if faces_only else self._probability(whole[-1])
+            moments.append(Moment(number, round(seconds, 3), probability, tuple(verdicts)))
+        by_track = {track: self._probability(trimmed_mean(logits)) for track, logits in heard.items()}
+        if faces_only and not by_track:
+            return failed("no face found")
+        probability = max(by_track.values()) if faces_only else self._probability(trimmed_mean(whole))
+        persons = [] if faces_only else [self._verdict(p) for p in by_track.values()]
+        verdict = settle(self._verdict(probability), persons)
+        video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
+        return Prediction(str(path), probability, verdict, time.perf_counter() - start, video=video)
+
+    def _told(self, prediction: Prediction, provenance: bool) -> Prediction:
+        if not provenance or prediction.error is not None:
+            return prediction
+        try:
+            return replace(prediction, provenance=read_provenance(prediction.path))
+        except CoritError:  # gone since it was scored
+            return prediction
+
+    @torch.inference_mode()
+    def _logits(self, readings: Sequence[list[Tensor]]) -> list[float]:
+        """One logit a picture."""
+        if not readings:
+            return []
+        return self.head(torch.stack([pool(reading) for reading in readings])).tolist()
+
+    def _probability(self, logit: float) -> float:
+        return round(float(self.checkpoint.calibration(torch.tensor([logit]))), 6)
+
+    def _verdict(self, probability: float) -> str:
+        return self.checkpoint.thresholds.verdict(probability)
+
+    def _face(self, face: Face, probability: float, track: int | None = None) -> FaceVerdict:
+        box = tuple(round(side) for side in face.box)
+        return FaceVerdict(box, round(face.score, 3), probability, self._verdict(probability), track)
+
+    def _stability(self, original: float, copies: dict[str, float]) -> Stability:
+        values = [original, *copies.values()]
+        flipped = flips(self._verdict(original), [self._verdict(p) for p in copies.values()])
+        return Stability(copies, round(max(values) - min(values), 6), flipped)
 
 
 def pick_device(name: str) -> str:

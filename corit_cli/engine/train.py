@@ -17,7 +17,8 @@ from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.manifest import Sample, group_folds, group_split
 from corit_cli.data.variants import Variant
 from corit_cli.engine.checkpoint import Checkpoint
-from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
+from corit_cli.engine.distributed import ALONE, World
+from corit_cli.engine.features import Extractor, FeatureCache, Job
 from corit_cli.engine.fit import (
     Calibration,
     Thresholds,
@@ -91,13 +92,18 @@ class TrainingSet:
         )
         return fit_head(self.z[keep], self.labels[keep], weights, settings, **progress)
 
+    @property
+    def originals(self) -> Tensor:
+        """Which rows are clean originals, neither forged nor degraded, (n,) bool."""
+        return torch.tensor([not row.job.variant.forge and not row.job.variant.degradations for row in self.rows])
+
     def cross_fit(self, folds: Sequence[Sequence[int]], settings: TrainSettings) -> dict[int, float]:
         """Logits of the clean originals in ``folds`` (lists of sample numbers) by heads that never saw their fold.
 
         Returns {sample number: logit}. A fold without which only one class would be left is passed over.
         """
         samples = torch.tensor([row.sample for row in self.rows])
-        original = torch.tensor([not row.job.variant.forge and not row.job.variant.degradations for row in self.rows])
+        original = self.originals
         logits: dict[int, float] = {}
         for fold in folds:
             held_out = torch.isin(samples, torch.tensor(list(fold)))
@@ -138,11 +144,14 @@ class Progress:
     """What a caller may want to hear of; every method does nothing here."""
 
     def features(self, title: str, total: int) -> Callable[[int], None]:
-        """Called before features are taken; the returned function is told how many more are done."""
+        """Called before images are passed over; the returned function is told how many more are done."""
         return lambda count: None
 
     def epoch(self, number: int, total: int, loss: float) -> None:
         """Called after each epoch of the final head."""
+
+    def tuned(self, number: int, total: int, loss: float, held_out: float) -> None:
+        """Called after each epoch of tuning with the mean losses on the training images and on those set aside."""
 
 
 def train(
@@ -154,6 +163,7 @@ def train(
     probe: bool = True,
     val_fraction: float = 0.3,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Trained:
     """Train, calibrate and validate. With ``probe`` the last block's linear probe is trained on the same rows.
 
@@ -161,56 +171,127 @@ def train(
     saw it, which is what a file from an unknown source will meet. Raises CoritError when a class is missing.
     """
     progress = progress or Progress()
-    train_part, val_part = group_split(samples, val_fraction, settings.seed)
+    train_part, val_part = split(samples, val_fraction, settings.seed)
+    read = Read.of(samples, train_part, val_part, extractor, recipe, cache, probe, progress, world)
+    head = read.data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
+    held_out = read.data.cross_fit(folds_of(samples, train_part, settings), settings)
+    return read.trained(
+        extractor,
+        head,
+        read.z_val,
+        calibrate(samples, held_out, settings),
+        settings,
+        {"settings": asdict(settings), "recipe": asdict(recipe)},
+        describe(samples, train_part, val_part),
+    )
+
+
+def split(samples: Sequence[Sample], val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Positions of the training and the validation part. Raises CoritError when one lacks a class."""
+    train_part, val_part = group_split(samples, val_fraction, seed)
     for name, part in (("training", train_part), ("validation", val_part)):
         if len({samples[i].label for i in part}) < 2:
             raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
-    for spec in recipe.forge:
-        parse_forge(spec).check()
-    rows = plan(samples, train_part, recipe)
-    jobs = [row.job for row in rows] + [Job(samples[i].path) for i in val_part]
-    owners = [row.sample for row in rows] + list(val_part)
+    return train_part, val_part
 
-    z, z_probe, failed = read_features(extractor, cache, jobs, progress, probe)
-    kept = [k for k in range(len(rows)) if k not in failed]
-    kept_val = [k for k in range(len(rows), len(jobs)) if k not in failed]
-    for labels in ({rows[k].label for k in kept}, {samples[owners[k]].label for k in kept_val}):
-        if len(labels) < 2:
-            raise CoritError("after leaving out the images that cannot be read, one class is empty")
-    data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept])
-    head = data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
-    held_out = data.cross_fit(_folds(samples, train_part, settings), settings)
-    calibration, thresholds, operating = calibrate(samples, held_out, settings)
-    probe_head = None
-    if z_probe is not None:
-        probe_head = TrainingSet.of(samples, data.rows, z_probe[kept]).fit(replace(settings, hidden=0))
-    with torch.inference_mode():
-        logits = head(z[kept_val])
-        probe_logits = probe_head(z_probe[kept_val]).numpy() if probe_head else None
-    errors = {owners[k]: message for k, message in failed.items()}
-    validation = Validation(
-        [samples[owners[k]] for k in kept_val], logits.numpy(), calibration(logits).numpy(), probe_logits
-    )
-    checkpoint = Checkpoint(
-        head=head,
-        backbone={
-            "name": extractor.backbone.name,
-            "sha256": extractor.backbone.sha256,
-            "activation": extractor.backbone.tower.config.activation,
-        },
-        settings=extractor.settings,
-        crops=extractor.crops,
-        calibration=calibration,
-        thresholds=thresholds,
-        training={"settings": asdict(settings), "recipe": asdict(recipe)},
-        data=describe(samples, train_part, val_part) | {"unreadable": len(errors)},
-        metrics={"held_out_sources": operating},
-    )
-    return Trained(checkpoint, validation, [(samples[i], errors[i]) for i in sorted(errors)])
+
+@dataclass
+class Read:
+    """What every training begins with: all planned rows and the validation images, read by the backbone as it is.
+
+    Training rows with their features, the probe's features (n, d) of the same rows; readable validation samples, their
+    features (v, F) and the probe's; and what could not be read, by sample number.
+    """
+
+    data: TrainingSet
+    z_probe: Tensor | None
+    val: list[Sample]
+    z_val: Tensor
+    z_probe_val: Tensor | None
+    errors: list[tuple[Sample, str]]
+
+    @classmethod
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        train_part: Sequence[int],
+        val_part: Sequence[int],
+        extractor: Extractor,
+        recipe: Recipe,
+        cache: FeatureCache | None,
+        probe: bool,
+        progress: Progress,
+        world: World,
+    ) -> Read:
+        """Plan the training part and read it all. Raises CoritError when a class has no readable image left."""
+        for spec in recipe.forge:
+            parse_forge(spec).check()
+        rows = plan(samples, train_part, recipe)
+        jobs = [row.job for row in rows] + [Job(samples[i].path) for i in val_part]
+        owners = [row.sample for row in rows] + list(val_part)
+        z, z_probe, failed = read_features(extractor, cache, jobs, progress, probe, world)
+        kept = [k for k in range(len(rows)) if k not in failed]
+        val = [k for k in range(len(rows), len(jobs)) if k not in failed]
+        for labels in ({rows[k].label for k in kept}, {samples[owners[k]].label for k in val}):
+            if len(labels) < 2:
+                raise CoritError("after leaving out the images that cannot be read, one class is empty")
+        errors = {owners[k]: message for k, message in failed.items()}
+        return cls(
+            TrainingSet.of(samples, [rows[k] for k in kept], z[kept]),
+            None if z_probe is None else z_probe[kept],
+            [samples[owners[k]] for k in val],
+            z[val],
+            None if z_probe is None else z_probe[val],
+            [(samples[i], errors[i]) for i in sorted(errors)],
+        )
+
+    def trained(
+        self,
+        extractor: Extractor,
+        head: Head,
+        z_val: Tensor,
+        calibrated: tuple[Calibration, Thresholds, dict[str, float | int]],
+        settings: TrainSettings,
+        training: dict,
+        data: dict,
+        tuned: dict[str, Tensor] | None = None,
+    ) -> Trained:
+        """The outcome: the checkpoint, and what the head (features ``z_val``) and the probe say of the validation."""
+        calibration, thresholds, operating = calibrated
+        probe_logits = None
+        if self.z_probe is not None:
+            probe = replace(self.data, z=self.z_probe).fit(replace(settings, hidden=0))
+            with torch.inference_mode():
+                probe_logits = probe(self.z_probe_val).numpy()
+        with torch.inference_mode():
+            logits = head(z_val)
+        checkpoint = Checkpoint(
+            head=head,
+            backbone={
+                "name": extractor.backbone.name,
+                "sha256": extractor.backbone.sha256,
+                "activation": extractor.backbone.tower.config.activation,
+            },
+            settings=extractor.settings,
+            crops=extractor.crops,
+            calibration=calibration,
+            thresholds=thresholds,
+            training=training,
+            data=data | {"unreadable": len(self.errors)},
+            metrics={"held_out_sources": operating},
+            tuned=tuned or {},
+        )
+        validation = Validation(self.val, logits.numpy(), calibration(logits).numpy(), probe_logits)
+        return Trained(checkpoint, validation, self.errors)
 
 
 def read_features(
-    extractor: Extractor, cache: FeatureCache | None, jobs: Sequence[Job], progress: Progress, probe: bool
+    extractor: Extractor,
+    cache: FeatureCache | None,
+    jobs: Sequence[Job],
+    progress: Progress,
+    probe: bool,
+    world: World = ALONE,
 ) -> tuple[Tensor, Tensor | None, dict[int, str]]:
     """Features (n, F) of ``jobs``, the last layer's CLS token (n, d) for the probe, and errors by position.
 
@@ -218,7 +299,7 @@ def read_features(
     """
 
     def run(extractor: Extractor, title: str) -> tuple[Tensor, dict[int, str]]:
-        return extract(extractor, jobs, cache, progress.features(title, len(jobs)))
+        return world.extract(extractor, jobs, cache, progress.features(title, len(world.share(jobs))))
 
     if not probe:
         z, errors = run(extractor, "features")
@@ -233,7 +314,8 @@ def read_features(
     return both.select(z, settings), both.select(z, last), errors
 
 
-def _folds(samples: Sequence[Sample], part: Sequence[int], settings: TrainSettings) -> list[list[int]]:
+def folds_of(samples: Sequence[Sample], part: Sequence[int], settings: TrainSettings) -> list[list[int]]:
+    """The parts of ``samples[part]``, as sample numbers, that are held out in turn for calibration."""
     folds = group_folds([samples[i] for i in part], settings.folds, settings.seed)
     return [[part[k] for k in fold] for fold in folds]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from corit_cli.config import Optimization
 from corit_cli.engine.population import batches, parts, sam_of
+from corit_cli.engine.weights import Backbone, state_sha256
 from corit_cli.errors import CoritError
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT, State
@@ -58,6 +61,93 @@ class LowRank(nn.Module):
         return weight + self.up @ self.down
 
 
+def thaw(tower: VisionTower, scope: Scope, end: int) -> tuple[VisionTower, int]:
+    """A copy of ``tower``, of which blocks 1..``end`` are read, with the scope's parameters thawed.
+
+    Frozen parameters are shared with the tower given. Also returned: how many blocks have an output that stays the same
+    throughout training; -1 when even the embedding is trained. Raises CoritError when the scope names more blocks than
+    are read.
+    """
+    if any(p.requires_grad for p in tower.parameters()):
+        raise ValueError("the tower must be frozen: its parameters are shared")
+    if scope.kind == "last" and scope.number > end:
+        raise CoritError(f"last:{scope.number} asks for more blocks than the {end} that are read")
+    first = {"head": end + 1, "last": end - scope.number + 1}.get(scope.kind, 1)
+    own = _sharing(tower, _thawed(tower, scope, first, end))
+    for block in own.blocks:
+        block.reassociate = True
+    if scope.kind == "lora":
+        for block in own.blocks[:end]:
+            for layer in (block.qkv, block.out):
+                parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, scope.number))
+    else:
+        for p in _thawed(own, scope, first, end):
+            p.requires_grad_(True)
+    return own, -1 if scope.kind == "all" else first - 1
+
+
+def _thawed(tower: VisionTower, scope: Scope, first: int, end: int) -> list[nn.Parameter]:
+    """The parameters of ``tower`` that the scope thaws."""
+    if scope.kind == "all":
+        reached = (tower.patch_embedding, tower.ln_pre, *tower.blocks[:end])
+        return [tower.class_embedding, tower.position_embedding, *(p for m in reached for p in m.parameters())]
+    blocks = tower.blocks[first - 1 : end]
+    if scope.kind == "last":
+        return [p for block in blocks for p in block.parameters()]
+    if scope.kind == "ln":
+        return [p for block in blocks for norm in (block.ln_1, block.ln_2) for p in norm.parameters()]
+    return []
+
+
+def _sharing(tower: VisionTower, own: Iterable[Tensor]) -> VisionTower:
+    """A copy of ``tower`` that has its parameters ``own`` to itself and shares all others."""
+    copied = {id(p) for p in own}
+    shared = [t for t in (*tower.parameters(), *tower.buffers()) if id(t) not in copied]
+    return copy.deepcopy(tower, {id(t): t for t in shared})
+
+
+def draw_low_rank(trained: Mapping[str, Tensor], seed: int) -> None:
+    """Draw the random halves of the low-rank parts among parameters by name."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in trained.items():
+            if name.endswith(".down"):
+                p.copy_(torch.randn(p.shape, generator=generator) / p.shape[1] ** 0.5)
+
+
+def merged(tower: VisionTower) -> dict[str, Tensor]:
+    """The trained weights by the names of an ordinary tower, low-rank parts added in; on the CPU."""
+    trained = (name for name, p in tower.named_parameters() if p.requires_grad)
+    names = {name.replace(".parametrizations.weight.0.up", ".weight") for name in trained if not name.endswith(".down")}
+    return {name: attrgetter(name)(tower).detach().to("cpu", copy=True) for name in sorted(names)}
+
+
+def retuned(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Backbone:
+    """``backbone`` with some weights replaced: a copy that shares the others and has a SHA-256 of its own.
+
+    Raises CoritError when the tensors do not fit.
+    """
+    old = dict(backbone.tower.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in old or old[name].shape != tensor.shape:
+            raise CoritError(f"the tuned weights do not fit the backbone {backbone.name}: {name} {(*tensor.shape,)}")
+    tower = _sharing(backbone.tower, (old[name] for name in tensors))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tower.get_parameter(name).copy_(tensor)
+    digest = hashlib.sha256(f"{backbone.sha256}{state_sha256(tensors)}".encode()).hexdigest()
+    return replace(backbone, tower=tower, sha256=digest)
+
+
+def mean_over_windows(images: Tensor, windows: Sequence[int], read: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``read`` makes of some windows of images with all their windows (b, w, 3, S, S), averaged: (b, F).
+
+    ``read`` takes windows (n, 3, S, S) to (n, F).
+    """
+    rows = images[:, windows].transpose(0, 1).flatten(0, 1)  # (w * b, 3, S, S), row r of image r mod b
+    return read(rows).unflatten(0, (len(windows), -1)).mean(0)
+
+
 class Tuned(nn.Module):
     """CoRIT whose tower is partly trained, on images whose streams were run up to the first trained block once.
 
@@ -66,54 +156,22 @@ class Tuned(nn.Module):
 
     def __init__(self, tower: VisionTower, settings: CoRITSettings, scope: Scope) -> None:
         super().__init__()
-        if any(p.requires_grad for p in tower.parameters()):
-            raise ValueError("the tower must be frozen: its parameters are shared")
         try:
             end = CoRIT(tower, settings).end
         except ValueError as error:
             raise CoritError(str(error)) from None
-        if scope.kind == "last" and scope.number > end:
-            raise CoritError(f"last:{scope.number} asks for more blocks than the {end} that are read")
-        first = {"head": end + 1, "last": end - scope.number + 1}.get(scope.kind, 1)
         self.scope = scope
-        #: Blocks whose output is the same throughout training; -1 when even the embedding is trained.
-        self.frozen_blocks = -1 if scope.kind == "all" else first - 1
-        chosen = {id(p) for p in self._thawed(tower, first, end)}
-        frozen = [t for t in (*tower.parameters(), *tower.buffers()) if id(t) not in chosen]
-        own = copy.deepcopy(tower, {id(t): t for t in frozen})
-        for block in own.blocks:
-            block.reassociate = True
-        if scope.kind == "lora":
-            for block in own.blocks[:end]:
-                for layer in (block.qkv, block.out):
-                    parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, scope.number))
-        else:
-            for p in self._thawed(own, first, end):
-                p.requires_grad_(True)
+        own, self.frozen_blocks = thaw(tower, scope, end)
         self.corit = CoRIT(own, settings)
         self.trained = {name: p for name, p in self.corit.named_parameters() if p.requires_grad}
         self._initial = {name: p.detach().clone() for name, p in self.trained.items()}
 
-    def _thawed(self, tower: VisionTower, first: int, end: int) -> list[nn.Parameter]:
-        """The parameters of ``tower`` that the scope thaws."""
-        if self.scope.kind == "all":
-            reached = (tower.patch_embedding, tower.ln_pre, *tower.blocks[:end])
-            return [tower.class_embedding, tower.position_embedding, *(p for m in reached for p in m.parameters())]
-        blocks = tower.blocks[first - 1 : end]
-        if self.scope.kind == "last":
-            return [p for block in blocks for p in block.parameters()]
-        if self.scope.kind == "ln":
-            return [p for block in blocks for norm in (block.ln_1, block.ln_2) for p in norm.parameters()]
-        return []
-
     def reset(self, seed: int) -> None:
         """Back to the weights given; low-rank parts are drawn anew."""
-        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(self._initial[name])
-                if name.endswith(".down"):
-                    p.copy_(torch.randn(p.shape, generator=generator) / p.shape[1] ** 0.5)
+        draw_low_rank(self.trained, seed)
 
     @torch.no_grad()
     def prepare(self, images: Tensor, progress: Callable[[int], None] = lambda _: None) -> Prepared:

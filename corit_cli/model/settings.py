@@ -54,6 +54,12 @@ class CoRITSettings:
         return replace(self, cgp=(), pool=(), inject_at=())
 
 
+#: The method as docs/method.md defines it, which the instruments measure.
+METHOD = CoRITSettings()
+#: What ``corit train`` and the shipped detectors read: the best of what benchmarks/search.py tried.
+DETECTOR = CoRITSettings(integrate=(7, 8, 9, 10, 11, 12), cgp=(4, 5, 6))
+
+
 def baseline(layers: int) -> CoRITSettings:
     """A probe on the last block's CLS token, as UniversalFakeDetect (Ojha et al., CVPR 2023) does."""
     return CoRITSettings(views=(), cgp=(), pool=(), inject_at=(), integrate=(layers,))

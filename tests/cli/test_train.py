@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from corit_cli.cli.app import app
 from corit_cli.cli.train import _hidden, _quality_range
+from corit_cli.engine.resume import State
 from tests.cli.conftest import one_line_error
 from tests.conftest import photograph
 
@@ -58,11 +66,76 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--optimizer", "adam"], ["optimizer must be"]),
         ([".", "--forge", "reconstruct"], ["needs autoencoder weights"]),
         ([".", "--degrade", "jpeg:200"], ["jpeg from 200"]),
+        ([".", "--tune", "blocks"], ["no images"]),
+        ([".", "--tune-lr", "1e-5"], ["--tune-lr", "ignored with --tune head"]),
+        ([".", "--tune", "head", "--precision", "bf16", "--resume"], ["--precision, --resume", "ignored"]),
+        ([".", "--tune", "ln", "--folds", "5"], ["--folds", "ignored with --tune ln"]),
+        ([".", "--tune", "ln", "--precision", "fp64"], ["precision must be"]),
+        ([".", "--tune", "ln", "--optimizer", "sgd"], ["--tune-lr"]),
+        ([".", "--tune", "ln", "--resume"], ["no interrupted run"]),
+        ([".", "--tune", "ln", "--resume", "--overwrite"], ["one of them"]),
         (["."], ["no images"]),
     ],
 )
 def test_mistakes_are_one_line(corit, arguments: list[str], words: list[str]) -> None:
     one_line_error(corit("train", *arguments), *words)
+
+
+def tune_arguments(dataset: Path, folder: Path, out: Path, *more: object) -> list[str]:
+    small = ("--backbone", folder / "tower.safetensors", "--view", "blur:1.0", "--cgp", "2,3", "--integrate", "2,3")
+    arguments = ("train", dataset, "--out", out, "--tune", "last:1", "--tune-batch-size", 8, *small, "--crop", "native")
+    return [str(a) for a in (*arguments, *more)]
+
+
+def test_tune_then_detect(corit, environment, dataset: Path, folder: Path, tmp_path: Path) -> None:
+    """One process, then two that torchrun starts: these print and write once, and the same."""
+    one_line_error(corit(*tune_arguments(dataset, folder, tmp_path / "x", "--tune", "most")), "--tune takes")
+    more = ("--tune-epochs", 1, "--optimizer", "sgd", "--tune-lr", 1e-3)
+    one = corit(*tune_arguments(dataset, folder, tmp_path / "one", *more))
+    assert one.returncode == 0, one.stderr
+    assert "Tuned last:1: the loss on training sources set aside was" in one.stdout
+    assert "which the backbone was not tuned on" in one.stdout and "linear probe" in one.stdout
+    assert "epoch 1 of 1: loss" in one.stderr
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["training"]["tune"]["scope"] == "last:1" and config["training"]["tune"]["precision"] == "fp32"
+    assert all(name.startswith("blocks.2.") for name in config["tuned"]) and len(config["tuned"]) == 12
+
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "corit_cli"]
+    command = [sys.executable, *launch, *tune_arguments(dataset, folder, tmp_path / "two", *more)]
+    environment = environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    two = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.splitlines()[:-1] == one.stdout.splitlines()[:-1]
+    assert two.stderr.count("epoch 1 of 1") == two.stderr.count("Shortcuts") == 1
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
+    assert sorted(os.listdir(tmp_path / "two")) == ["config.json", "model.safetensors", "validation.png"]
+
+    found = corit("detect", next(dataset.rglob("*.png")), "-c", tmp_path / "two", "--json")
+    assert found.returncode == 0 and json.loads(found.stdout)["results"][0]["verdict"]
+
+
+def test_an_interrupted_run_is_gone_on_with(
+    dataset: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = tune_arguments(dataset, folder, out, "--tune-epochs", 2, "--no-probe", "--no-cache")
+    save = State.save
+
+    def interrupt(*arguments: object) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "save", interrupt)
+        stopped = CliRunner().invoke(app, arguments)
+    assert stopped.exit_code == 130 and "--resume to go on" in stopped.stderr
+    assert os.listdir(out) == ["resume.safetensors"]
+    unclear = CliRunner().invoke(app, arguments)
+    assert unclear.exit_code == 2 and "interrupted run" in unclear.stderr
+    resumed = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert resumed.exit_code == 0 and "epoch 2 of 2" in resumed.stderr and "epoch 1 of 2" not in resumed.stderr
+    assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "validation.png"]
 
 
 def test_small_parsers() -> None:

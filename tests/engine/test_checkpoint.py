@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from corit_cli.data.images import CropConfig
 from corit_cli.engine.checkpoint import Checkpoint, write_atomically
@@ -40,6 +41,50 @@ def test_what_is_saved_is_loaded(hidden: int, tmp_path: Path) -> None:
     for name in ("backbone", "settings", "crops", "calibration", "thresholds", "training", "sha256"):
         assert getattr(loaded, name) == getattr(saved, name)
     assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors"]
+
+
+TUNED = {"blocks.1.fc.weight": torch.arange(6.0).view(2, 3), "class_embedding": torch.ones(4)}
+
+
+def test_tuned_weights_stand_beside_the_head(tmp_path: Path) -> None:
+    plain, saved = checkpoint(), checkpoint()
+    saved.tuned = dict(TUNED)
+    assert saved.sha256 != plain.sha256 and plain.tuned == {}
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert set(loaded.tuned) == set(TUNED) and all(torch.equal(loaded.tuned[n], t) for n, t in TUNED.items())
+    assert loaded.sha256 == saved.sha256
+    z = torch.randn(5, 12)
+    assert torch.equal(loaded.head(z), saved.head(z))
+
+
+def test_a_checkpoint_from_before_there_was_tuning(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    config = json.loads((tmp_path / "det" / "config.json").read_text())
+    del config["tuned"]
+    (tmp_path / "det" / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.load(tmp_path / "det").tuned == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("tower.class_embedding", None, "not the tuned weights it names"),
+        ("tower.ln_pre.weight", torch.ones(4), "not the tuned weights it names"),
+        ("tower.class_embedding", torch.tensor([1.0, float("nan")]), "not finite"),
+        ("head.weight", torch.ones(4), "does not fit"),
+    ],
+)
+def test_damaged_tuned_weights_are_refused(
+    name: str, tensor: torch.Tensor | None, message: str, tmp_path: Path
+) -> None:
+    saved = checkpoint()
+    saved.tuned = dict(TUNED)
+    saved.save(tmp_path / "det")
+    tensors = load_file(tmp_path / "det" / "model.safetensors") | {name: tensor}
+    save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "det" / "model.safetensors")
+    with pytest.raises(CoritError, match=message):
+        Checkpoint.load(tmp_path / "det")
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What ``corit detect`` draws: a heatmap an image, and the report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import AbstractContextManager, ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corit_cli.cli.console import warn
+from corit_cli.errors import CoritError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from corit_cli.engine.predict import Detector
+    from corit_cli.engine.verdicts import Prediction
+
+#: A report on so many files or fewer shows heatmaps without being asked: they take longer than the verdicts.
+FEW = 8
+
+
+class Illustrator(AbstractContextManager["Illustrator"]):
+    """Heatmaps into ``folder`` and sections into the report ``html``, either of which may be None.
+
+    Without a folder heatmaps are drawn only for ``few`` files, in the report. Videos are shown by their most suspicious
+    moments of ``frames`` or ``rate``. Raises CoritError for a folder that cannot be made, and for a
+    detector that reads no contrast.
+    """
+
+    def __init__(
+        self, detector: Detector, folder: Path | None, html: Path | None, few: bool, frames: int, rate: float | None
+    ) -> None:
+        contrasted = any(reader.corit.views for reader in detector.extractor.readers)
+        if folder is not None and not contrasted:
+            raise CoritError("this detector reads no contrast, so it cannot show where its evidence lies")
+        self.detector, self.folder, self.html = detector, folder, html
+        self.mapped = contrasted and (folder is not None or few)
+        self.frames, self.rate = frames, rate
+        self._names: set[str] = set()
+
+    def __enter__(self) -> Illustrator:
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CoritError(f"cannot make {self.folder}: {error.strerror or error}") from None
+        self._stack, self._casebook = ExitStack(), None
+        if self.html is not None:
+            from corit_cli.report.casebook import About, Casebook
+
+            command = shlex.join(["corit", *sys.argv[1:]])
+            about = About.of(self.detector.checkpoint, datetime.now(timezone.utc), command)
+            self._casebook = self._stack.enter_context(Casebook(self.html, about))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.__exit__(*exception)
+
+    def add(self, prediction: Prediction) -> None:
+        """Draw what there is to draw of one file."""
+        image, painted, frames = None, None, {}
+        if prediction.error is None:
+            image, painted, frames = self._film(prediction) if prediction.video else self._picture(prediction)
+        if self._casebook is not None:
+            self._casebook.add(prediction, image, painted, frames)
+
+    def _picture(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
+        from corit_cli.data.images import ImageError, read_image
+        from corit_cli.engine.evidence import evidence
+        from corit_cli.report.heatmap import paint, save_overlay
+
+        try:
+            image = read_image(prediction.path)
+        except ImageError as error:  # it was there a moment ago
+            warn(f"{prediction.path}: {error}")
+            return None, None, {}
+        if not self.mapped:
+            return image, None, {}
+        found = evidence(self.detector.extractor, self.detector.head, image)
+        if self.folder is not None:
+            save_overlay(image, found, prediction.probability, prediction.verdict, self.folder / self._name(prediction))
+        return image, paint(image, found), {}
+
+    def _film(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
+        from corit_cli.data.video import sample_frames
+
+        if self._casebook is None:
+            return None, None, {}
+        wanted = {moment.frame for moment in prediction.video.suspicious()}
+        try:
+            sampled = sample_frames(prediction.path, self.frames, self.rate)
+            frames = {frame.number: frame.image for frame in sampled if frame.number in wanted}
+        except CoritError as error:
+            warn(f"{prediction.path}: {error}")
+            frames = {}
+        return next(iter(frames.values()), None), None, frames
+
+    def _name(self, prediction: Prediction) -> str:
+        """A file name for the heatmap: the image's own, numbered where two images share it."""
+        stem, number = Path(prediction.path).name, 1
+        while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in self._names:
+            number += 1
+        self._names.add(name)
+        return name

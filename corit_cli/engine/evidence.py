@@ -1,0 +1,251 @@
+"""Where in an image the evidence lies: what each patch's contrast adds to the detector's logit.
+
+A patch p has at every layer l a regional contrast c_{l,p} = h_{l,p}(x) - h_{l,p}(x~), the non-semantic residual that is
+left of it when the contrast view is taken away. What the head makes of it is the gradient of the logit with respect to
+that patch's token, and the evidence is their product, averaged over layers:
+
+    E_p = mean over l of c_{l,p} . d logit / d h_{l,p}(x)
+
+To first order c . d logit / d h is what the logit loses when the patch's residual is taken away at that layer: positive
+evidence speaks for a fake, negative for a real image. One backward pass gives all patches and layers at once. As single
+patches are noisy, the map is smoothed over neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corit_cli.data.images import MAX_STRETCH, crop
+from corit_cli.engine.features import Extractor, pool
+from corit_cli.errors import CoritError
+from corit_cli.model import cgp
+from corit_cli.model.corit import CoRIT
+
+#: Native windows that one map is made of. On a CPU each takes a second or two.
+WINDOWS = 16
+#: Standard deviation of the smoothing, in patches.
+SMOOTHING = 1.5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A map of evidence over an image.
+
+    ``map`` (rows, columns), float32, holds one cell a patch, in units of the logit: positive speaks for a fake,
+    negative for a real image, and 0 stands where no window looked, that is, where ``covered`` (rows, columns) is
+    False. The cells lie side by side in ``box``, (left, top, right, bottom) in pixels of the image, whose ``size`` is
+    (width, height). ``logit`` is the detector's for the image.
+    """
+
+    map: np.ndarray
+    covered: np.ndarray
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    logit: float
+
+    def resized(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Map (h, w) float32 and covered (h, w) bool over the whole image drawn at ``size`` (width, height), by default
+        its own. Values go over linearly from cell to cell, without regard to those that are not covered."""
+        (width, height), (left, top, right, bottom) = size or self.size, self.box
+        y, x = self._axis(height, self.size[1], top, bottom, 0), self._axis(width, self.size[0], left, right, 1)
+
+        def enlarge(cells: np.ndarray) -> np.ndarray:
+            tall = cells[y.low] + y.share[:, None] * (cells[y.high] - cells[y.low])  # (h, columns)
+            return tall[:, x.low] + x.share * (tall[:, x.high] - tall[:, x.low])  # (h, w)
+
+        weight = enlarge(self.covered.astype(np.float32))
+        covered = (weight >= 0.5) & y.inside[:, None] & x.inside
+        values = enlarge(np.where(self.covered, self.map, 0).astype(np.float32))
+        return np.divide(values, weight, out=np.zeros_like(values), where=covered), covered
+
+    def _axis(self, pixels: int, side: int, start: float, stop: float, axis: int) -> _Axis:
+        cells = self.map.shape[axis]
+        centre = (np.arange(pixels, dtype=np.float32) + 0.5) * (side / pixels)
+        at = (centre - start) * (cells / (stop - start)) - 0.5  # in cells, 0 at the middle of the first
+        near = at.clip(0, cells - 1)
+        low = np.floor(near).astype(int)
+        # Up to half a cell is left over at the image's edges, where a window of whole patches does not fit.
+        inside = (at >= -1) & (at <= cells)
+        return _Axis(low, np.minimum(low + 1, cells - 1), near - low, inside)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Of each pixel along one side: the two nearest cells, the share of the second, and whether cells are there."""
+
+    low: np.ndarray
+    high: np.ndarray
+    share: np.ndarray
+    inside: np.ndarray
+
+
+def evidence(
+    extractor: Extractor,
+    head: Callable[[Tensor], Tensor],
+    image: Image.Image,
+    windows: int = WINDOWS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evidence:
+    """The evidence in an RGB ``image`` under a fitted ``head``, which maps features (B, F) to logits (B,).
+
+    Where contrasts are read from native windows, the image is tiled with them, each through the same reader while all
+    other features stay as they are, and overlapping maps are averaged. An image that would take more than ``windows``
+    is looked at in as many, spread evenly; between them nothing is covered. Where contrasts are read from the resized
+    image, that one window is all. ``progress`` is told how many windows of how many are done.
+
+    Raises CoritError when the detector reads no contrast.
+    """
+    position = _contrasted(extractor)
+    reader = extractor.readers[position]
+    cut = crop(image, extractor.crops)
+    readings = extractor([cut])[0]
+    with torch.inference_mode():
+        logit = float(head(pool(readings)[None].to(extractor.device)))
+    others = [reading.mean(0).to(extractor.device) for reading in readings]
+
+    def with_others(z: Tensor) -> Tensor:
+        """The head's logits (B,) when this reader's features are ``z`` (B, F_r)."""
+        parts = [z if i == position else other.expand(len(z), -1) for i, other in enumerate(others)]
+        return head(torch.cat(parts, dim=1))
+
+    tiling = tile(extractor, image.size, windows)
+    total, count = np.zeros(tiling.shape), np.zeros(tiling.shape, int)
+    batch, grid = max(1, extractor.batch // 4), reader.corit.tower.config.grid
+    for start in range(0, len(tiling.corners), batch):
+        corners = tiling.corners[start : start + batch]
+        pixels = np.stack([tiling.window(image, *corner) for corner in corners])  # (b, S, S, 3)
+        streams = torch.from_numpy(pixels).to(extractor.device).permute(0, 3, 1, 2).float() / 255
+        maps = attribution(reader.corit, with_others, streams).view(-1, grid, grid).double().cpu().numpy()
+        for (row, column), values in zip(corners, maps, strict=True):
+            total[row : row + grid, column : column + grid] += values
+            count[row : row + grid, column : column + grid] += 1
+        progress(start + len(corners), len(tiling.corners))
+    mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    return Evidence(smooth(mean, count > 0), count > 0, tiling.box, image.size, logit)
+
+
+def smooth(values: np.ndarray, covered: np.ndarray, sigma: float = SMOOTHING) -> np.ndarray:
+    """``values`` (rows, columns) averaged over ``covered`` neighbours with Gaussian weights, 0 elsewhere: float32."""
+    from scipy.ndimage import gaussian_filter
+
+    weight = gaussian_filter(covered.astype(float), sigma, mode="constant")
+    blurred = gaussian_filter(np.where(covered, values, 0.0), sigma, mode="constant")
+    return np.divide(blurred, weight, out=np.zeros_like(blurred), where=covered).astype(np.float32)
+
+
+def attribution(corit: CoRIT, head: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """E_p of windows ``images`` (B, 3, S, S) in [0, 1], under a ``head`` from features (B, F) to logits: (B, P).
+
+    The mean is over the layers at which a contrast is read, but for those whose patches reach no feature.
+    """
+    layers = layers_used(corit)
+    with torch.enable_grad():
+        state = corit.start(images)
+        state = replace(state, x=state.x.detach().requires_grad_())
+        tokens, contrasts = [], []
+        for layer in range(corit.end + 1):
+            if layer:
+                state = corit.run(state, layer)
+            if layer in layers:
+                tokens.append(state.x)  # (B, N, d)
+                views = state.views.detach().unflatten(0, (len(corit.views), -1))  # (K, B, N, d)
+                contrasts.append(cgp.contrast(state.x.detach(), views).mean(0))  # (B, N, d)
+        logits = head(corit.read(state).z)  # (B,)
+        gradients = torch.autograd.grad(logits.sum(), tokens, allow_unused=True, materialize_grads=True)
+    products = [(c * g).sum(-1)[:, 1:] for c, g in zip(contrasts, gradients, strict=True)]  # (B, P) each
+    return torch.stack(products).mean(0)
+
+
+def layers_used(corit: CoRIT) -> Sequence[int]:
+    """The layers whose patches' contrasts count: those at which some contrast is read, except the deepest one where
+    only its class token is."""
+    s = corit.settings
+    read = sorted({*s.cgp, *s.pool, *s.inject_at[:1]})
+    return [layer for layer in read if layer < read[-1] or layer in (*s.pool, *s.inject_at[:1])] or [read[0] - 1]
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows of ``side`` pixels on an image enlarged (or shrunk) by ``scale``, on a grid of cells of ``patch`` pixels
+    that starts at ``origin`` (x, y), in enlarged pixels. ``corners`` are the windows' first cells, (row, column)."""
+
+    scale: float
+    side: int
+    patch: int
+    origin: tuple[float, float]
+    shape: tuple[int, int]
+    corners: list[tuple[int, int]]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """What the cells span, in the image's own pixels."""
+        (left, top), (rows, columns) = self.origin, self.shape
+        right, bottom = left + columns * self.patch, top + rows * self.patch
+        return left / self.scale, top / self.scale, right / self.scale, bottom / self.scale
+
+    def window(self, image: Image.Image, row: int, column: int) -> np.ndarray:
+        """The pixels of one window, (side, side, 3) uint8; the image's own where the scale is 1."""
+        left, top = self.origin[0] + column * self.patch, self.origin[1] + row * self.patch
+        if self.scale == 1:
+            return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
+        box = tuple(edge / self.scale for edge in (left, top, left + self.side, top + self.side))
+        box = (max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
+        return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC, box))
+
+
+def _contrasted(extractor: Extractor) -> int:
+    """Which of the extractor's readers reads contrasts."""
+    found = [i for i, reader in enumerate(extractor.readers) if reader.corit.views]
+    if not found:
+        raise CoritError("this detector reads no contrast, so it cannot show where its evidence lies")
+    return found[-1]
+
+
+def tile(extractor: Extractor, size: tuple[int, int], limit: int = WINDOWS) -> Tiling:
+    """Where ``extractor`` is to look for contrasts in an image of ``size`` (width, height): at most ``limit`` windows.
+
+    Raises CoritError when it reads no contrasts.
+    """
+    reader = extractor.readers[_contrasted(extractor)]
+    config = reader.corit.tower.config
+    side, patch, grid = config.image_size, config.patch_size, config.grid
+    # As crop() does: the middle of a long strip, and a small image enlarged until a window fits.
+    used = [min(s, MAX_STRETCH * min(size)) for s in size]
+    if extractor.crops.windows[reader.windows[0]] == "resize":
+        scale, used = side / min(size), [min(size)] * 2
+    else:
+        scale = max(1.0, side / min(size))
+    cells = [max(grid, int(u * scale + 1e-6) // patch) for u in used]  # across, down
+    origin = [(s * scale - c * patch) / 2 for s, c in zip(size, cells, strict=True)]
+    if scale == 1:
+        origin = [int(o) for o in origin]
+    columns, rows = _share(cells, grid, limit)
+    corners = [(row, column) for row in _spread(cells[1], grid, rows) for column in _spread(cells[0], grid, columns)]
+    return Tiling(scale, side, patch, (origin[0], origin[1]), (cells[1], cells[0]), corners)
+
+
+def _share(cells: list[int], grid: int, limit: int) -> tuple[int, int]:
+    """Windows across and down: enough to cover all cells, or as many of equal spacing as ``limit`` allows."""
+    need = [-(-c // grid) for c in cells]
+    if need[0] * need[1] <= limit:
+        return need[0], need[1]
+    short, long = sorted((0, 1), key=lambda i: need[i])
+    few = min(need[short], max(1, int((limit * need[short] / need[long]) ** 0.5)))
+    many = min(need[long], max(1, limit // few))
+    return (few, many) if short == 0 else (many, few)
+
+
+def _spread(cells: int, grid: int, windows: int) -> list[int]:
+    """First cells of so many windows, from edge to edge; a single one stands in the middle."""
+    if windows == 1:
+        return [(cells - grid) // 2]
+    return [round(i * (cells - grid) / (windows - 1)) for i in range(windows)]

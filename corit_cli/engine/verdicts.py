@@ -1,0 +1,115 @@
+"""What a detector says of a file: plain records, free of torch, that every output is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from corit_cli.data.provenance import Provenance
+
+#: Mild degradations (``data/robustness.py``) that a verdict should survive: what befalls a picture that is passed on.
+MILD = ("jpeg-90", "jpeg-75", "webp-75", "resize-0.75", "resize-0.5", "blur-0.5")
+#: Share of a video's frames left out at either end before their scores are averaged.
+TRIM = 0.1
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Probabilities of mildly degraded copies, by the names in ``MILD``, their ``spread`` (largest minus smallest, the
+    original's among them), and whether the verdict ``flips``: some copy's is the opposite, or most copies' another."""
+
+    probabilities: dict[str, float]
+    spread: float
+    flips: bool
+
+
+@dataclass(frozen=True)
+class FaceVerdict:
+    """A face: ``box`` (left, top, right, bottom) in pixels, the finder's ``score``, and the detector's opinion of it.
+    In a video ``track`` numbers the person it was followed as."""
+
+    box: tuple[int, int, int, int]
+    score: float
+    probability: float
+    verdict: str
+    track: int | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A frame of a video: its number, its time in seconds, and what was said of it and of the faces in it."""
+
+    frame: int
+    seconds: float
+    probability: float | None
+    faces: tuple[FaceVerdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class VideoVerdict:
+    """Everything behind a video's verdict. ``incomplete`` says what could not be read. ``tracks`` holds each followed
+    face's probability, by track number."""
+
+    duration: float
+    fps: float
+    moments: tuple[Moment, ...]
+    tracks: dict[int, float]
+    incomplete: str | None = None
+
+    def suspicious(self, most: int = 3) -> list[Moment]:
+        """The moments with the highest probability, in order of time."""
+        scored = [m for m in self.moments if peak(m) is not None]
+        return sorted(sorted(scored, key=lambda m: -(peak(m) or 0.0))[:most], key=lambda m: m.frame)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The verdict on one file.
+
+    ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
+    ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
+    ``seconds`` is what decoding and the model took. The rest is there when it was asked for.
+    """
+
+    path: str
+    probability: float | None
+    verdict: str | None
+    seconds: float
+    error: str | None = None
+    faces: tuple[FaceVerdict, ...] | None = None
+    stability: Stability | None = None
+    video: VideoVerdict | None = None
+    provenance: Provenance | None = None
+
+
+def peak(moment: Moment) -> float | None:
+    """The highest probability of a frame and the faces in it; None where nothing was scored."""
+    scores = [face.probability for face in moment.faces] + [p for p in (moment.probability,) if p is not None]
+    return max(scores, default=None)
+
+
+def trimmed_mean(values: Sequence[float]) -> float:
+    """The mean without the ``TRIM`` largest and smallest: a few odd frames decide nothing."""
+    ordered = np.sort(np.asarray(values, float))
+    cut = int(TRIM * len(ordered))
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def flips(verdict: str, others: Sequence[str]) -> bool:
+    """Whether ``verdict`` does not survive: another is its opposite, or most differ from it."""
+    opposite = {"real": "fake", "fake": "real"}.get(verdict)
+    return opposite in others or 2 * sum(other != verdict for other in others) > len(others)
+
+
+def settle(verdict: str, faces: Sequence[str], stability: Stability | None = None) -> str:
+    """The ``verdict`` on a whole picture in view of those on its ``faces``: never made surer by them, only less sure.
+
+    A face called fake in a picture called real makes it uncertain, and so does a verdict that flips.
+    """
+    if stability is not None and stability.flips:
+        return "uncertain"
+    return "uncertain" if verdict == "real" and "fake" in faces else verdict

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corit_cli.data.faces import Face, align
+from corit_cli.data.images import CropConfig, crop, read_image
+from corit_cli.data.robustness import CHAINS
+from corit_cli.data.variants import Variant
+from corit_cli.engine import predict
+from corit_cli.engine.checkpoint import Checkpoint
+from corit_cli.engine.features import Extractor, pool
+from corit_cli.engine.fit import Calibration, Thresholds
+from corit_cli.engine.predict import Detector
+from corit_cli.engine.verdicts import MILD, trimmed_mean
+from corit_cli.engine.weights import Backbone
+from corit_cli.errors import CoritError
+from corit_cli.model.head import Head
+from corit_cli.model.settings import CoRITSettings
+from tests.conftest import photograph, random_tower
+
+SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(2, 3))
+
+
+class TwoFaces:
+    """Stands in for the face finder: two faces in any picture wider than 60 pixels, none in others."""
+
+    def __init__(self, folder: Path) -> None:
+        assert folder.name == "faces"
+
+    def __call__(self, image: Image.Image) -> list[Face]:
+        if image.width <= 60:
+            return []
+        eyes = np.array([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)])
+        boxes = [(2.0, 3.0, 34.0, 35.0), (40.0, 8.0, 60.0, 28.0)]
+        return [Face(box, 0.9, np.array(box[:2]) + eyes * (box[2] - box[0])) for box in boxes]
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
+    monkeypatch.setattr(predict, "FaceFinder", TwoFaces)
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("both", 32))
+    head = Head(extractor.width)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(head.layers[0].weight)
+    thresholds = Thresholds(0.45, 0.55)
+    return Detector(
+        Checkpoint(head, {"name": "tiny"}, SETTINGS, extractor.crops, Calibration(2.0), thresholds), extractor
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    photograph(1, (90, 60)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def logit(detector: Detector, image: Image.Image) -> float:
+    with torch.inference_mode():
+        return float(detector.head(pool(detector.extractor([crop(image, detector.extractor.crops)])[0])[None]))
+
+
+def probability(detector: Detector, image: Image.Image) -> float:
+    return float(detector.checkpoint.calibration(torch.tensor(logit(detector, image))))
+
+
+def test_faces_are_scored_beside_the_whole(detector: Detector, file: Path) -> None:
+    (plain,), (found,) = detector.predict([file]), detector.predict([file], faces="auto")
+    assert plain.faces is None and found.probability == pytest.approx(plain.probability, abs=2e-6)
+    image = read_image(file)
+    expected = [probability(detector, align(image, face)) for face in TwoFaces(Path("faces"))(image)]
+    assert [face.probability for face in found.faces] == pytest.approx(expected, abs=2e-6)
+    assert found.faces[0].box == (2, 3, 34, 35)
+    assert found.faces[0].verdict == detector.checkpoint.thresholds.verdict(found.faces[0].probability)
+
+
+def test_faces_only(detector: Detector, file: Path, tmp_path: Path) -> None:
+    photograph(2, (50, 50)).save(tmp_path / "none.png")
+    found, without = detector.predict([file, tmp_path / "none.png"], faces="only")
+    assert found.probability == max(face.probability for face in found.faces)
+    assert without.error == "no face found" and without.probability is None
+    assert next(iter(detector.predict([tmp_path / "none.png"], faces="auto"))).faces == ()
+
+
+def test_stability_scores_degraded_copies(detector: Detector, file: Path) -> None:
+    (found,) = detector.predict([file], stability=True, faces="auto")
+    image = read_image(file)
+    expected = {name: probability(detector, Variant(chain=CHAINS[name]).apply(image)) for name in MILD}
+    assert found.stability.probabilities == pytest.approx(expected, abs=2e-6)
+    values = [found.probability, *expected.values()]
+    assert found.stability.spread == pytest.approx(max(values) - min(values), abs=3e-6)
+    assert len(found.faces) == 2
+
+
+def test_a_verdict_that_flips_is_uncertain(detector: Detector, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sure,) = detector.predict([file], stability=True)
+    monkeypatch.setattr(predict, "flips", lambda verdict, others: True)
+    (unsure,) = detector.predict([file], stability=True)
+    assert unsure.verdict == "uncertain" and unsure.probability == sure.probability
+
+
+def test_options_that_contradict_each_other(detector: Detector, file: Path) -> None:
+    with pytest.raises(CoritError, match="stability"):
+        next(iter(detector.predict([file], faces="only", stability=True)))
+    with pytest.raises(CoritError, match="faces must be"):
+        next(iter(detector.predict([file], faces="all")))
+
+
+def test_provenance_is_told_only_on_request(detector: Detector, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no picture")
+    plain, told, bad = (
+        next(iter(detector.predict([file]))),
+        *detector.predict([file, tmp_path / "bad.jpg"], provenance=True),
+    )
+    assert plain.provenance is None and told.provenance.format == "PNG"
+    assert bad.provenance is None and bad.error
+
+
+# --- videos ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Twelve frames, written without loss."""
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), 4.0, (96, 64))
+    assert writer.isOpened()
+    for number in range(12):
+        writer.write(np.asarray(photograph(number, (96, 64)))[..., ::-1])
+    writer.release()
+    return path
+
+
+def test_a_video_is_the_trimmed_mean_of_its_frames(detector: Detector, film: Path, file: Path) -> None:
+    still, found = detector.predict([file, film], frames=6)
+    assert still.video is None and len(found.video.moments) == 6 and found.error is None
+    assert found.video.duration == pytest.approx(2.75, abs=0.3)
+    logits = [logit(detector, photograph(m.frame, (96, 64))) for m in found.video.moments]
+    # The codec keeps colours to within rounding.
+    each = [float(detector.checkpoint.calibration(torch.tensor(value))) for value in logits]
+    assert [m.probability for m in found.video.moments] == pytest.approx(each, abs=0.1)
+    frames = [torch.logit(torch.tensor(m.probability)) / 2 for m in found.video.moments]
+    expected = detector.checkpoint.calibration(torch.tensor(trimmed_mean([float(f) for f in frames])))
+    assert found.probability == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_faces_of_a_video_are_followed(detector: Detector, film: Path) -> None:
+    (found,) = detector.predict([film], frames=5, faces="auto")
+    assert set(found.video.tracks) == {0, 1}
+    for moment in found.video.moments:
+        assert [face.track for face in moment.faces] == [0, 1] and moment.probability is not None
+    (only,) = detector.predict([film], frames=5, faces="only")
+    assert only.probability == max(only.video.tracks.values())
+    assert all(moment.probability is None for moment in only.video.moments)
+    assert only.video.tracks == pytest.approx(found.video.tracks, abs=1e-5)
+
+
+def test_a_video_that_is_none_is_a_row_with_an_error(detector: Detector, tmp_path: Path, file: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a film")
+    results = list(detector.predict([tmp_path / "text.mp4", file, tmp_path / "missing.mp4"]))
+    assert [r.error is None for r in results] == [False, True, False]
+    assert "\n" not in results[0].error

@@ -1,0 +1,477 @@
+from __future__ import annotations
+
+import base64
+import gc
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import weakref
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from corit_cli.data.provenance import Finding, Provenance
+from corit_cli.engine.fit import Thresholds
+from corit_cli.engine.verdicts import MILD, FaceVerdict, Moment, Prediction, Stability, VideoVerdict
+from corit_cli.errors import CoritError
+from corit_cli.report import casebook
+from corit_cli.report.casebook import About, Casebook, clock, file_size, levels, percent, posterior, share, thin, ticks
+from tests.conftest import photograph
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+HELD_OUT = {
+    "images": 1073,
+    "real_called_real": 0.4186,
+    "real_called_uncertain": 0.5326,
+    "real_called_fake": 0.0489,
+    "fake_called_real": 0.0980,
+    "fake_called_uncertain": 0.7298,
+    "fake_called_fake": 0.1721,
+}
+ABOUT = About(
+    backbone="a tower",
+    backbone_sha256="b" * 64,
+    detector_sha256="d" * 64,
+    thresholds=Thresholds(0.35, 0.8),
+    held_out=HELD_OUT,
+    made=datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone.utc),
+    command="detect --html <report>",
+)
+HOSTILE = 'a/"><script>alert(1)<' + "/script>\n\u202e'&{{7*7}}\udcff"
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order; keeps tags with attributes, and the text outside scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.source = text
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    def all(self, tag: str, key: str) -> list[str | None]:
+        return [attributes[key] for name, attributes in self.tags if name == tag and key in attributes]
+
+
+def face(probability: float, verdict: str, box=(4, 4, 30, 30), track=None) -> FaceVerdict:
+    return FaceVerdict(box, 0.97, probability, verdict, track)
+
+
+def full(path: str = "folder/photo.jpg") -> Prediction:
+    """A picture of which everything is known."""
+    copies = dict(zip(MILD, (0.91, 0.92, 0.83, 0.84, 0.71, 0.72), strict=True))
+    findings = (Finding("generator", "The file carries <settings>.", "generated"), Finding("c2pa", "A manifest."))
+    return Prediction(
+        path=path,
+        probability=0.9034,
+        verdict="fake",
+        seconds=1.5,
+        faces=(face(0.6171, "uncertain"), face(0.2262, "real", box=(-20, 10, 20, 400))),
+        stability=Stability(copies, 0.2034, False),
+        provenance=Provenance("PNG", parameters={"prompt": "a cat, <b>large</b>"}, findings=findings),
+    )
+
+
+def film(frames: int = 6) -> Prediction:
+    moments = tuple(
+        Moment(i * 25, float(i), (i + 1) / 10, (face(0.9515 - i / 10, "fake", track=i % 2 + 1),)) for i in range(frames)
+    )
+    video = VideoVerdict(6.0, 25.0, moments, {1: 0.7373, 2: 0.3131}, "only 6.0 of 9.0 seconds can be read")
+    return Prediction("clip.mp4", 0.4567, "uncertain", 1.0, video=video)
+
+
+def written(path: Path, *cases: tuple, about: About = ABOUT) -> Page:
+    """The page on ``cases``, each the arguments of ``add``."""
+    with Casebook(path, about) as book:
+        for case in cases:
+            book.add(*case)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "report.html"
+
+
+def everything(tmp_path: Path) -> list[tuple]:
+    image, heatmap = photograph(1), photograph(2)
+    file = tmp_path / "photo.png"
+    image.save(file)
+    clip = film()
+    return [
+        (full(str(file)), image, heatmap),
+        (clip, image, None, {m.frame: image for m in clip.video.suspicious()}),
+        (Prediction(HOSTILE, None, None, 0.0, "not an <image>"),),
+        (Prediction("plain.jpg", 0.0123, "real", 1.0, faces=()), image),
+    ]
+
+
+# --- the page as a whole --------------------------------------------------------------------------
+
+
+def test_nothing_outside_the_page_is_referred_to(tmp_path: Path, path: Path) -> None:
+    page = written(path, *everything(tmp_path))
+    assert page.all("img", "src") and all(src.startswith("data:image/jpeg;base64,") for src in page.all("img", "src"))
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    hrefs = [attributes[key] for _, attributes in page.tags for key in ("href", "xlink:href") if key in attributes]
+    assert hrefs and all(href.startswith("#") and href[1:] in ids for href in hrefs)
+    rest = re.sub('data:image/jpeg;base64,[^"]*', "", page.source)
+    assert not re.search(r"(?i)https?:|//[a-z]|url\(|@import|srcset|<link|<iframe|<object|<form", rest)
+
+
+def test_the_policy_allows_the_page_s_own_script_only(tmp_path: Path, path: Path) -> None:
+    page = written(path, *everything(tmp_path))
+    scripts = re.findall(r"<script>(.*?)</script>", page.source, re.S)
+    assert len(scripts) == 1 == sum(tag == "script" for tag, _ in page.tags)
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    (policy,) = [a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+
+
+def test_hostile_names_and_metadata_stay_text(tmp_path: Path, path: Path) -> None:
+    page = written(path, *everything(tmp_path))
+    assert "<script>alert" not in page.source and "<settings>" not in page.source and "<b>large" not in page.source
+    assert r"script>\n\u202e'&{{7*7}}\udcff" in page.text  # the last part of the path, spelled out
+    assert not re.search("[\u202e\x00-\x09\x0b-\x1f]", page.source)
+    assert "a cat, <b>large</b>" in page.text and "not an <image>" in page.text and "--html <report>" in page.text
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=st.text(st.characters(), min_size=1).filter(lambda name: name != "/"))
+def test_any_name_makes_a_sound_page(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    path = tmp_path_factory.mktemp("any") / "report.html"
+    page = written(path, (Prediction(name, 0.5, "uncertain", 0.0),), (Prediction("b", 0.5, "uncertain", 0.0),))
+    values = page.all("th", "data-value")
+    assert values[0] == casebook.printable(name) and len(values) == 2
+
+
+def test_one_file_has_no_index(path: Path) -> None:
+    page = written(path, (full(),))
+    assert not page.all("table", "id") and page.all("section", "id") == ["file-1"]
+    assert "Report on photo.jpg" in page.text
+
+
+def test_the_index_counts_and_lists_the_most_suspicious_first(tmp_path: Path, path: Path) -> None:
+    cases = [(Prediction(f"{i}.jpg", p, v, 0.0),) for i, (p, v) in enumerate([(0.1, "real"), (0.85, "fake")])]
+    cases += [(Prediction("2.jpg", None, None, 0.0, "truncated"),), (Prediction("3.jpg", 0.97, "fake", 0.0),)]
+    cases += [(Prediction("4.jpg", 0.5, "uncertain", 0.0),)]
+    page = written(path, *cases)
+    assert page.all("th", "data-value") == ["3.jpg", "1.jpg", "4.jpg", "2.jpg", "0.jpg"]
+    assert page.all("a", "href") == ["#file-4", "#file-2", "#file-5", "#file-3", "#file-1"]
+    assert page.all("section", "id") == [f"file-{i}" for i in range(1, 6)]
+    assert "2 fake 1 uncertain 1 could not be scored 1 real" in page.text
+    cells = page.all("td", "data-value")  # number, verdict, probability, notes
+    assert cells[:4] == ["4", "3", "0.97", "0"] and cells[12:16] == ["3", "0", "", "0"]
+    assert page.all("th", "data-sort") == ["number", "text", "number", "number", "number"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    cases = everything(tmp_path)
+    slower = [(replace(case[0], seconds=9.0), *case[1:]) for case in cases]
+    first, second = tmp_path / "1.html", tmp_path / "2.html"
+    written(first, *cases), written(second, *slower)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_headings_descend_and_pictures_have_texts(tmp_path: Path, path: Path) -> None:
+    page = written(path, *everything(tmp_path))
+    heights = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert heights[0] == 1 and heights.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(heights))
+    assert all("alt" in attributes for tag, attributes in page.tags if tag == "img")
+    for tag, attributes in page.tags:
+        if tag == "svg" and attributes.get("role") == "img":
+            assert attributes["aria-label"]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, by WCAG 2."""
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_contrast_is_enough_in_every_scheme() -> None:
+    styles = (Path(casebook.__file__).parent / "casebook.css").read_text()
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#\w{3,6})", block)) for block in re.findall(r":root \{(.*?)\}", styles, re.S)
+    ]
+    assert len(schemes) == 3  # light, dark, print
+    for scheme in schemes:
+        colours = {name: c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for name, c in scheme.items()}
+        for name in ("ink", "quiet", "fake", "uncertain", "real", "error"):
+            light, dark = sorted((luminance(colours[name]), luminance(colours["paper"])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, name
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+def test_every_figure_of_a_picture_is_told(tmp_path: Path, path: Path) -> None:
+    image, file = photograph(1), tmp_path / "photo.png"
+    image.save(file)
+    page = written(path, (full(str(file)), image, photograph(2)))
+    for text in ("90.3%", "0.903400", "61.7%", "22.6%", "91.0%", "92.0%", "83.0%", "84.0%", "71.0%", "72.0%", "20.3"):
+        assert text in page.text
+    data = file.read_bytes()
+    for text in (hashlib.sha256(data).hexdigest(), hashlib.md5(data).hexdigest(), f"{len(data):,} bytes", "64 × 48"):
+        assert text in page.text
+    for text in ("b" * 64, "d" * 64, "a tower", "2026-03-04 05:06:07 UTC", "PNG", "A manifest."):
+        assert text in page.text
+    assert "found with a score of 0.97, from -20, 10 to 20, 400 px" in page.text
+
+
+def test_verdicts_are_explained_by_the_rates_of_unknown_sources(path: Path) -> None:
+    text = written(path, (Prediction("a.jpg", 0.9, "fake", 0.0),)).text
+    assert "called 4.9% of real images and 17% of fakes fake, on 1,073 images from sources it had never seen" in text
+    assert "3.5 times as common among fakes" in text  # 0.1721 / 0.0489
+    text = written(path, (Prediction("a.jpg", 0.1, "real", 0.0),)).text
+    assert "called 42% of real images and 9.8% of fakes real" in text
+    assert "4.3 times as common among real images" in text  # 0.4186 / 0.0980
+    text = written(path, (Prediction("a.jpg", 0.5, "uncertain", 0.0),)).text
+    assert "left 53% of real images and 73% of fakes uncertain" in text and "times as common" not in text
+
+
+def test_a_verdict_that_was_settled_says_why(path: Path) -> None:
+    flipped = replace(full(), verdict="uncertain", stability=replace(full().stability, flips=True))
+    text = written(path, (flipped,)).text
+    assert "By its probability alone the file would be called fake. It is left uncertain, because the verdict" in text
+    assert "times as common" not in text and "does not survive" in text
+    odd = Prediction("a.jpg", 0.1, "uncertain", 0.0, faces=(face(0.9, "fake"),))
+    assert "called real. It is left uncertain, because a face in it is called fake." in written(path, (odd,)).text
+
+
+def test_rates_may_be_unknown(path: Path) -> None:
+    text = written(path, (full(),), about=replace(ABOUT, held_out={})).text
+    assert "is not on record" in text and "times as common" not in text
+
+
+def test_an_error_is_told(path: Path) -> None:
+    page = written(path, (Prediction("a.jpg", None, None, 0.0, "truncated"),))
+    assert "Not scored" in page.text and "could not be scored: truncated." in page.text
+
+
+def test_outlines_lie_where_the_faces_are(path: Path) -> None:
+    image = photograph(1, (200, 100))
+    faces = (face(0.9, "fake", box=(50, 20, 100, 60)), face(0.1, "real", box=(-50, -10, 20, 300)))
+    page = written(path, (replace(full(), faces=faces), image))
+    boxes = [
+        tuple(attributes[key] for key in ("x", "y", "width", "height"))
+        for tag, attributes in page.tags
+        if tag == "rect" and re.fullmatch("outline (?!halo).*", attributes.get("class", ""))
+    ]
+    assert boxes == [("25.00%", "20.00%", "25.00%", "40.00%"), ("0.00%", "0.00%", "10.00%", "100.00%")]
+
+
+def test_pictures_are_bounded_and_carry_nothing_along(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photograph(1, (2000, 100))
+    image.info["comment"] = b"a secret"
+    monkeypatch.setattr(casebook, "LARGE_SECTIONS", 1)
+    page = written(
+        path, (Prediction("a", 0.5, "uncertain", 0.0), image, image), (Prediction("b", 0.5, "real", 0.0), image)
+    )
+    found = [base64.b64decode(src.partition(",")[2]) for src in page.all("img", "src")]
+    assert sorted(Image.open(io.BytesIO(data)).size for data in found) == [
+        (160, 8), (160, 8), (400, 20), (1280, 64), (1280, 64),
+    ]  # fmt: skip
+    assert not any(b"secret" in data for data in found)
+
+
+def test_the_heatmap_is_drawn_at_the_picture_s_size(path: Path) -> None:
+    page = written(path, (Prediction("a", 0.5, "uncertain", 0.0), photograph(1, (90, 60)), photograph(2, (300, 200))))
+    sizes = list(zip(page.all("img", "width"), page.all("img", "height"), strict=True))
+    assert sizes == [("90", "60"), ("90", "60")] and "pair" in page.all("div", "class")
+
+
+def test_a_pipe_is_not_waited_on(tmp_path: Path, path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    page = written(path, (Prediction(str(tmp_path / "pipe"), None, None, 0.0, "not a regular file"),))
+    assert "SHA-256" not in page.text.partition("Method and limits")[0]
+
+
+# --- videos ---------------------------------------------------------------------------------------
+
+
+def test_a_video_s_figures_and_moments_are_told(path: Path) -> None:
+    clip = film()
+    image = photograph(1)
+    page = written(path, (clip, image, None, {m.frame: image for m in clip.video.suspicious()}))
+    text = page.text
+    for said in (
+        "45.7%",
+        "Person 1",
+        "73.7%",
+        "Person 2",
+        "31.3%",
+        "0:06.0 at 25 frames a second",
+        "6 frames looked at",
+    ):
+        assert said in text
+    assert "Only a part of this video could be read: only 6.0 of 9.0 seconds can be read." in text
+    # The moments with the highest peaks: a face's 0.9515, 0.8515, 0.7515 in frames 0, 25, 50.
+    for said in ("1: 0:00.0 95.2%", "2: 0:01.0 85.2%", "3: 0:02.0 75.2%", "as a whole 20.0%; person 2 85.2%"):
+        assert said in text
+    # 6 frames as dots over time, faces as marks: 3 of each person in the plot, and one of each in the key.
+    dots = [a for tag, a in page.tags if tag == "circle" and a.get("class") == "dot" and a["cx"].endswith("%")]
+    assert [(d["cx"], d["cy"]) for d in dots][1:] == [
+        (f"{100 * i / 6:.2f}%", f"{100 - 10 * (i + 1):.2f}%") for i in range(6)
+    ]
+    marks = page.all("use", "href")
+    assert marks.count("#mark-1") == marks.count("#mark-2") == 4
+    # The frame, a cut-out of each person, three moments.
+    assert len(page.all("img", "src")) == 6
+
+
+def test_a_video_without_scores_or_length_is_drawn(path: Path) -> None:
+    video = VideoVerdict(0.0, 25.0, (Moment(0, 0.0, None),), {})
+    page = written(path, (Prediction("clip.mp4", 0.5, "uncertain", 0.0, video=video),))
+    assert "Over time" in page.text and "suspicious" not in page.text
+
+
+def test_long_videos_are_thinned_to_their_peaks() -> None:
+    points = [(i / 5000, (i * 7919 % 5000) / 5000) for i in range(5000)]
+    few = thin(points, 100)
+    assert len(few) == 100 and set(few) <= set(points) and few == sorted(few)
+    assert max(few, key=lambda p: p[1]) == max(points, key=lambda p: p[1])
+    assert thin(points[:7], 100) == points[:7]
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_no_picture_is_kept(path: Path) -> None:
+    clip = film()
+    with Casebook(path, ABOUT) as book:
+        pictures = [photograph(i) for i in range(3)]
+        book.add(replace(clip, faces=(face(0.9, "fake"),)), pictures[0], pictures[1], {0: pictures[2]})
+        known = [weakref.ref(picture) for picture in pictures]
+        del pictures
+        gc.collect()
+        assert [ref() for ref in known] == [None] * 3
+
+
+def test_what_is_kept_in_memory_is_small(path: Path) -> None:
+    with Casebook(path, ABOUT) as book:
+        book.add(full(), photograph(1, (640, 480)))
+        held = sum(len(str(value)) for value in vars(book).values())
+    assert held < 5000 < path.stat().st_size
+
+
+def test_an_interrupted_report_leaves_what_was_there(path: Path) -> None:
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), Casebook(path, ABOUT) as book:
+        book.add(full())
+        raise KeyboardInterrupt
+    assert path.read_text() == "before" and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_nothing_stands_under_the_name_before_the_end(path: Path) -> None:
+    with Casebook(path, ABOUT) as book:
+        book.add(full())
+        assert not path.exists()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing" / "report.html"):
+        with pytest.raises(CoritError, match="cannot write"), Casebook(path, ABOUT):
+            pytest.fail("should not have begun")
+
+
+def test_about_is_read_from_a_checkpoint() -> None:
+    checkpoint = SimpleNamespace(
+        backbone={"name": "tower", "sha256": "b" * 64},
+        sha256="d" * 64,
+        thresholds=Thresholds(0.2, 0.7),
+        metrics={"held_out_sources": HELD_OUT},
+    )
+    east = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
+    about = About.of(checkpoint, east, "detect")
+    assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
+    assert about.made.isoformat() == "2025-12-31T23:00:00+00:00"
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_numbers_read_well() -> None:
+    assert [percent(p) for p in (0, 0.0004, 0.0005, 0.5, 0.9994, 0.9995, 1)] == [
+        "<0.1%", "<0.1%", "0.1%", "50.0%", "99.9%", ">99.9%", ">99.9%",
+    ]  # fmt: skip
+    assert [share(r) for r in (0, 0.0489, 0.0994, 0.0996, 0.172, 1)] == ["0.0%", "4.9%", "9.9%", "10%", "17%", "100%"]
+    assert [clock(s) for s in (0, 7.44, 59.96, 750, 3723.5)] == ["0:00.0", "0:07.4", "1:00.0", "12:30.0", "1:02:03.5"]
+    assert [file_size(n) for n in (1, 999, 1500, 2_345_678)] == [
+        "1 bytes", "999 bytes", "1,500 bytes (1.5 kB)", "2,345,678 bytes (2.3 MB)",
+    ]  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+def test_posterior_is_bayes_rule(probability: float, prior: float) -> None:
+    assert posterior(probability, 0.5) == pytest.approx(probability)
+    odds = probability / (1 - probability) * prior / (1 - prior)
+    assert posterior(probability, prior) == pytest.approx(odds / (1 + odds))
+
+
+@settings(deadline=None)
+@given(st.floats(0.05, 1e6))
+def test_ticks_are_few_and_even(end: float) -> None:
+    found = ticks(end)
+    assert 1 <= len(found) <= 6 and found[0] == 0 and found[-1] <= end * (1 + 1e-6)
+    assert len(found) >= 2 or end < 0.1
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_levels_leave_room(a: float, b: float) -> None:
+    real, fake = sorted((a, b))
+    found = levels(real, fake)
+    assert fake in found and all(y - x >= 0.09 for x, y in pairwise(found))
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_runs_it_without_complaint(tmp_path: Path, path: Path) -> None:
+    written(path, *everything(tmp_path))
+    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --v=0"
+    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr  # script errors and whatever the policy refused
+    # The script ran: one pair slides, five columns sort.
+    assert done.stdout.count('type="range"') == 1 and done.stdout.count('<button type="button">') == 5

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from corit_cli import __version__
-from corit_cli.cli import cor_sweep, detect, gsnr, train
+from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, train
 from corit_cli.cli.console import err, escape
 from corit_cli.errors import CoritError
 
@@ -58,6 +58,7 @@ def corit(
 
 app.command("detect")(detect.detect)
 app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("gsnr")(gsnr.gsnr)
 app.command("cor-sweep")(cor_sweep.cor_sweep)
 

@@ -9,7 +9,7 @@ from corit_cli import __version__
 def test_help_lists_the_commands_that_exist(corit) -> None:
     result = corit("--help")
     assert result.returncode == 0
-    for command in ("detect", "train"):
+    for command in ("detect", "train", "evaluate", "gsnr", "cor-sweep"):
         assert command in result.stdout
         assert corit(command, "--help").returncode == 0
 

@@ -1,0 +1,198 @@
+"""Scores that other detectors gave the same images, read from CSV files and compared in pairs."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corit_cli import metrics
+from corit_cli.data.manifest import Sample
+from corit_cli.engine.evaluate import RANKING, ranking, rates
+from corit_cli.engine.scores import Scored, comparable, units_of
+from corit_cli.errors import CoritError
+from corit_cli.metrics import Estimate, Roc, Sampled
+
+_SCORE = ("score", "probability")
+_VERDICTS = ("real", "fake", "uncertain")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One peer's file matched to samples: ``scores`` (n,), NaN where it has none, and ``verdicts`` (n,) or None.
+
+    ``unknown`` counts rows of the file that belong to none of the samples.
+    """
+
+    name: str
+    scores: NDArray[np.float64]
+    verdicts: NDArray[np.str_] | None
+    unknown: int
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer beside the detector, on the ``images`` that both have scored.
+
+    Attributes:
+        missing: images that the peer has no score for.
+        ours, theirs: ranking figures, and for the peer rates at ``threshold`` where it has one.
+        threshold: where its rates come from: "its own verdicts", "0.5", or "" (no rates).
+        difference: AUC of the detector minus that of the peer, paired; ``mean_difference`` is the same for the mean
+            AUC of ``groups``.
+    """
+
+    name: str
+    images: int
+    missing: int
+    unknown: int
+    ours: dict[str, Estimate]
+    theirs: dict[str, Estimate]
+    threshold: str
+    difference: Estimate
+    groups: list[str]
+    ours_mean: Estimate
+    theirs_mean: Estimate
+    mean_difference: Estimate
+
+
+def read_peer(file: Path, samples: Sequence[Sample], data: Path) -> Scores:
+    """Read a CSV with the columns path and score (or probability), perhaps verdict; a higher score means fake.
+
+    A row belongs to the sample whose path it gives as it stands, or from the folder of the CSV or of ``data``;
+    failing that, to the one whose path shares more trailing parts (the file's name at least) than any other. Raises
+    CoritError when the file cannot be understood or no row belongs to any sample.
+    """
+    rows = _rows(file)
+    owner = match([row["path"] for row in rows], samples, (file.parent, data if data.is_dir() else data.parent))
+    scores = np.full(len(samples), np.nan)
+    verdicts = np.full(len(samples), "", dtype="<U9")
+    for i, row in enumerate(rows):
+        if i in owner:
+            scores[owner[i]] = float(row["score"])
+            verdicts[owner[i]] = row["verdict"]
+    if not owner:
+        raise CoritError(f"{file}: none of its {len(rows)} paths is one of the images, {rows[0]['path']} for one")
+    told = np.isin(verdicts[~np.isnan(scores)], _VERDICTS).all()
+    return Scores(file.stem, scores, verdicts if told else None, len(rows) - len(owner))
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """path, score and verdict of each row that has a score."""
+    rows = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            reader = csv.DictReader(lines)
+            names = {str(name).strip().lower(): name for name in reader.fieldnames or ()}
+            column = next((names[name] for name in _SCORE if name in names), None)
+            if "path" not in names or column is None:
+                raise CoritError(f"{file} needs a header with the columns path and score")
+            for row in reader:
+                path, score = ((row[name] or "").strip() for name in (names["path"], column))
+                if not path or not score or score.lower() == "nan":
+                    continue
+                try:
+                    float(score)
+                except ValueError:
+                    raise CoritError(f"{file} line {reader.line_num}: the score {score!r} is not a number") from None
+                verdict = (row.get(names.get("verdict", "")) or "").strip().lower()
+                rows.append({"path": path, "score": score, "verdict": verdict})
+    except FileNotFoundError:
+        raise CoritError(f"{file} does not exist: --scores takes a CSV with the columns path and score") from None
+    except csv.Error as error:
+        raise CoritError(f"{file} is not a readable CSV: {error}") from None
+    if not rows:
+        raise CoritError(f"{file} has no scores in it")
+    return rows
+
+
+def match(paths: Sequence[str], samples: Sequence[Sample], folders: Sequence[Path]) -> dict[int, int]:
+    """Which sample each path means, by the rule in :func:`read_peer`: {position of the path: sample number}.
+
+    Raises CoritError when two paths name the same sample outright.
+    """
+    known = {os.path.abspath(s.path): i for i, s in enumerate(samples)}
+    owner: dict[int, int] = {}
+    taken: dict[int, str] = {}
+    for k, path in enumerate(paths):
+        for base in (Path(), *folders):
+            i = known.get(os.path.abspath(base / path.replace("\\", "/")))
+            if i is None:
+                continue
+            if i in taken:
+                raise CoritError(f"{taken[i]} and {path} are the same image: give each image one score")
+            owner[k], taken[i] = i, path
+            break
+    named: dict[str, list[int]] = defaultdict(list)
+    for i, s in enumerate(samples):
+        if i not in taken:
+            named[s.path.name].append(i)
+    claims: dict[int, list[tuple[int, int]]] = defaultdict(list)  # sample: (shared parts, path)
+    for k, path in enumerate(paths):
+        if k in owner:
+            continue
+        parts = path.replace("\\", "/").split("/")
+        for shared, i in _best([(_shared(parts, samples[i].path), i) for i in named.get(parts[-1], [])]):
+            claims[i].append((shared, k))
+    for i, candidates in claims.items():
+        owner.update({k: i for _, k in _best(candidates)})
+    return owner
+
+
+def _best(candidates: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The candidate that shares most, as a list; an empty one where several share as much."""
+    most = max((shared for shared, _ in candidates), default=0)
+    found = [c for c in candidates if c[0] == most]
+    return found if len(found) == 1 else []
+
+
+def _shared(parts: Sequence[str], path: Path) -> int:
+    """How many trailing parts two paths have in common."""
+    same = [a == b for a, b in zip(reversed(parts), reversed(path.parts), strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def compare(scored: Scored, peer: Scores) -> Peer:
+    """The detector and a peer (matched to ``scored.samples``) on the images that both have scored."""
+    kept = np.flatnonzero(~np.isnan(peer.scores))
+    samples = [scored.samples[i] for i in kept]
+    units = units_of(samples)
+    labels, scores = scored.labels[kept], {"ours": scored.logits[0, kept], "theirs": peer.scores[kept]}
+
+    def figures(weights: NDArray) -> dict[tuple[str, str], NDArray]:
+        rocs = {name: Roc.of(labels, s, weights) for name, s in scores.items()}
+        return {(name, figure): value for name, roc in rocs.items() for figure, value in ranking(roc).items()}
+
+    found = metrics.bootstrap(figures, labels, units=units)
+    ours, theirs = ({f: found[name, f].estimate for f in RANKING} for name in scores)
+    verdicts, threshold = None, ""
+    if peer.verdicts is not None:
+        verdicts, threshold = peer.verdicts[kept], "its own verdicts"
+    elif scores["theirs"].min() >= 0 and scores["theirs"].max() <= 1:
+        verdicts, threshold = np.where(scores["theirs"] >= 0.5, "fake", "real"), "0.5"
+    if verdicts is not None:
+        theirs |= rates(labels, verdicts, units)
+    ours |= rates(labels, scored.verdicts[0, kept], units)
+    _, groups = comparable(samples)
+    of_groups = metrics.bootstrap_groups(labels, scores, groups, units)
+    means = {name: Sampled.mean([of_groups[name, group] for group in groups]) for name in scores}
+    return Peer(
+        name=peer.name,
+        images=len(kept),
+        missing=len(scored.samples) - len(kept),
+        unknown=peer.unknown,
+        ours=ours,
+        theirs=theirs,
+        threshold=threshold,
+        difference=(found["ours", "auc"] - found["theirs", "auc"]).estimate,
+        groups=list(groups),
+        ours_mean=means["ours"].estimate,
+        theirs_mean=means["theirs"].estimate,
+        mean_difference=(means["ours"] - means["theirs"]).estimate,
+    )

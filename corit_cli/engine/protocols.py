@@ -1,0 +1,187 @@
+"""Heads trained anew, as a checkpoint's was, with one source or one generator held out at a time.
+
+What a detector is worth on what it has never met is not in a validation split of the sources it was trained on. Each
+group's images are scored by a head that saw neither them nor anything made of them, and beside it by a linear probe of
+the tower's last block, trained on the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from corit_cli import metrics
+from corit_cli.config import Recipe, TrainSettings
+from corit_cli.data.forge import parse_forge
+from corit_cli.data.manifest import Sample
+from corit_cli.engine.checkpoint import Checkpoint
+from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
+from corit_cli.engine.predict import Detector
+from corit_cli.engine.scores import MINIMUM, Group, groups_by, units_of
+from corit_cli.engine.train import Progress, TrainingSet, plan
+from corit_cli.errors import CoritError
+from corit_cli.metrics import Estimate, Sampled
+from corit_cli.model.settings import baseline
+
+PROTOCOLS = ("leave-source-out", "leave-generator-out")
+#: Share of the real images that is held out with a generator whose sources have none.
+BORROWED = 1 / 3
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One group's AUC by heads that never saw it, and their paired difference; ``against`` names its real images."""
+
+    name: str
+    real: int
+    fake: int
+    ours: Estimate
+    probe: Estimate
+    difference: Estimate
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All groups, the means over them, and groups that were passed over, each with the reason."""
+
+    name: str
+    groups: list[HeldOut]
+    ours: Estimate
+    probe: Estimate
+    difference: Estimate
+    passed_over: dict[str, str]
+
+
+def recipe_of(checkpoint: Checkpoint) -> tuple[TrainSettings, Recipe]:
+    """How a checkpoint's head was trained. Raises CoritError where it does not say, or was tuned with its tower."""
+    if getattr(checkpoint, "tuned", None):
+        raise CoritError("this detector's tower was tuned with its head: heads alone cannot be trained as it was")
+    try:
+        kept = checkpoint.training
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["recipe"].items()}
+        return TrainSettings(**kept["settings"]), Recipe(**lists)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CoritError(f"the checkpoint does not say how it was trained ({error}): train it again") from None
+
+
+def check(checkpoint: Checkpoint, samples: Sequence[Sample], names: Sequence[str]) -> None:
+    """Raise CoritError when a protocol is unknown, has nothing to hold out, or the head cannot be trained anew."""
+    for name in names:
+        if name not in PROTOCOLS:
+            raise CoritError(f"unknown protocol {name!r}: give {' or '.join(PROTOCOLS)}")
+        groups, passed_over = leave_out(samples, name, seed=0)
+        if not groups:
+            reason = next((f"{g}: {why}" for g, why in passed_over.items()), f"no image names its {name.split('-')[1]}")
+            raise CoritError(f"{name} finds nothing to hold out ({reason})")
+    if names:
+        _, recipe = recipe_of(checkpoint)
+        for spec in recipe.forge:
+            parse_forge(spec).check()
+
+
+def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str, Group], dict[str, str]]:
+    """The groups that a protocol holds out in turn, and those it cannot, with the reason.
+
+    A source is held out whole. A generator's fakes are held out with the real images of their sources; where these
+    have none, or would leave none to train on, with a third of all real images instead, drawn by whole videos.
+    """
+    labels = np.array([s.label for s in samples])
+    found = groups_by(samples, name.removeprefix("leave-").removesuffix("-out"))
+    groups, passed_over = {}, {}
+    for group, given in found.items():
+        fakes, own = given.mask & (labels == 1), given.mask & (labels == 0)
+        if name == "leave-generator-out":
+            borrowed = given.against != "its sources" or own.sum() == (labels == 0).sum()
+            given = Group(fakes | _third(samples, seed), "a third of all real images") if borrowed else given
+        held = np.bincount(labels[given.mask], minlength=2)
+        left = np.bincount(labels[~given.mask], minlength=2)
+        if held.min() < MINIMUM:
+            passed_over[group] = f"{held[0]} real and {held[1]} fake images, fewer than {MINIMUM} of a class"
+        elif left.min() == 0:
+            passed_over[group] = f"without it there are no {('real', 'fake')[int(left.argmin())]} images to train on"
+        else:
+            groups[group] = given
+    return groups, passed_over
+
+
+def _third(samples: Sequence[Sample], seed: int) -> np.ndarray:
+    """A mask (n,) of about a third of the real images, whole videos together."""
+    owners = units_of(samples)
+    real = np.array([s.label == 0 for s in samples])
+    videos = list(dict.fromkeys(o for o, r in zip(owners, real, strict=True) if r))
+    order = np.random.default_rng(seed).permutation(len(videos))
+    chosen = {videos[i] for i in order[: max(1, round(BORROWED * len(videos)))]} if videos else set()
+    return real & np.array([o in chosen for o in owners])
+
+
+def run(
+    detector: Detector,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    cache: FeatureCache | None = None,
+    progress: Progress | None = None,
+) -> list[Protocol]:
+    """The protocols ``names`` (of ``PROTOCOLS``) on readable ``samples``, with the checkpoint's settings and recipe.
+
+    Held-out images are scored as they are. Raises CoritError as :func:`check` does.
+    """
+    check(detector.checkpoint, samples, names)
+    settings, recipe = recipe_of(detector.checkpoint)
+    progress = progress or Progress()
+    plans = {name: leave_out(samples, name, settings.seed) for name in names}
+    rows = plan(samples, range(len(samples)), recipe)
+    jobs = list(dict.fromkeys([row.job for row in rows] + [Job(s.path) for s in samples]))
+    at = {job: k for k, job in enumerate(jobs)}
+    # Two passes: one for both would compute again, and overwrite, what the cache holds from scoring.
+    ours = detector.extractor
+    last = baseline(ours.backbone.tower.config.layers)
+    probe = Extractor(ours.backbone, last, ours.crops, ours.device.type)
+    z, failed = extract(ours, jobs, cache, progress.features("features", len(jobs)))
+    z_probe, _ = extract(probe, jobs, cache, progress.features("linear probe", len(jobs)))
+    rows = [row for row in rows if at[row.job] not in failed]
+    where = [at[row.job] for row in rows]
+    clean = torch.tensor([at[Job(s.path)] for s in samples])  # (n,)
+    heads = (
+        (TrainingSet.of(samples, rows, z[where]), z[clean], settings),
+        (TrainingSet.of(samples, rows, z_probe[where]), z_probe[clean], replace(settings, hidden=0)),
+    )
+    return [_run(name, samples, *plans[name], heads, progress) for name in names]
+
+
+def _run(
+    name: str,
+    samples: Sequence[Sample],
+    groups: dict[str, Group],
+    passed_over: dict[str, str],
+    heads,
+    progress: Progress,
+) -> Protocol:
+    tell = progress.features(name, len(groups))
+    labels = np.array([s.label for s in samples])
+    scores: dict[str, dict[str, np.ndarray]] = {"ours": {}, "probe": {}}
+    for group, held in groups.items():
+        chosen = torch.from_numpy(held.mask)
+        for kind, (data, clean, settings) in zip(scores, heads, strict=True):
+            owners = torch.tensor([row.sample for row in data.rows])
+            head = data.fit(settings, ~chosen[owners])
+            logits = torch.full((len(samples),), float("nan"))
+            with torch.inference_mode():
+                logits[chosen] = head(clean[chosen])
+            scores[kind][group] = logits.double().numpy()
+        tell(1)
+    masks = {group: held.mask for group, held in groups.items()}
+    found = metrics.bootstrap_groups(labels, scores, masks, units_of(samples))
+
+    def triple(of: Sequence[str]) -> tuple[Estimate, Estimate, Estimate]:
+        ours, probe = (Sampled.mean([found[kind, group] for group in of]) for kind in scores)
+        return ours.estimate, probe.estimate, (ours - probe).estimate
+
+    table = []
+    for group, held in groups.items():
+        real, fake = (int((labels[held.mask] == c).sum()) for c in (0, 1))
+        table.append(HeldOut(group, real, fake, *triple([group]), held.against))
+    return Protocol(name, table, *triple(list(groups)), passed_over)

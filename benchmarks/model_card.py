@@ -6,6 +6,7 @@ python benchmarks/model_card.py MANIFEST [--cache FILE]
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 
 from corit_cli import metrics
-from corit_cli.data.manifest import load_samples
+from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.engine.features import FeatureCache, Job, default_cache_path, extract
 from corit_cli.engine.predict import Detector
+from corit_cli.engine.protocols import recipe_of
+from corit_cli.engine.train import TrainingSet, folds_of, plan, split
 
 
 def rate(hits: np.ndarray) -> str:
@@ -42,13 +45,56 @@ def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.
     return f"| {' | '.join(cells)} |"
 
 
+def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCache) -> dict[int, float]:
+    """Logits of the training images by heads that never saw their source, as the thresholds were fitted on."""
+    settings, recipe = recipe_of(detector.checkpoint)
+    part, _ = split(samples, 0.3, settings.seed)
+    rows = plan(samples, part, recipe)
+    z, errors = extract(detector.extractor, [row.job for row in rows], cache)
+    assert not errors, errors
+    return TrainingSet.of(samples, rows, z).cross_fit(folds_of(samples, part, settings), settings)
+
+
+def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:
+    """Print what thresholds for 1% and 5% false positives mean for each kind of photograph, and for a source that had
+    no part in the threshold."""
+    logits = held_out_logits(detector, samples, cache)
+    numbers = sorted(logits)
+    labels = np.array([samples[i].label for i in numbers])
+    sources = np.array([samples[i].source for i in numbers])
+    kind = np.array([kinds.get(samples[i].path, "") or "any" for i in numbers])
+    scores = np.array([logits[i] for i in numbers])
+
+    def threshold(chosen: np.ndarray, target: float) -> float:
+        real = np.sort(scores[chosen & (labels == 0)])
+        return float(np.nextafter(real[len(real) - 1 - int(target * len(real))], np.inf))
+
+    everything = np.ones(len(numbers), bool)
+    print("\n| false positives aimed at | from probability | kind | real called fake | fake called fake |")
+    print("|---|---|---|---|---|")
+    for target in (0.01, 0.05):
+        at = threshold(everything, target)
+        p = float(detector.checkpoint.calibration(torch.tensor([at])))
+        for name in ["all", *np.unique(kind)]:
+            chosen = everything if name == "all" else kind == name
+            real, fake = (rate(scores[chosen & (labels == label)] >= at) for label in (0, 1))
+            print(f"| {target:.0%} | {p:.3f} | {name} | {real} | {fake} |")
+        called = np.zeros(len(numbers), bool)
+        for source in np.unique(sources):
+            mask = sources == source
+            called[mask] = scores[mask] >= threshold(~mask, target)
+        rates = (rate(called[labels == label]) for label in (0, 1))
+        print(f"| {target:.0%} | varies | all, each source without a say in its threshold | {' | '.join(rates)} |")
+
+
 def main(manifest: Path, cache: FeatureCache) -> None:
-    """Print the data by source, then a table for each detector."""
+    """Print the data by source, then tables for each detector."""
     print("| source | training: real, fake | validation: real, fake |\n|---|---|---|")
     for source, counts in sorted(Detector.load().checkpoint.data["sources"].items()):
         cells = (f"{counts.get(f'{part}_real', 0)}, {counts.get(f'{part}_fake', 0)}" for part in ("train", "val"))
         print(f"| {source} | {' | '.join(cells)} |")
-    samples = [s for s in load_samples(manifest) if s.split == "val"]
+    everything = load_samples(manifest)
+    samples = [s for s in everything if s.split == "val"]
     labels = np.array([s.label for s in samples])
     sources = np.array([s.source for s in samples])
     for title, fast in (("Default", False), ("--fast", True)):
@@ -78,6 +124,15 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         for kind in ("real", "fake"):
             shares = (held_out[f"{kind}_called_{verdict}"] for verdict in ("real", "uncertain", "fake"))
             print(f"| {kind} images | {' | '.join(f'{share:.1%}' for share in shares)} |")
+        operating_points(detector, everything, kinds_of(manifest), cache)
+
+
+def kinds_of(manifest: Path) -> dict[Path, str]:
+    """The manifest's column ``domain``, by file, where it has one."""
+    if manifest.suffix != ".csv":
+        return {}
+    with manifest.open(newline="") as file:
+        return {manifest.parent / row["path"]: row.get("domain", "") for row in csv.DictReader(file)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""What several benchmarks share: features of a manifest's images, heads that never saw a source, and tables of AUC."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corit_cli import metrics
+from corit_cli.config import Recipe, TrainSettings
+from corit_cli.data.images import CropConfig
+from corit_cli.data.manifest import Sample
+from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
+from corit_cli.engine.scores import MINIMUM
+from corit_cli.engine.train import Planned, TrainingSet, plan
+from corit_cli.engine.weights import load_backbone
+from corit_cli.model.head import Head
+from corit_cli.model.settings import CoRITSettings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: what is read, from which windows, trained how and on which images."""
+
+    name: str
+    settings: CoRITSettings
+    training: TrainSettings = field(default_factory=TrainSettings)
+    crops: CropConfig = field(default_factory=CropConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+class Bench:
+    """Features on demand, and heads that never saw some sources. Forgeries and degraded copies are made of the
+    training split's images only."""
+
+    def __init__(self, samples: list[Sample], cache: Path) -> None:
+        self.samples, self.backbone = samples, load_backbone()
+        self.cache = FeatureCache(cache, max_bytes=40 << 30, warn=print)
+        self.sources = np.array([s.source for s in samples])
+        self.labels = np.array([s.label for s in samples])
+        self.splits = np.array([s.split for s in samples])
+        self.tested = [
+            str(source)
+            for source in np.unique(self.sources)
+            if all((self.labels[self.sources == source] == c).sum() >= MINIMUM for c in (0, 1))
+        ]
+
+    def data(self, row: Row) -> TrainingSet:
+        """All samples as they are, and what the row's recipe makes of the training split."""
+        planned = plan(self.samples, range(len(self.samples)), row.recipe)
+        planned = [p for p in planned if _clean(p) or self.splits[p.sample] == "train"]
+        return TrainingSet.of(self.samples, planned, self.features(row, [p.job for p in planned]))
+
+    def features(self, row: Row, jobs: Sequence[Job]) -> Tensor:
+        """Features (n, F) of ``jobs``, as the row reads them."""
+        done = 0
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            print(f"\r{row.name}: {done}/{len(jobs)} ", end="", file=sys.stderr, flush=True)
+
+        z, errors = extract(Extractor(self.backbone, row.settings, row.crops), jobs, self.cache, progress)
+        assert not errors, errors
+        return z
+
+    def without(self, data: TrainingSet, training: TrainSettings, left_out: Sequence[str]) -> Head:
+        """A head trained on all sources but those ``left_out``."""
+        owners = np.array([p.sample for p in data.rows])
+        return data.fit(training, torch.from_numpy(~np.isin(self.sources[owners], left_out)))
+
+    def leave_source_out(self, data: TrainingSet, training: TrainSettings) -> dict[str, Head]:
+        """For each tested source a head that never saw it."""
+        return {source: self.without(data, training, [source]) for source in self.tested}
+
+    @torch.inference_mode()
+    def scores(self, heads: Mapping[str, Head], z: Tensor, of: Sequence[int] | None = None) -> np.ndarray:
+        """Logits (n,) of the samples by the head of their source; ``z`` are the features of the samples, or of those
+        numbered ``of``. NaN elsewhere."""
+        numbers = np.arange(len(self.samples)) if of is None else np.asarray(of)
+        out = np.full(len(self.samples), np.nan)
+        for source, head in heads.items():
+            chosen = self.sources[numbers] == source
+            out[numbers[chosen]] = head(z[torch.from_numpy(chosen)]).numpy()
+        return out
+
+    def aucs(self, scores: np.ndarray) -> dict[str, float]:
+        """AUC of each tested source, over its samples that have a score."""
+        scored = np.isfinite(scores)
+        chosen = {s: (self.sources == s) & scored for s in self.tested}
+        return {s: metrics.auc(self.labels[mask], scores[mask]) for s, mask in chosen.items() if mask.any()}
+
+    def table(self, title: str, scores: dict[str, np.ndarray], chosen: np.ndarray, extra: dict | None = None) -> None:
+        """Print mean AUC over sources, its paired margin over the first row, and each source's, as Markdown.
+
+        ``extra`` maps further column headings to {row: cell}.
+        """
+        chosen = chosen & np.isin(self.sources, self.tested)
+        labels, groups = self.labels[chosen], self.sources[chosen]
+        picked = {name: s[chosen] for name, s in scores.items()}
+        distributions, values = metrics.bootstrap_auc(labels, picked, groups)
+        first, extra = next(iter(picked)), extra or {}
+        heads = ["", "mean AUC [95%]", f"minus {first}", *extra, *(source.split("/")[0] for source in self.tested)]
+        print(f"\n**{title}** ({chosen.sum()} images of {len(self.tested)} sources)\n")
+        print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+        for name, s in picked.items():
+            gap = metrics.interval(values[name] - values[first], distributions[name] - distributions[first])
+            cells = [
+                name,
+                str(metrics.interval(values[name], distributions[name])),
+                "" if name == first else f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
+                *(column.get(name, "") for column in extra.values()),
+                *(f"{metrics.auc(labels[groups == g], s[groups == g]):.3f}" for g in self.tested),
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _clean(planned: Planned) -> bool:
+    return not (planned.job.variant.forge or planned.job.variant.degradations)
+
+
+def first_of_each(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most ``limit`` images of each class of each source and split."""
+    seen: Counter[tuple[str, int, str]] = Counter()
+    kept = []
+    for sample in samples:
+        key = (sample.source, sample.label, sample.split)
+        seen[key] += 1
+        if seen[key] <= limit:
+            kept.append(sample)
+    return kept

@@ -74,7 +74,7 @@ def stability(bench: Bench, row: Row) -> tuple[str, str]:
 def main(bench: Bench) -> None:
     """Print the table."""
     scores, gsnr, cor = {}, {}, {}
-    measured: dict[CoRITSettings, tuple[str, str]] = {}  # SAM changes neither: both are taken before training
+    measured: dict[CoRITSettings, tuple[str, str]] = {}  # neither depends on how the row's own head is trained
     for row in rows():
         data = bench.data(row)
         scores[row.name] = bench.scores(bench.leave_source_out(data, row.training), data.z[data.originals])

@@ -41,7 +41,7 @@ class Bench:
 
     def __init__(self, samples: list[Sample], cache: Path) -> None:
         self.samples, self.backbone = samples, load_backbone()
-        self.cache = FeatureCache(cache, max_bytes=40 << 30, warn=print)
+        self.cache = FeatureCache(cache, max_bytes=40 << 30, warn=lambda message: print(message, file=sys.stderr))
         self.sources = np.array([s.source for s in samples])
         self.labels = np.array([s.label for s in samples])
         self.splits = np.array([s.split for s in samples])

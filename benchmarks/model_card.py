@@ -56,8 +56,8 @@ def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCac
 
 
 def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:
-    """Print what thresholds for 1% and 5% false positives mean for each kind of photograph, and for a source that had
-    no part in the threshold."""
+    """Print the probabilities from which on 1% and 5% of real images are called fake, and the rates for each kind of
+    photograph when each source is judged by a threshold that it had no part in."""
     logits = held_out_logits(detector, samples, cache)
     numbers = sorted(logits)
     labels = np.array([samples[i].label for i in numbers])
@@ -75,16 +75,14 @@ def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path
     for target in (0.01, 0.05):
         at = threshold(everything, target)
         p = float(detector.checkpoint.calibration(torch.tensor([at])))
-        for name in ["all", *np.unique(kind)]:
-            chosen = everything if name == "all" else kind == name
-            real, fake = (rate(scores[chosen & (labels == label)] >= at) for label in (0, 1))
-            print(f"| {target:.0%} | {p:.3f} | {name} | {real} | {fake} |")
         called = np.zeros(len(numbers), bool)
         for source in np.unique(sources):
             mask = sources == source
             called[mask] = scores[mask] >= threshold(~mask, target)
-        rates = (rate(called[labels == label]) for label in (0, 1))
-        print(f"| {target:.0%} | varies | all, each source without a say in its threshold | {' | '.join(rates)} |")
+        for name in ["all", *np.unique(kind)]:
+            chosen = everything if name == "all" else kind == name
+            rates = (rate(called[chosen & (labels == label)]) for label in (0, 1))
+            print(f"| {target:.0%} | {p:.3f} | {name} | {' | '.join(rates)} |")
 
 
 def main(manifest: Path, cache: FeatureCache) -> None:

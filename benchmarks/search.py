@@ -2,10 +2,11 @@
 
     python benchmarks/search.py MANIFEST [--cache FILE] [--forge SPEC]
 
-The last row is honest about the choice itself (nested): for each source the candidate is chosen that does best on the
-other sources, each of them scored by a head that saw neither; the source itself has no say. The candidates' own rows
-say which one is best on all, and are optimistic to the extent that one picks among them. The columns "after" tell how
-mean AUC changes when the same heads see the images re-encoded or halved.
+The last row leaves the choice among these candidates out of the figure (nested): for each source the candidate is taken
+that does best on the other sources, each of them scored by a head that saw neither; the source itself has no say. The
+candidates' own rows say which one is best on all, and are optimistic to the extent that one picks among them. The list
+itself was drawn up after looking at the same sources, which no nesting undoes. The columns "after" tell how mean AUC
+changes when the same heads see the images re-encoded or halved.
 """
 
 from __future__ import annotations

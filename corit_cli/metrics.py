@@ -87,7 +87,7 @@ class Roc:
         weights = np.ones((1, len(labels))) if weights is None else weights
         order = np.argsort(-scores, kind="stable")
         y, s, w = labels[order], scores[order], weights[:, order]
-        ends = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)  # (K,), the last image of each distinct score
+        ends = np.append(np.flatnonzero(s[1:] != s[:-1]), len(s) - 1)  # (K,), the last image of each distinct score
         sums = [np.cumsum(w * (y == label), axis=1, dtype=np.float64)[:, ends] for label in (0, 1)]
         reals, fakes = (np.pad(part, ((0, 0), (1, 0))) for part in sums)  # (R, K + 1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -198,9 +198,12 @@ def bootstrap(
 ) -> dict[Key, Sampled]:
     """Distributions of ``figures``, a function of image weights (R, n) that returns an array (R,) for each name.
 
-    The figures' values are those at weight one. See :func:`resample` for the rest.
+    The figures' values are those at weight one. Where ``units`` are given without groups and a class is a single one,
+    nothing can be resampled: the draws are NaN. See :func:`resample` for the rest.
     """
     values = figures(np.ones((1, len(labels)), np.float32))
+    if units is not None and groups is None and _lone(np.asarray(labels), units, np.ones(len(labels), bool)):
+        return {key: Sampled(float(value[0]), np.full(RESAMPLES, np.nan)) for key, value in values.items()}
     blocks = [figures(weights) for weights in resample(labels, groups, units, seed)]
     return {key: Sampled(float(value[0]), np.concatenate([b[key] for b in blocks])) for key, value in values.items()}
 
@@ -262,19 +265,27 @@ def interval(value: float, distribution: Array) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def auc_interval(labels: Array, scores: Array, groups: Groups | None = None) -> Estimate:
-    """AUC (or mean of the groups' AUCs) with its interval."""
-    distributions, values = bootstrap_auc(labels, {"": scores}, groups)
+def auc_interval(
+    labels: Array, scores: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None
+) -> Estimate:
+    """AUC (or mean of the groups' AUCs) with its interval; whole ``units``, such as videos, are resampled."""
+    distributions, values = bootstrap_auc(labels, {"": scores}, groups, units=units)
     return interval(values[""], distributions[""])
 
 
-def auc_difference(labels: Array, a: Array, b: Array, groups: Groups | None = None) -> Estimate:
+def auc_difference(
+    labels: Array,
+    a: Array,
+    b: Array,
+    groups: Groups | None = None,
+    units: Sequence[Hashable] | None = None,
+) -> Estimate:
     """AUC of ``a`` minus AUC of ``b`` on the same images, with the interval of the paired difference."""
-    distributions, values = bootstrap_auc(labels, {"a": a, "b": b}, groups)
+    distributions, values = bootstrap_auc(labels, {"a": a, "b": b}, groups, units=units)
     return interval(values["a"] - values["b"], distributions["a"] - distributions["b"])
 
 
-def proportion(successes: float, total: int) -> Estimate:
+def proportion(successes: float, total: float) -> Estimate:
     """A share with its 95% Wilson interval; all NaN when there is nothing to count."""
     if not total:
         return Estimate(float("nan"), float("nan"), float("nan"))

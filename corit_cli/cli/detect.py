@@ -36,6 +36,7 @@ class FailOn(str, Enum):
 
 
 def detect(
+    ctx: typer.Context,
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs; - reads file names from standard input, one a line.")
     ],
@@ -58,7 +59,7 @@ def detect(
         bool,
         typer.Option(
             "--stability",
-            help="Score mildly degraded copies too: uncertain if the verdict flips.",
+            help="Score mildly degraded copies of images too: uncertain if the verdict flips.",
             rich_help_panel=LOOK,
         ),
     ] = False,
@@ -105,6 +106,10 @@ def detect(
     """
     if as_json and as_jsonl:
         raise CoritError("give --json or --jsonl, not both")
+    if rate is not None and ctx.get_parameter_source("frames").name == "COMMANDLINE":
+        raise CoritError("give --frames or --rate, not both")
+    if heatmap is not None and faces == "only":
+        raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     files: Iterable[str] = collect(paths, recursive)
     total = None
     if "-" not in paths:
@@ -118,21 +123,22 @@ def detect(
 
     with err.status("loading the detector"):
         detector = Detector.load(checkpoint, device, fast)
+    told = provenance or html is not None
+    predictions = detector.predict(
+        files, workers, faces=faces, stability=stability, provenance=told, frames=frames, rate=rate
+    )
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
         write = [writer(detector.checkpoint, stack, as_json, as_jsonl)]
         if csv_file is not None:
             write.append(csv_writer(csv_file, stack))
         if heatmap is not None or html is not None:
-            few = total is not None and total <= FEW
+            few = total is not None and total <= FEW and faces != "only"
             illustrator = Illustrator(detector, heatmap, html, few, frames, rate)
             write.append(stack.enter_context(illustrator).add)
         bar = stack.enter_context(progress_bar())
         task = bar.add_task("detecting", total=total)
-        told = provenance or html is not None
-        for prediction in detector.predict(
-            files, workers, faces=faces, stability=stability, provenance=told, frames=frames, rate=rate
-        ):
+        for prediction in predictions:
             for one in write:
                 one(prediction)
             seen[prediction.verdict or "error"] += 1

@@ -204,7 +204,7 @@ def train(
     corit detect -c my-detector suspicious.jpg
 
     A split column (or train/ and val/ folders) is used where there is one; otherwise whole sources are kept together.
-    With --tune a fifth of the training sources is set aside to end the training and to calibrate on.
+    With --tune a fifth of the training images, whole sources if possible, is set aside to calibrate on.
     """
     state = out_folder / "resume.safetensors"
     said = [
@@ -213,7 +213,8 @@ def train(
     if said:
         unused = ", ".join("--" + name.replace("_", "-") for name in said)
         raise CoritError(f"{unused} would be ignored with --tune {scope}: leave it out, or give another --tune")
-    _check_folder(out_folder, state, overwrite, resume)
+    if not degrade and match_codec is None and copies:
+        raise CoritError("--copies makes degraded copies: say how with --degrade")
     try:
         if scope != "head" and optimizer == "sgd" and tune_lr is None:
             raise ValueError("--tune with --optimizer sgd needs --tune-lr: the default is AdamW's")
@@ -264,6 +265,8 @@ def train(
 
     parse_scope(scope)
     first = launched().rank == 0
+    if first:  # the other processes may be on other machines
+        _check_folder(out_folder, state, overwrite, resume)
     with nullcontext() if first else _silent():
         if first:
             _report_shortcuts(samples, recipe)
@@ -395,9 +398,10 @@ def _show(trained: Trained, folder: Path) -> None:
     import numpy as np
 
     from corit_cli import metrics
+    from corit_cli.engine.scores import units_of
 
     v = trained.validation
-    labels = v.labels
+    labels, units = v.labels, units_of(v.samples)
     sources = [s.source for s in v.samples]
     two_class = [s for s in sorted(set(sources)) if len({x.label for x in v.samples if x.source == s}) == 2]
     table = Table(title=f"Validation: {int((labels == 0).sum())} real and {int(labels.sum())} fake images")
@@ -408,12 +412,13 @@ def _show(trained: Trained, folder: Path) -> None:
     for name, scores in rows:
         by_source = "–"
         if len(two_class) > 1:
-            by_source = str(metrics.auc_interval(labels[chosen], scores[chosen], np.array(sources)[chosen]))
+            few = [units[i] for i in np.flatnonzero(chosen)]
+            by_source = str(metrics.auc_interval(labels[chosen], scores[chosen], np.array(sources)[chosen], few))
         precision = metrics.average_precision(labels, scores)
-        table.add_row(name, str(metrics.auc_interval(labels, scores)), by_source, f"{precision:.3f}")
+        table.add_row(name, str(metrics.auc_interval(labels, scores, units=units)), by_source, f"{precision:.3f}")
     out.print(table)
     if v.probe is not None:
-        difference = metrics.auc_difference(labels, v.logits, v.probe)
+        difference = metrics.auc_difference(labels, v.logits, v.probe, units=units)
         out.print(f"CoRIT minus probe: AUC {difference}, on the same images")
     held_out = trained.checkpoint.metrics["held_out_sources"]
     thresholds = trained.checkpoint.thresholds
@@ -422,10 +427,10 @@ def _show(trained: Trained, folder: Path) -> None:
     if tuning:
         before, kept = (tuning["epochs"][k]["held_out"] for k in (0, tuning["epoch"]))
         out.print(
-            f"Tuned {tuning['scope']}: the loss on training sources set aside was {before:.3f} before and "
+            f"Tuned {tuning['scope']}: the loss on training images set aside was {before:.3f} before and "
             f"{kept:.3f} after epoch {tuning['epoch']}, whose weights are kept."
         )
-        where = f"On these sources ({held_out['images']} images), which the backbone was not tuned on"
+        where = f"On these ({held_out['images']} images), which the backbone was not tuned on"
     out.print(
         f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. {where}, "
         f"{held_out['real_called_fake']:.1%} of real images were called fake and {held_out['fake_called_fake']:.1%} "

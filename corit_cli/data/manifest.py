@@ -242,6 +242,14 @@ def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0)
     return train, val
 
 
+def source_split(samples: Sequence[Sample], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """As :func:`group_split`, whatever splits are named: whole sources stay together where each class comes from at
+    least two, else whole videos do, else each file stands alone."""
+    groups = _groups(samples, range(len(samples)), (_by_source, _by_video))
+    rest, aside = _deal(samples, groups, (1 - fraction, fraction), seed)
+    return rest, aside
+
+
 def group_folds(samples: Sequence[Sample], k: int, seed: int = 0) -> list[list[int]]:
     """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting.
 

@@ -6,6 +6,7 @@ that the detector ships with. No threshold is ever chosen on the images under te
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from corit_cli import __version__, metrics
 from corit_cli.engine.checkpoint import Checkpoint
 from corit_cli.engine.scores import Scored, comparable, groups_by, units_of
 from corit_cli.engine.train import describe
+from corit_cli.engine.verdicts import trimmed_mean
 from corit_cli.metrics import Estimate, Roc
 
 RANKING = {
@@ -143,7 +145,7 @@ def evaluate(checkpoint: Checkpoint, scored: Scored, by: Sequence[str] = ("sourc
         overall(scored),
         whole_videos(scored),
         tables,
-        robustness(scored) if scored.chains else None,
+        robustness(scored) if scored.chains and not np.isnan(scored.logits[1:]).all() else None,
         _notes(checkpoint, scored, tables),
     )
 
@@ -155,8 +157,10 @@ def ranking(roc: Roc) -> dict[str, NDArray]:
 
 
 def share(hits: NDArray, units: Sequence | None = None) -> Estimate:
-    """The share of ``hits`` (n,) with its Wilson interval, which counts frames of one video as one trial."""
-    trials = len(hits) if units is None else len(set(units))
+    """The share of ``hits`` (n,) with its Wilson interval. Frames of videos count as (sum n)^2 / sum n^2 trials, n
+    being the frames of each: one a video where these are equally long."""
+    sizes = np.array(list(Counter(range(len(hits)) if units is None else units).values()), float)
+    trials = sizes.sum() ** 2 / np.square(sizes).sum() if len(hits) else 0
     return metrics.proportion(float(np.mean(hits)) * trials if len(hits) else 0.0, trials)
 
 
@@ -200,7 +204,8 @@ def overall(scored: Scored) -> Part:
 
 
 def whole_videos(scored: Scored) -> Part | None:
-    """Ranking figures of videos, each scored by the mean probability of its frames; None where none are named."""
+    """Ranking figures of videos, each scored as ``corit detect`` does it, by the trimmed mean of its frames; None
+    where none are named."""
     videos: dict[tuple, list[int]] = {}
     for i, s in enumerate(scored.samples):
         if s.video_id:
@@ -208,7 +213,7 @@ def whole_videos(scored: Scored) -> Part | None:
     if not videos:
         return None
     labels = np.array([key[-1] for key in videos])
-    scores = np.array([scored.probabilities[0, frames].mean() for frames in videos.values()])
+    scores = np.array([trimmed_mean(scored.logits[0, frames]) for frames in videos.values()])
     units = [(source, video) for source, _, video, _ in videos]
     found = metrics.bootstrap(lambda w: ranking(Roc.of(labels, scores, w)), labels, units=units)
     return _part("videos", labels, {k: s.estimate for k, s in found.items()})
@@ -231,17 +236,21 @@ def table(scored: Scored, by: str) -> Table:
 
 
 def robustness(scored: Scored) -> Robustness:
-    """Each chain against the clean images, on the images that all chains could be applied to."""
-    kept = ~np.isnan(scored.logits).any(0)
+    """Each chain against the clean images, on the images that all chains could be applied to. A chain that most images
+    are too large for is left out."""
+    usable = np.flatnonzero(np.isnan(scored.logits[1:]).mean(1) < 0.5)
+    rows = np.append(0, usable + 1)
+    kept = ~np.isnan(scored.logits[rows]).any(0)
     samples = [s for s, k in zip(scored.samples, kept, strict=True) if k]
     units = units_of(samples)
-    labels, logits, verdicts = scored.labels[kept], scored.logits[:, kept], scored.verdicts[:, kept]
+    labels, logits, verdicts = scored.labels[kept], scored.logits[rows][:, kept], scored.verdicts[rows][:, kept]
     by, groups = comparable(samples)
-    names = ("", *scored.chains)
+    used = [scored.chains[c] for c in usable]
+    names = ("", *used)
     found = metrics.bootstrap_groups(labels, dict(zip(names, logits, strict=True)), groups, units)
     mean = {name: metrics.Sampled.mean([found[name, group] for group in groups]) for name in names}
     chains = []
-    for name, now in zip(scored.chains, verdicts[1:], strict=True):
+    for name, now in zip(used, verdicts[1:], strict=True):
         pairs = np.char.add(verdicts[0], now)
         of = rates(labels, now, units)
         chains.append(
@@ -267,6 +276,9 @@ def _notes(checkpoint: Checkpoint, scored: Scored, tables: Sequence[Table]) -> l
     notes, labels = [], scored.labels
     if scored.errors:
         notes.append(f"{len(scored.errors)} of {len(labels) + len(scored.errors)} images could not be read: left out")
+    for name, row in zip(scored.chains, np.isnan(scored.logits[1:]), strict=True):
+        if row.any():
+            notes.append(f"{name} could not be applied to {row.sum()} of the images (too large)")
     if len(np.unique(labels)) < 2:
         kind = "fake" if labels[0] else "real"
         notes.append(f"all {len(labels)} images are {kind}: there are rates for them, but nothing to rank them against")

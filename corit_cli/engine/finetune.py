@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from corit_cli.config import Recipe, TrainSettings, TuneSettings
 from corit_cli.data.images import CropConfig, crop, read_image
-from corit_cli.data.manifest import Sample, group_split
+from corit_cli.data.manifest import Sample, source_split
 from corit_cli.engine.distributed import ALONE, World
 from corit_cli.engine.features import Extractor, FeatureCache, Job, Reader, ahead, content_sha256
 from corit_cli.engine.fit import balance_weights
@@ -75,6 +75,8 @@ def finetune(
         "CoRIT settings": asdict(extractor.settings),
         "crops": asdict(extractor.crops),
         "backbone": extractor.backbone.sha256,
+        "processes": world.size,
+        "device": extractor.device.type,
         "images": world.agree(lambda: _fingerprint(samples, train_part, fit_part)),
     }
     before = world.agree(lambda: State.load(state, about)) if resume else None
@@ -304,11 +306,11 @@ def pick_precision(name: str, device: str) -> str:
 
 
 def set_aside(samples: Sequence[Sample], train_part: Sequence[int], seed: int) -> list[int]:
-    """The part of the training part that is tuned on; what is set aside are whole sources.
+    """The part of the training part that is tuned on; what is set aside are whole sources where there are enough.
 
     Raises CoritError when either lacks a class.
     """
-    parts = group_split([replace(samples[i], split="") for i in train_part], ASIDE, seed)
+    parts = source_split([samples[i] for i in train_part], ASIDE, seed)
     for name, part in zip(("left to tune on", "set aside"), parts, strict=True):
         if len({samples[train_part[k]].label for k in part}) < 2:
             raise CoritError(

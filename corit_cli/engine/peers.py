@@ -84,7 +84,7 @@ def read_peer(file: Path, samples: Sequence[Sample], data: Path) -> Scores:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    """path, score and verdict of each row that has a score."""
+    """path, score (nan where it is blank) and verdict of each row."""
     rows = []
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -95,8 +95,9 @@ def _rows(file: Path) -> list[dict[str, str]]:
                 raise CoritError(f"{file} needs a header with the columns path and score")
             for row in reader:
                 path, score = ((row[name] or "").strip() for name in (names["path"], column))
-                if not path or not score or score.lower() == "nan":
+                if not path:
                     continue
+                score = score or "nan"
                 try:
                     float(score)
                 except ValueError:
@@ -107,7 +108,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
         raise CoritError(f"{file} does not exist: --scores takes a CSV with the columns path and score") from None
     except csv.Error as error:
         raise CoritError(f"{file} is not a readable CSV: {error}") from None
-    if not rows:
+    if all(np.isnan(float(row["score"])) for row in rows):
         raise CoritError(f"{file} has no scores in it")
     return rows
 

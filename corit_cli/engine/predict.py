@@ -110,13 +110,26 @@ class Detector:
         if stability and faces == "only":
             raise CoritError("stability is that of the whole picture: it does not go with faces only")
         finder = None if faces == "off" else FaceFinder(weights_dir() / "faces")
+        return self._predict(paths, workers, finder, faces == "only", stability, provenance, frames, rate)
+
+    def _predict(
+        self,
+        paths: Iterable[str | Path],
+        workers: int | None,
+        finder: FaceFinder | None,
+        faces_only: bool,
+        stability: bool,
+        provenance: bool,
+        frames: int,
+        rate: float | None,
+    ) -> Iterator[Prediction]:
         files = (Path(path) for path in paths)
         for video, group in groupby(files, lambda path: path.suffix.lower() in VIDEO_SUFFIXES):
             if video:
                 for path in group:
-                    yield self._told(self._video(path, finder, faces == "only", frames, rate, workers), provenance)
+                    yield self._told(self._video(path, finder, faces_only, frames, rate, workers), provenance)
             else:
-                for prediction in self._images(group, finder, faces == "only", stability, workers):
+                for prediction in self._images(group, finder, faces_only, stability, workers):
                     yield self._told(prediction, provenance)
 
     def _images(
@@ -124,14 +137,19 @@ class Detector:
     ) -> Iterator[Prediction]:
         """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
 
-        def load(path: Path) -> tuple[list[np.ndarray], list[Face]]:
+        def load(path: Path) -> tuple[list[np.ndarray], tuple[list[Face], list[str]]]:
             image = read_image(path)
             pictures, found = self._pictures(image, finder, faces_only)
             if faces_only and not found:
                 raise ImageError("no face found")
-            if stability:
-                pictures += [crop(Variant(chain=CHAINS[name]).apply(image), self.extractor.crops) for name in MILD]
-            return pictures, found
+            copies = []
+            for name in MILD if stability else ():
+                try:
+                    pictures.append(crop(Variant(chain=CHAINS[name]).apply(image), self.extractor.crops))
+                    copies.append(name)
+                except ImageError:  # too large for that format
+                    continue
+            return pictures, (found, copies)
 
         for item in stream(self.extractor, paths, load, workers):
             path = str(item.item)
@@ -140,8 +158,9 @@ class Detector:
                 continue
             scores = iter(self._probability(logit) for logit in self._logits(item.readings))
             whole = None if faces_only else next(scores)
-            seen = tuple(self._face(face, next(scores)) for face in item.about)
-            stable = self._stability(whole, dict(zip(MILD, scores, strict=True))) if stability else None
+            found, copies = item.about
+            seen = tuple(self._face(face, next(scores)) for face in found)
+            stable = self._stability(whole, dict(zip(copies, scores, strict=True))) if stability else None
             probability = max(face.probability for face in seen) if whole is None else whole
             verdict = settle(self._verdict(probability), [] if faces_only else [face.verdict for face in seen], stable)
             yield Prediction(path, probability, verdict, item.seconds, None, seen if finder else None, stable)

@@ -58,7 +58,7 @@ class Protocol:
 
 def recipe_of(checkpoint: Checkpoint) -> tuple[TrainSettings, Recipe]:
     """How a checkpoint's head was trained. Raises CoritError where it does not say, or was tuned with its tower."""
-    if getattr(checkpoint, "tuned", None):
+    if checkpoint.tuned:
         raise CoritError("this detector's tower was tuned with its head: heads alone cannot be trained as it was")
     try:
         kept = checkpoint.training
@@ -86,17 +86,23 @@ def check(checkpoint: Checkpoint, samples: Sequence[Sample], names: Sequence[str
 def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str, Group], dict[str, str]]:
     """The groups that a protocol holds out in turn, and those it cannot, with the reason.
 
-    A source is held out whole. A generator's fakes are held out with the real images of their sources; where these
-    have none, or would leave none to train on, with a third of all real images instead, drawn by whole videos.
+    A source is held out whole. A generator's fakes are held out with the real images of their sources, or, where these
+    sources hold other generators' fakes too, with a third of them: else what is left of the sources is all fake, and a
+    head learns the source. Where there are none, or none would be left to train on, a third of all real images takes
+    their place. Thirds are drawn by whole videos.
     """
-    labels = np.array([s.label for s in samples])
+    labels, sources = np.array([s.label for s in samples]), np.array([s.source for s in samples])
     found = groups_by(samples, name.removeprefix("leave-").removesuffix("-out"))
     groups, passed_over = {}, {}
     for group, given in found.items():
         fakes, own = given.mask & (labels == 1), given.mask & (labels == 0)
         if name == "leave-generator-out":
             borrowed = given.against != "its sources" or own.sum() == (labels == 0).sum()
-            given = Group(fakes | _third(samples, seed), "a third of all real images") if borrowed else given
+            others = (labels == 1) & ~fakes & np.isin(sources, np.unique(sources[fakes]))
+            if borrowed:
+                given = Group(fakes | _third(samples, labels == 0, seed), "a third of all real images")
+            elif others.any():
+                given = Group(fakes | _third(samples, own, seed), "a third of its sources")
         held = np.bincount(labels[given.mask], minlength=2)
         left = np.bincount(labels[~given.mask], minlength=2)
         if held.min() < MINIMUM:
@@ -108,10 +114,9 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
     return groups, passed_over
 
 
-def _third(samples: Sequence[Sample], seed: int) -> np.ndarray:
-    """A mask (n,) of about a third of the real images, whole videos together."""
+def _third(samples: Sequence[Sample], real: np.ndarray, seed: int) -> np.ndarray:
+    """A mask (n,) of about a third of the images ``real`` (n,), whole videos together."""
     owners = units_of(samples)
-    real = np.array([s.label == 0 for s in samples])
     videos = list(dict.fromkeys(o for o, r in zip(owners, real, strict=True) if r))
     order = np.random.default_rng(seed).permutation(len(videos))
     chosen = {videos[i] for i in order[: max(1, round(BORROWED * len(videos)))]} if videos else set()

@@ -55,13 +55,12 @@ METHOD = (
     "several depths of the network. A small head, trained on real and generated pictures, weighs the differences; its "
     "output is calibrated to a probability on pictures from sources that it had not seen."
 )
+# By the first part of a copy's name in ``MILD``; the rest is the setting.
 _COPIES = {
-    "jpeg-90": "saved as JPEG, quality 90",
-    "jpeg-75": "saved as JPEG, quality 75",
-    "webp-80": "saved as WebP, quality 80",
-    "resize-0.75": "shrunk to 75%",
-    "resize-0.5": "shrunk to 50%",
-    "blur-0.5": "blurred slightly",
+    "jpeg": "saved as JPEG, quality {:.0f}",
+    "webp": "saved as WebP, quality {:.0f}",
+    "resize": "shrunk to {:.0%}",
+    "blur": "blurred by {:g} px",
 }
 _SAYS = {"generated": "says it was generated", "edited": "says it was edited", "camera": "names a camera"}
 
@@ -313,7 +312,10 @@ def _meaning(p: Prediction, about: About) -> list[str]:
     reasons = []
     if p.stability is not None and p.stability.flips:
         reasons.append("the verdict does not survive mild changes of the picture")
-    if p.verdict == "uncertain" and by_score == "real" and any(f.verdict == "fake" for f in p.faces or ()):
+    faces = [face.verdict for face in p.faces or ()]
+    if p.video is not None:
+        faces += map(about.thresholds.verdict, p.video.tracks.values())
+    if p.verdict == "uncertain" and by_score == "real" and "fake" in faces:
         reasons.append("a face in it is called fake")
     sentences = []
     if p.verdict != by_score:
@@ -342,9 +344,11 @@ def _meaning(p: Prediction, about: About) -> list[str]:
                 "evidence to be weighed with all else that is known of the file."
             )
     if p.video is not None:
+        whole = any(moment.probability is not None for moment in p.video.moments)
+        parts = "its frames" if whole else "the frames of the face most like a fake"
         sentences.append(
-            "These rates were measured on single images; a video's probability is a mean over its frames that leaves "
-            "out the most extreme ones."
+            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, without "
+            "the most extreme ones."
         )
     return sentences
 
@@ -368,8 +372,14 @@ def _notes(p: Prediction) -> list[str]:
 
 def _copies(probability: float, stability: Stability, thresholds: Thresholds) -> list[tuple[str, float, str]]:
     """(what was done, probability, verdict) of the file as given and of each copy."""
-    found = {"as given": probability, **{_COPIES.get(k, k): v for k, v in stability.probabilities.items()}}
+    found = {"as given": probability, **{_done(name): value for name, value in stability.probabilities.items()}}
     return [(name, value, thresholds.verdict(value)) for name, value in found.items()]
+
+
+def _done(copy: str) -> str:
+    """What was done to make a copy, from its name in ``MILD``."""
+    kind, _, setting = copy.partition("-")
+    return _COPIES[kind].format(float(setting)) if kind in _COPIES else copy
 
 
 def _survival(stability: Stability, thresholds: Thresholds) -> str:

@@ -67,7 +67,7 @@ def grids(evaluation: Evaluation) -> list[Grid]:
     found = [Grid(f"All images: {_counts(e.overall)}", ["figure", "value [95% interval]"], rows)]
     if e.videos is not None:
         rows = [[RANKING[name], number(value)] for name, value in e.videos.figures.items()]
-        note = "A video's score is the mean probability of its frames."
+        note = "A video's score is the trimmed mean of its frames' logits."
         found.append(Grid(f"Whole videos: {_counts(e.videos)}", ["figure", "value [95% interval]"], rows, [note]))
     found += [_group_grid(table) for table in e.tables if table.parts]
     if e.robustness is not None:

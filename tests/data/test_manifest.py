@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corit_cli.data.manifest import Sample, group_folds, group_split, load_samples
+from corit_cli.data.manifest import Sample, group_folds, group_split, load_samples, source_split
 from corit_cli.errors import CoritError
 
 
@@ -319,3 +319,18 @@ def test_both_classes_reach_every_side_they_can(labels: list[int], seed: int, k:
         for label in (0, 1):
             reached = sum(any(data[i].label == label for i in side) for side in sides)
             assert reached == min(len(sides), labels.count(label))
+
+
+def test_source_split_keeps_sources_whole_though_videos_are_named() -> None:
+    samples = [
+        Sample(
+            Path(f"{source}-{video}-{frame}.png"), label=video % 2, source=str(source), video_id=f"v{source}-{video}"
+        )
+        for source in range(6)
+        for video in range(4)
+        for frame in range(3)
+    ]
+    rest, aside = source_split(samples, 0.2)
+    assert sorted(rest + aside) == list(range(len(samples))) and rest and aside
+    assert not {samples[i].source for i in rest} & {samples[i].source for i in aside}
+    assert source_split(samples, 0.2) == (rest, aside)

@@ -252,6 +252,8 @@ def test_every_figure_of_a_picture_is_told(tmp_path: Path, path: Path) -> None:
         assert text in page.text
     for text in ("b" * 64, "d" * 64, "a tower", "2026-03-04 05:06:07 UTC", "PNG", "A manifest."):
         assert text in page.text
+    for text in ("saved as JPEG, quality 90", "saved as WebP, quality", "shrunk to 50%", "blurred by 0.5 px"):
+        assert text in page.text
     assert "found with a score of 0.97, from -20, 10 to 20, 400 px" in page.text
 
 
@@ -272,7 +274,10 @@ def test_a_verdict_that_was_settled_says_why(path: Path) -> None:
     assert "By its probability alone the file would be called fake. It is left uncertain, because the verdict" in text
     assert "times as common" not in text and "does not survive" in text
     odd = Prediction("a.jpg", 0.1, "uncertain", 0.0, faces=(face(0.9, "fake"),))
-    assert "called real. It is left uncertain, because a face in it is called fake." in written(path, (odd,)).text
+    video = VideoVerdict(1.0, 25.0, (Moment(0, 0.0, 0.1),), {1: 0.9})
+    for case in (odd, replace(odd, faces=None, video=video)):
+        text = written(path, (case,)).text
+        assert "called real. It is left uncertain, because a face in it is called fake." in text
 
 
 def test_rates_may_be_unknown(path: Path) -> None:

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Train the two detectors that ship with the package on a manifest with a split column (docs/model-card.md names the data).
-#   weights/make_detectors.sh MANIFEST
+#   weights/make_detectors.sh MANIFEST [further options of corit train, such as --cache FILE]
 set -euo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
-corit train "$1" --out "$folder/detector" --overwrite
-corit train "$1" --out "$folder/detector-fast" --crop resize --overwrite
+manifest=$1
+shift
+degraded=(--degrade jpeg:50-95 --degrade resize:0.5-1.5 --degrade blur:0.3-1.5 --degrade webp:60-95 --copies 1)
+corit train "$manifest" --out "$folder/detector" --overwrite "${degraded[@]}" "$@"
+corit train "$manifest" --out "$folder/detector-fast" --crop resize --no-cgp --overwrite "${degraded[@]}" "$@"

@@ -44,7 +44,7 @@ LARGE_SECTIONS = 50  # files whose pictures are shown large
 LARGE, SMALL = 1280, 400  # longer sides of pictures in pixels: of the first files, and of all others
 MOMENT, THUMBNAIL = 480, 160
 QUALITY = 85
-MARKS = 6  # shapes that tell people in a video apart
+MARKS = 6  # shapes that tell faces in a video apart
 MOST_POINTS = 300  # of one line of a timeline
 #: Shares of fakes among comparable files, for which a probability is worked out.
 PRIORS = (0.01, 0.1, 0.5, 0.9)
@@ -347,8 +347,8 @@ def _meaning(p: Prediction, about: About) -> list[str]:
         whole = any(moment.probability is not None for moment in p.video.moments)
         parts = "its frames" if whole else "the frames of the face most like a fake"
         sentences.append(
-            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, without "
-            "the most extreme ones."
+            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, "
+            "without the most extreme ones."
         )
     return sentences
 
@@ -456,7 +456,7 @@ def _checksums(path: Path) -> tuple[int, str, str]:
 class _Track:
     """A followed face: how often it was seen, and its marks (time, probability) as shares of the axes."""
 
-    number: int
+    number: int  # from 1, as faces are numbered everywhere on the page
     probability: float | None
     verdict: str | None
     seen: int = 0
@@ -473,12 +473,12 @@ def _timeline(video: VideoVerdict, thresholds: Thresholds, frames: Mapping[int, 
     whole = [(m.seconds / end, m.probability) for m in video.moments if m.probability is not None]
     tracks: dict[int, _Track] = {}
     for number, probability in sorted(video.tracks.items()):
-        tracks[number] = _Track(number, probability, thresholds.verdict(probability))
+        tracks[number] = _Track(number + 1, probability, thresholds.verdict(probability))
     for moment in video.moments:
         for face in moment.faces:
             if face.track is None:
                 continue
-            track = tracks.setdefault(face.track, _Track(face.track, None, None))
+            track = tracks.setdefault(face.track, _Track(face.track + 1, None, None))
             track.seen += 1
             track.points.append((moment.seconds / end, face.probability))
             if track.thumbnail is None and moment.frame in frames:

@@ -105,9 +105,9 @@ def full(path: str = "folder/photo.jpg") -> Prediction:
 
 def film(frames: int = 6) -> Prediction:
     moments = tuple(
-        Moment(i * 25, float(i), (i + 1) / 10, (face(0.9515 - i / 10, "fake", track=i % 2 + 1),)) for i in range(frames)
+        Moment(i * 25, float(i), (i + 1) / 10, (face(0.9515 - i / 10, "fake", track=i % 2),)) for i in range(frames)
     )
-    video = VideoVerdict(6.0, 25.0, moments, {1: 0.7373, 2: 0.3131}, "only 6.0 of 9.0 seconds can be read")
+    video = VideoVerdict(6.0, 25.0, moments, {0: 0.7373, 1: 0.3131}, "only 6.0 of 9.0 seconds can be read")
     return Prediction("clip.mp4", 0.4567, "uncertain", 1.0, video=video)
 
 
@@ -338,9 +338,9 @@ def test_a_video_s_figures_and_moments_are_told(path: Path) -> None:
     text = page.text
     for said in (
         "45.7%",
-        "Person 1",
+        "Face 1",
         "73.7%",
-        "Person 2",
+        "Face 2",
         "31.3%",
         "0:06.0 at 25 frames a second",
         "6 frames looked at",
@@ -348,16 +348,16 @@ def test_a_video_s_figures_and_moments_are_told(path: Path) -> None:
         assert said in text
     assert "Only a part of this video could be read: only 6.0 of 9.0 seconds can be read." in text
     # The moments with the highest peaks: a face's 0.9515, 0.8515, 0.7515 in frames 0, 25, 50.
-    for said in ("1: 0:00.0 95.2%", "2: 0:01.0 85.2%", "3: 0:02.0 75.2%", "as a whole 20.0%; person 2 85.2%"):
+    for said in ("1: 0:00.0 95.2%", "2: 0:01.0 85.2%", "3: 0:02.0 75.2%", "as a whole 20.0%; face 2 85.2%"):
         assert said in text
-    # 6 frames as dots over time, faces as marks: 3 of each person in the plot, and one of each in the key.
+    # 6 frames as dots over time, faces as marks: 3 of each in the plot, and one of each in the key.
     dots = [a for tag, a in page.tags if tag == "circle" and a.get("class") == "dot" and a["cx"].endswith("%")]
     assert [(d["cx"], d["cy"]) for d in dots][1:] == [
         (f"{100 * i / 6:.2f}%", f"{100 - 10 * (i + 1):.2f}%") for i in range(6)
     ]
     marks = page.all("use", "href")
     assert marks.count("#mark-1") == marks.count("#mark-2") == 4
-    # The frame, a cut-out of each person, three moments.
+    # The frame, a cut-out of each face, three moments.
     assert len(page.all("img", "src")) == 6
 
 

@@ -90,11 +90,17 @@ def test_fail_on_speaks_to_pipelines(corit, folder: Path) -> None:
 
 def test_mistakes_are_one_line(corit, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    one_line_error(corit("detect", tmp_path / "nothing"), "no images in")
+    one_line_error(corit("detect", tmp_path / "nothing"), "no images or videos in")
     one_line_error(corit("detect", folder / "good.jpg", "--json", "--jsonl"), "not both")
     one_line_error(corit("detect", folder / "good.jpg", "-c", tmp_path / "nowhere"), "no checkpoint")
     one_line_error(corit("detect", folder / "good.jpg", "-c", folder), "not a corit checkpoint")
     one_line_error(corit("detect", folder / "good.jpg", "--device", "abacus"), "unknown device")
+    old = tmp_path / "old.csv"
+    old.write_text("kept")
+    one_line_error(corit("detect", folder / "good.jpg", "--faces", "all", "--csv", old), "faces must be one of")
+    one_line_error(corit("detect", folder / "good.jpg", "--faces", "only", "--stability"), "does not go with")
+    one_line_error(corit("detect", folder / "good.jpg", "--rate", "1", "--frames", "4"), "not both")
+    assert old.read_text() == "kept"
     missing = corit("detect", folder / "missing.jpg")
     assert missing.returncode == 1 and "no such file" in missing.stdout
 
@@ -157,3 +163,17 @@ class TestCollect:
         (tmp_path / "a[1].jpg").touch()
         (tmp_path / "a1.jpg").touch()
         assert list(collect([str(tmp_path / "a[1].jpg")], False)) == [str(tmp_path / "a[1].jpg")]
+
+
+def test_everything_that_is_looked_at(corit, folder: Path, tmp_path: Path) -> None:
+    report, maps = tmp_path / "report.html", tmp_path / "maps"
+    options = ("--faces", "auto", "--stability", "--heatmap", maps, "--html", report, "--jsonl")
+    result = corit("detect", folder / "good.jpg", folder / "text.jpg", *options)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    good, text = map(json.loads, result.stdout.splitlines())
+    assert good["faces"] == [] and len(good["stability"]["probabilities"]) == 6 and text["error"]
+    assert good["provenance"]["format"] == "JPEG"
+    assert [path.name for path in maps.iterdir()] == ["good.jpg.png"]
+    assert Image.open(maps / "good.jpg.png").width >= 300
+    page = report.read_text()
+    assert "good.jpg" in page and "text.jpg" in page and "http" not in page.replace("http-equiv", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -213,6 +214,8 @@ def train(
     if said:
         unused = ", ".join("--" + name.replace("_", "-") for name in said)
         raise CoritError(f"{unused} would be ignored with --tune {scope}: leave it out, or give another --tune")
+    if os.environ.get("RANK", "0") == "0":  # the other processes may be on other machines
+        _check_folder(out_folder, state, overwrite, resume)
     if not degrade and match_codec is None and copies:
         raise CoritError("--copies makes degraded copies: say how with --degrade")
     try:
@@ -265,8 +268,6 @@ def train(
 
     parse_scope(scope)
     first = launched().rank == 0
-    if first:  # the other processes may be on other machines
-        _check_folder(out_folder, state, overwrite, resume)
     with nullcontext() if first else _silent():
         if first:
             _report_shortcuts(samples, recipe)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from corit_cli.cli import detect as command
+from corit_cli.cli import rows
+from corit_cli.cli.app import app
 
 os.chdir(Path(__file__).parent.parent)
-command.out = Console(record=True, force_terminal=True, width=72, highlight=False, file=open(os.devnull, "w"))  # noqa: SIM115
+rows.out = Console(record=True, force_terminal=True, width=72, highlight=False, file=open(os.devnull, "w"))  # noqa: SIM115
 with contextlib.suppress(SystemExit):
-    command.detect(["examples"], recursive=True)
-command.out.save_svg("docs/detect.svg", title="corit detect -r examples")
+    app(["detect", "-r", "examples"])
+rows.out.save_svg("docs/detect.svg", title="corit detect -r examples")

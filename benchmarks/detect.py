@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from corit_cli.engine.predict import Detector
+from corit_cli.model.corit import CoRIT
+from corit_cli.model.settings import METHOD
 
 BATCH = 8
 
@@ -49,7 +51,7 @@ def compare(rounds: int, images: list[Path]) -> None:
     plain = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).visual.eval()
     normal = Detector.load()
     fast = Detector.load(fast=True)
-    corit = fast.extractor.readers[0].corit  # both views of every window, and all that is read from them
+    corit = CoRIT(normal.extractor.backbone.tower, METHOD).eval()  # both views, and all that is read from them
     windows = torch.rand(BATCH, 3, 224, 224)
     files = (images * (2 * BATCH))[: 2 * BATCH]
     runs: dict[str, tuple[Callable[[], object], int]] = {

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from corit_cli.data.images import ImageError
-from corit_cli.data.provenance import MAX_TEXT, SOURCE_TYPES, Provenance, read_provenance
+from corit_cli.data.metadata import MAX_TEXT
+from corit_cli.data.provenance import SOURCE_TYPES, Provenance, read_provenance
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 WEB_UI = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"

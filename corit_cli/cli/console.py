@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from corit_cli.report.words import printable
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -33,11 +35,6 @@ def progress_bar() -> Progress:
 def warn(message: str) -> None:
     """One line on standard error."""
     err.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Text with control characters and undecodable bytes spelled out: a file name may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def escape(text: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corit_cli import __version__
-from corit_cli.cli.console import VERDICT_STYLE, escape, out, printable
+from corit_cli.cli.console import VERDICT_STYLE, escape, out
+from corit_cli.report.words import clock, printable
 
 if TYPE_CHECKING:
     from corit_cli.engine.checkpoint import Checkpoint
@@ -108,9 +109,9 @@ def details(p: Prediction) -> list[str]:
         lines.append(f"mildly degraded, {min(values):.1%} to {max(values):.1%}: {_flips(p.stability.flips)}")
     if p.video is not None:
         v = p.video
-        lines.append(f"{len(v.moments)} frames of {_clock(v.duration)}")
+        lines.append(f"{len(v.moments)} frames of {clock(v.duration)}")
         lines += [f"person {track}: {probability:.1%}" for track, probability in v.tracks.items()]
-        lines += [f"most suspicious at {_clock(m.seconds)}" for m in v.suspicious(1)]
+        lines += [f"most suspicious at {clock(m.seconds)}" for m in v.suspicious(1)]
         lines += [v.incomplete] if v.incomplete else []
     if p.provenance is not None:
         lines += [finding.text for finding in p.provenance.findings]
@@ -124,10 +125,3 @@ def _box(box: tuple[int, int, int, int]) -> str:
 
 def _flips(flips: bool) -> str:
     return "the verdict flips" if flips else "the verdict stands"
-
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    return (
-        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
-    )

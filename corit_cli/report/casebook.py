@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import math
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,22 +27,20 @@ from PIL import Image
 from corit_cli import __version__
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.engine.checkpoint import write_atomically
-from corit_cli.engine.verdicts import peak
 from corit_cli.errors import CoritError
+from corit_cli.report.pictures import THUMBNAIL, Picture, cut_out, outline, picture
+from corit_cli.report.timeline import MARKS, levels, timeline
+from corit_cli.report.words import at, clock, file_size, percent, posterior, printable, share
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from corit_cli.engine.checkpoint import Checkpoint
     from corit_cli.engine.fit import Thresholds
-    from corit_cli.engine.verdicts import FaceVerdict, Moment, Prediction, Stability, VideoVerdict
+    from corit_cli.engine.verdicts import FaceVerdict, Prediction, Stability
 
 LARGE_SECTIONS = 50  # files whose pictures are shown large
 LARGE, SMALL = 1280, 400  # longer sides of pictures in pixels: of the first files, and of all others
-MOMENT, THUMBNAIL = 480, 160
-QUALITY = 85
-MARKS = 6  # shapes that tell faces in a video apart
-MOST_POINTS = 300  # of one line of a timeline
 #: Shares of fakes among comparable files, for which a probability is worked out.
 PRIORS = (0.01, 0.1, 0.5, 0.9)
 #: In the order in which an index lists them.
@@ -213,64 +208,6 @@ def _source(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]  # type: ignore[union-attr]
 
 
-# --- numbers and texts for people -----------------------------------------------------------------
-
-
-def percent(probability: float) -> str:
-    """A probability with one decimal; never quite 0% or 100%."""
-    if probability < 0.0005:
-        return "<0.1%"
-    return ">99.9%" if probability >= 0.9995 else f"{probability:.1%}"
-
-
-def share(rate: float) -> str:
-    """A measured rate with two digits."""
-    return f"{rate:.1%}" if rate < 0.0995 else f"{rate:.0%}"
-
-
-def at(fraction: float) -> str:
-    """A place along an axis as CSS and SVG write it, kept inside."""
-    return f"{100 * min(max(fraction, 0.0), 1.0):.2f}%"
-
-
-def clock(seconds: float) -> str:
-    """A time stamp: 0:07.4, 12:30.0, 1:02:03.5."""
-    tenths = round(10 * max(seconds, 0.0))
-    minutes, tenths = divmod(tenths, 600)
-    rest = f"{minutes % 60:02d}:{tenths / 10:04.1f}"
-    return f"{minutes // 60}:{rest}" if minutes >= 60 else rest.removeprefix("0")
-
-
-def file_size(count: int) -> str:
-    """Bytes exactly, and rounded beside where that is easier to read."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count:,} bytes ({count / unit:.1f} {name})"
-    return f"{count:,} bytes"
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters, bidirectional overrides and undecodable bytes spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def posterior(probability: float, prior: float) -> float:
-    """The probability of a fake where a share ``prior`` of comparable files is fake, by Bayes' rule, from one that
-    assumes a half."""
-    fake, real = probability * prior, (1 - probability) * (1 - prior)
-    return fake / (fake + real)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _split(path: str) -> tuple[str, str]:
-    """(folder with its slash, name)."""
-    name = os.path.basename(path) or path
-    return path[: len(path) - len(name)], name
-
-
 # --- what is said of one file ---------------------------------------------------------------------
 
 
@@ -299,7 +236,7 @@ def _details(
         "faces": faces,
         "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
         "survival": "" if p.stability is None else _survival(p.stability, t),
-        "timeline": _timeline(p.video, t, frames) if p.video else None,
+        "timeline": timeline(p.video, t, frames) if p.video else None,
         "facts": _facts(p, image, t),
     }
 
@@ -404,7 +341,7 @@ class _Face:
 def _face(number: int, face: FaceVerdict, image: Image.Image | None) -> _Face:
     if image is None:
         return _Face(number, face, None, None)
-    return _Face(number, face, _cut_out(image, face.box), _outline(face.box, image.size))
+    return _Face(number, face, cut_out(image, face.box), outline(face.box, image.size))
 
 
 def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> list[tuple[str, str]]:
@@ -449,124 +386,11 @@ def _checksums(path: Path) -> tuple[int, str, str]:
     return size, sha256.hexdigest(), md5.hexdigest()
 
 
-# --- videos ---------------------------------------------------------------------------------------
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-@dataclass
-class _Track:
-    """A followed face: how often it was seen, and its marks (time, probability) as shares of the axes."""
-
-    number: int  # from 1, as faces are numbered everywhere on the page
-    probability: float | None
-    verdict: str | None
-    seen: int = 0
-    points: list[tuple[float, float]] = field(default_factory=list)
-    thumbnail: Picture | None = None
-
-    @property
-    def mark(self) -> int:
-        return (self.number - 1) % MARKS + 1
-
-
-def _timeline(video: VideoVerdict, thresholds: Thresholds, frames: Mapping[int, Image.Image]) -> dict[str, Any]:
-    end = max([video.duration, *(m.seconds for m in video.moments)], default=0.0) or 1.0
-    whole = [(m.seconds / end, m.probability) for m in video.moments if m.probability is not None]
-    tracks: dict[int, _Track] = {}
-    for number, probability in sorted(video.tracks.items()):
-        tracks[number] = _Track(number + 1, probability, thresholds.verdict(probability))
-    for moment in video.moments:
-        for face in moment.faces:
-            if face.track is None:
-                continue
-            track = tracks.setdefault(face.track, _Track(face.track + 1, None, None))
-            track.seen += 1
-            track.points.append((moment.seconds / end, face.probability))
-            if track.thumbnail is None and moment.frame in frames:
-                track.thumbnail = _cut_out(frames[moment.frame], face.box)
-    for track in tracks.values():
-        track.points = thin(track.points)
-    points = thin(whole)
-    return {
-        "points": points,
-        "segments": list(pairwise(points)),
-        "tracks": sorted(tracks.values(), key=lambda track: track.number),
-        "ticks": [(second / end, clock(second).removesuffix(".0")) for second in ticks(end)],
-        "levels": levels(thresholds.real, thresholds.fake),
-        "moments": [_moment(i, m, end, frames) for i, m in enumerate(video.suspicious(), 1)],
-    }
-
-
-def _moment(number: int, moment: Moment, end: float, frames: Mapping[int, Image.Image]) -> dict[str, Any]:
-    image = frames.get(moment.frame)
-    size = image.size if image is not None else None
-    return {
-        "number": number,
-        "at": moment.seconds / end,
-        "said": moment,
-        "peak": peak(moment),
-        "picture": None if image is None else picture(image, MOMENT),
-        "outlines": [] if size is None else [(f.verdict, _outline(f.box, size)) for f in moment.faces],
-    }
-
-
-def thin(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most ``most`` of the (time, probability) points, in order: of neighbours the most probable."""
-    if len(points) <= most:
-        return points
-    cuts = [i * len(points) // most for i in range(most + 1)]
-    return [max(points[a:b], key=lambda point: point[1]) for a, b in pairwise(cuts)]
-
-
-def ticks(end: float) -> list[float]:
-    """Round times from 0 to ``end`` in seconds, at most six."""
-    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800)
-    step = next((s for s in steps if end / s <= 5), 3600 * math.ceil(end / 5 / 3600))
-    return [i * step for i in range(int(end / step + 1e-9) + 1)]
-
-
-def levels(real: float, fake: float) -> list[float]:
-    """Probabilities to write beside an axis: the thresholds, then 0 and 1, each only where there is room."""
-    chosen: list[float] = []
-    for level in (fake, real, 1.0, 0.0):
-        if all(abs(level - other) >= 0.09 for other in chosen):
-            chosen.append(level)
-    return sorted(chosen)
-
-
-# --- pictures -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A JPEG as a data URI, with its size in pixels."""
-
-    uri: str
-    width: int
-    height: int
-
-
-def picture(image: Image.Image, longest: int) -> Picture:
-    """``image`` shrunk until its longer side is ``longest`` or less, without anything that its file carried along."""
-    scale = min(1.0, longest / max(image.size))
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    drawn = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGB")
-    drawn.info.clear()
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return Picture("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), *drawn.size)
-
-
-def _cut_out(image: Image.Image, box: tuple[int, int, int, int]) -> Picture | None:
-    """The face in ``box`` with a little around it; None where the box lies outside."""
-    left, top, right, bottom = box
-    margin = round(0.15 * max(right - left, bottom - top))
-    left, top = max(0, left - margin), max(0, top - margin)
-    right, bottom = min(image.width, right + margin), min(image.height, bottom + margin)
-    return picture(image.crop((left, top, right, bottom)), THUMBNAIL) if left < right and top < bottom else None
-
-
-def _outline(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, top, width and height of ``box`` as shares of a picture of ``size`` (width, height), cut at its edges."""
-    left, right = (min(max(x / size[0], 0.0), 1.0) for x in box[::2])
-    top, bottom = (min(max(y / size[1], 0.0), 1.0) for y in box[1::2])
-    return left, top, right - left, bottom - top
+def _split(path: str) -> tuple[str, str]:
+    """(folder with its slash, name)."""
+    name = os.path.basename(path) or path
+    return path[: len(path) - len(name)], name

@@ -26,7 +26,9 @@ from corit_cli.engine.fit import Thresholds
 from corit_cli.engine.verdicts import MILD, FaceVerdict, Moment, Prediction, Stability, VideoVerdict
 from corit_cli.errors import CoritError
 from corit_cli.report import casebook
-from corit_cli.report.casebook import About, Casebook, clock, file_size, levels, percent, posterior, share, thin, ticks
+from corit_cli.report.casebook import About, Casebook
+from corit_cli.report.timeline import levels, thin, ticks
+from corit_cli.report.words import clock, file_size, percent, posterior, printable, share
 from tests.conftest import photograph
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -174,7 +176,7 @@ def test_any_name_makes_a_sound_page(tmp_path_factory: pytest.TempPathFactory, n
     path = tmp_path_factory.mktemp("any") / "report.html"
     page = written(path, (Prediction(name, 0.5, "uncertain", 0.0),), (Prediction("b", 0.5, "uncertain", 0.0),))
     values = page.all("th", "data-value")
-    assert values[0] == casebook.printable(name) and len(values) == 2
+    assert values[0] == printable(name) and len(values) == 2
 
 
 def test_one_file_has_no_index(path: Path) -> None:

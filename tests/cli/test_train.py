@@ -102,7 +102,7 @@ def test_tune_then_detect(corit, environment, dataset: Path, folder: Path, tmp_p
 
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "corit_cli"]
     command = [sys.executable, *launch, *tune_arguments(dataset, folder, tmp_path / "two", *more)]
-    environment = environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = environment | {"OMP_NUM_THREADS": "1"}
     two = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert two.returncode == 0, two.stderr
     assert two.stdout.splitlines()[:-1] == one.stdout.splitlines()[:-1]

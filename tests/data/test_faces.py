@@ -279,7 +279,10 @@ def test_a_square_that_leaves_the_image_moves_inside(
 ) -> None:
     y_of, x_of = np.mgrid[0:height, 0:width]
     image = Image.fromarray(np.stack([x_of, y_of, 0 * x_of], 2).astype(np.uint8))  # each pixel says where it is
-    crop = np.asarray(align(image, face_at(x, y, side), margin=margin)).astype(int)
+    face = face_at(x, y, side)
+    crop = np.asarray(align(image, face, margin=margin)).astype(int)
+    left, top, right, bottom = face.box  # x, y and side as a box holds them, rounded
+    x, y, side = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top)
     n = max(1, min(round((1 + 2 * margin) * side), width, height))
     assert crop.shape == (n, n, 3)
     left, top = crop[0, 0, :2]

@@ -413,7 +413,9 @@ WORKER = Path(__file__).with_name("finetune_worker.py")
 
 def torchrun(arguments: list[object], port: int) -> list[tuple[str, str]]:
     """Two processes with what torchrun tells them; their standard outputs and errors."""
+    root = Path(__file__).parents[2]
     common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    common["PYTHONPATH"] = str(root)  # a worker imports from the tests
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), *map(str, arguments)],
@@ -421,7 +423,7 @@ def torchrun(arguments: list[object], port: int) -> list[tuple[str, str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=root,
         )
         for rank in range(2)
     ]

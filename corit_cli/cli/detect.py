@@ -76,7 +76,7 @@ def detect(
     ] = None,
     heatmap: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where the evidence lies, a PNG an image.", rich_help_panel=OUTPUT),
+        typer.Option(metavar="FOLDER", help="What the score is made of, region by region: a PNG an image.", rich_help_panel=OUTPUT),
     ] = None,
     html: Annotated[
         Path | None,

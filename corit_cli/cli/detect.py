@@ -76,7 +76,11 @@ def detect(
     ] = None,
     heatmap: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="What the score is made of, region by region: a PNG an image.", rich_help_panel=OUTPUT),
+        typer.Option(
+            metavar="FOLDER",
+            help="What the score is made of, region by region: a PNG an image.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     html: Annotated[
         Path | None,

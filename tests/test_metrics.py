@@ -56,7 +56,22 @@ def test_a_weight_is_worth_as_many_images(rows: Rows, seed: int) -> None:
         assert getattr(one, figure)[0] == pytest.approx(getattr(other, figure)[0])
     assert one.tpr_at(0.3)[0] == pytest.approx(other.tpr_at(0.3)[0])
     repeated = metrics.expected_calibration_error(labels.repeat(weights), scores.repeat(weights) / 5)
-    assert metrics.calibration_errors(labels, scores / 5, weights[None])[0] == pytest.approx(repeated)
+    assert abs(metrics.calibration_gaps(labels, scores / 5, weights[None])).sum() == pytest.approx(repeated)
+
+
+@settings(deadline=None)
+@given(two_classes, st.integers(0, 99))
+def test_ranks_equal_sklearn_on_resampled_arrays(rows: Rows, seed: int) -> None:
+    labels, scores = np.array(rows).T
+    weights = np.random.default_rng(seed).integers(0, 4, (3, len(rows))).astype(np.float32)
+    weights[:, [labels.argmin(), labels.argmax()]] = 1
+    # Two images that are not among the chosen ones, and would change every figure.
+    more = np.pad(labels, (1, 1), constant_values=(0, 1)), np.pad(scores, (1, 1), constant_values=(9, -9))
+    ranks = metrics.Ranks.of(*more, np.arange(1, len(rows) + 1))
+    found = ranks.auc(np.pad(weights, ((0, 0), (1, 1)), constant_values=7))
+    drawn = [np.repeat(np.arange(len(rows)), w.astype(int)) for w in weights]
+    np.testing.assert_allclose(found, [roc_auc_score(labels[d], scores[d]) for d in drawn])
+    np.testing.assert_allclose(found, Roc.of(labels, scores, weights).auc)
 
 
 def test_calibration_error_by_hand() -> None:
@@ -141,14 +156,81 @@ def test_differences_are_paired() -> None:
     assert gap.high - gap.low < 0.2 * (alone.high - alone.low)
 
 
-def test_memory_blocks_change_nothing_but_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores = example()
-    whole = metrics.auc_interval(labels, scores)
-    monkeypatch.setattr(metrics, "BLOCK", 80 * 300)
-    blocks = list(metrics.resample(labels))
-    assert [len(b) for b in blocks] == [300] * 6 + [200]
-    parts = metrics.auc_interval(labels, scores)
-    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.01)
+    groups = [f"{i % 5}" for i in range(80)]
+    whole, figure = np.concatenate(list(metrics.resample(labels, groups))), metrics.auc_interval(labels, scores)
+    monkeypatch.setattr(metrics, "BLOCK", 80 * 301)
+    blocks = list(metrics.resample(labels, groups))
+    assert [len(b) for b in blocks] == [301] * 6 + [194]
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert metrics.auc_interval(labels, scores) == figure
+
+
+def test_images_are_drawn_as_often_as_chance_has_it() -> None:
+    labels = np.arange(60) % 3 == 0
+    weights = np.concatenate(list(metrics.resample(labels)))
+    # Of m images drawn m times each is drawn once on average, with a variance of 1 - 1/m.
+    for label, m in ((True, 20), (False, 40)):
+        chosen = weights[:, labels == label]
+        assert abs(chosen.mean(0) - 1).max() < 5 / np.sqrt(metrics.RESAMPLES)
+        assert chosen.var(0).mean() == pytest.approx(1 - 1 / m, rel=0.02)
+        assert np.cov(chosen.T)[np.triu_indices(m, 1)].mean() == pytest.approx(-1 / m, rel=0.1)
+
+
+def test_a_group_of_one_class_has_no_auc() -> None:
+    labels, scores = example()
+    found = metrics.bootstrap_groups(labels, {"a": scores}, {"both": np.arange(80), "real": np.arange(0, 80, 2)})
+    assert list(found) == [("a", "both"), ("a", "real")]
+    assert np.isnan(found["a", "real"].value) and np.isnan(found["a", "real"].draws).all()
+    assert np.isfinite(found["a", "both"].draws).all()
+
+
+def stated(n: int, seed: int, slope: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities, well calibrated at a slope of one: N(1, 1) against N(-1, 1) has a log ratio of 2x."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    return labels, 1 / (1 + np.exp(-2 * slope * (rng.normal(size=n) + 2 * labels - 1)))
+
+
+def test_a_calibration_interval_covers_what_percentiles_miss() -> None:
+    hits = {1.0: [0, 0], 3.0: [0, 0]}
+    for slope, hit in hits.items():
+        truth = metrics.expected_calibration_error(*stated(1_000_000, 0, slope))
+        for seed in range(1, 21):
+            labels, p = stated(100, seed, slope)
+            found = metrics.calibration_interval(labels, p)
+            hit[0] += found.low - 0.003 <= truth <= found.high + 0.003
+            draws = [abs(metrics.calibration_gaps(labels, p, w)).sum(1) for w in metrics.resample(labels)]
+            low, high = np.percentile(np.concatenate(draws), [2.5, 97.5])
+            hit[1] += low - 0.003 <= truth <= high + 0.003
+    assert hits[1.0][0] >= 18 and hits[3.0][0] >= 17
+    assert hits[1.0][1] < 10
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 99), st.integers(8, 60), st.floats(0.2, 4))
+def test_a_calibration_interval_holds_its_value(seed: int, n: int, slope: float) -> None:
+    labels, p = stated(n, seed, slope)
+    found = metrics.calibration_interval(labels, p)
+    assert found.value == pytest.approx(metrics.expected_calibration_error(labels, p))
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_calibration_intervals_at_the_ends() -> None:
+    labels = np.arange(400) % 2
+    sure = metrics.calibration_interval(labels, labels)
+    assert (sure.value, sure.low) == (0, 0) and sure.high == pytest.approx(0, abs=1e-9)
+    wrong = metrics.calibration_interval(labels, 1 - labels)
+    assert (wrong.low, wrong.value, wrong.high) == pytest.approx((1, 1, 1))
+    # Far from zero noise has no sign, and the interval is the one of an ordinary mean.
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.9, 1, size=400)
+    p[labels == 1] = 1 - p[labels == 1]
+    far, noise = metrics.calibration_interval(labels, p), np.std(abs(labels - p)) / np.sqrt(400)
+    assert far.high - far.low == pytest.approx(2 * norm.ppf(0.975) * noise, rel=0.15)
+    one = metrics.calibration_interval(labels, p, units=["v" if y else str(i) for i, y in enumerate(labels)])
+    assert np.isnan([one.low, one.high]).all() and one.value == pytest.approx(far.value)
 
 
 def test_groups_may_be_names_or_masks_and_may_overlap() -> None:

@@ -83,8 +83,9 @@ def evaluate(
 
     \b
     corit evaluate photos/
-    corit evaluate manifest.csv --split val --robustness jpeg,resize --html report.html
-    corit evaluate manifest.csv --protocol leave-source-out --scores other.csv --json
+    corit evaluate manifest.csv --split val --robustness jpeg --html report.html
+    corit evaluate manifest.csv --protocol leave-source-out --json
+    corit evaluate manifest.csv --scores other.csv
 
     Rates are at the thresholds the detector came with; none is chosen on the images under test.
     """
@@ -117,8 +118,7 @@ def evaluate(
         detector = Detector.load(checkpoint, device, fast)
     # Mistakes show before the work.
     check(detector.checkpoint, samples, protocols)
-    for file in peers:
-        read_peer(file, samples, data)
+    others = [read_peer(file, samples, data) for file in peers]
     store = None if no_cache else FeatureCache(cache or default_cache_path(), int(cache_size * 2**30), warn)
     try:
         with progress_bar() as bar:
@@ -133,7 +133,7 @@ def evaluate(
         warn(f"and {len(scored.errors) - 20} more files")
     with err.status("intervals"):
         found = measure(detector.checkpoint, scored, groups)
-        found.peers = [compare(scored, read_peer(file, scored.samples, data)) for file in peers]
+        found.peers = [compare(scored, other) for other in others]
         found.protocols = held_out
     if csv_file is not None:
         _write_csv(found, csv_file)

@@ -194,12 +194,12 @@ def overall(scored: Scored) -> Part:
             "accuracy": mean(right, everything),
             "balanced_accuracy": (mean(right, labels == 0) + mean(right, labels == 1)) / 2,
             "accuracy_decided": mean(right, decided),
-            "ece": metrics.calibration_errors(labels, p, weights),
             "brier": mean((p - labels) ** 2, everything),
         }
 
     found = metrics.bootstrap(figures, labels, units=units)
     estimates = {k: s.estimate for k, s in found.items()} | rates(labels, verdicts, units)
+    estimates["ece"] = metrics.calibration_interval(labels, p, units)
     return _part("all images", labels, {name: estimates[name] for name in FIGURES})
 
 

@@ -25,12 +25,13 @@ _VERDICTS = ("real", "fake", "uncertain")
 
 @dataclass(frozen=True)
 class Scores:
-    """One peer's file matched to samples: ``scores`` (n,), NaN where it has none, and ``verdicts`` (n,) or None.
+    """One peer's file matched to ``samples``: ``scores`` (n,), NaN where it has none, and ``verdicts`` (n,) or None.
 
     ``unknown`` counts rows of the file that belong to none of the samples.
     """
 
     name: str
+    samples: Sequence[Sample]
     scores: NDArray[np.float64]
     verdicts: NDArray[np.str_] | None
     unknown: int
@@ -65,9 +66,8 @@ class Peer:
 def read_peer(file: Path, samples: Sequence[Sample], data: Path) -> Scores:
     """Read a CSV with the columns path and score (or probability), perhaps verdict; a higher score means fake.
 
-    A row belongs to the sample whose path it gives as it stands, or from the folder of the CSV or of ``data``;
-    failing that, to the one whose path shares more trailing parts (the file's name at least) than any other. Raises
-    CoritError when the file cannot be understood or no row belongs to any sample.
+    Rows belong to samples as :func:`match` says, from the folders of the CSV and of ``data``. Raises CoritError when
+    the file cannot be understood, no row belongs to any sample, or one could belong to several.
     """
     rows = _rows(file)
     owner = match([row["path"] for row in rows], samples, (file.parent, data if data.is_dir() else data.parent))
@@ -80,7 +80,7 @@ def read_peer(file: Path, samples: Sequence[Sample], data: Path) -> Scores:
     if not owner:
         raise CoritError(f"{file}: none of its {len(rows)} paths is one of the images, {rows[0]['path']} for one")
     told = np.isin(verdicts[~np.isnan(scores)], _VERDICTS).all()
-    return Scores(file.stem, scores, verdicts if told else None, len(rows) - len(owner))
+    return Scores(file.stem, samples, scores, verdicts if told else None, len(rows) - len(owner))
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -114,9 +114,13 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def match(paths: Sequence[str], samples: Sequence[Sample], folders: Sequence[Path]) -> dict[int, int]:
-    """Which sample each path means, by the rule in :func:`read_peer`: {position of the path: sample number}.
+    """Which sample each path means: {position of the path: sample number}; a path that means none is not in it.
 
-    Raises CoritError when two paths name the same sample outright.
+    Where any path is a sample's, as it stands or from one of ``folders``, all are taken at their word. Otherwise the
+    images were scored in another place, and a path means the sample that it shares the longest ending with, in whole
+    parts and the file's name at least; a sample that shares a longer one with another path is not meant.
+
+    Raises CoritError when two paths name the same sample, or when an ending is shared by several of either.
     """
     known = {os.path.abspath(s.path): i for i, s in enumerate(samples)}
     owner: dict[int, int] = {}
@@ -130,41 +134,58 @@ def match(paths: Sequence[str], samples: Sequence[Sample], folders: Sequence[Pat
                 raise CoritError(f"{taken[i]} and {path} are the same image: give each image one score")
             owner[k], taken[i] = i, path
             break
-    named: dict[str, list[int]] = defaultdict(list)
-    for i, s in enumerate(samples):
-        if i not in taken:
-            named[s.path.name].append(i)
-    claims: dict[int, list[tuple[int, int]]] = defaultdict(list)  # sample: (shared parts, path)
+    return owner or _match_endings(paths, samples)
+
+
+def _match_endings(paths: Sequence[str], samples: Sequence[Sample]) -> dict[int, int]:
+    """The second half of :func:`match`."""
+    endings, places = [_endings(path) for path in paths], [_endings(s.path.as_posix()) for s in samples]
+    rows, images = _owners(endings), _owners(places)
+    owner = {}
     for k, path in enumerate(paths):
-        if k in owner:
+        shared = [e for e in endings[k] if e in images]
+        if not shared:
             continue
-        parts = path.replace("\\", "/").split("/")
-        for shared, i in _best([(_shared(parts, samples[i].path), i) for i in named.get(parts[-1], [])]):
-            claims[i].append((shared, k))
-    for i, candidates in claims.items():
-        owner.update({k: i for _, k in _best(candidates)})
+        longest = shared[-1]
+        # An image with a longer ending in common with another path is spoken for.
+        free = [i for i in images[longest] if places[i][-1] == longest or places[i][len(longest)] not in rows]
+        if len(images[longest]) == len(rows[longest]) == 1:
+            owner[k] = free[0]
+        elif free and len(images[longest]) > 1:
+            one, other = (samples[i].path for i in images[longest][:2])
+            raise CoritError(f"{path} could be {one} or {other}: give paths with more of their folders")
+        elif free:
+            one, other = (paths[r] for r in rows[longest][:2])
+            raise CoritError(f"{one} and {other} could both be {samples[free[0]].path}: give more of their folders")
     return owner
 
 
-def _best(candidates: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The candidate that shares most, as a list; an empty one where several share as much."""
-    most = max((shared for shared, _ in candidates), default=0)
-    found = [c for c in candidates if c[0] == most]
-    return found if len(found) == 1 else []
+def _endings(path: str) -> list[tuple[str, ...]]:
+    """The last one, two, ... parts of a path, from its end."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")][::-1]
+    return [tuple(parts[: n + 1]) for n in range(len(parts))]
 
 
-def _shared(parts: Sequence[str], path: Path) -> int:
-    """How many trailing parts two paths have in common."""
-    same = [a == b for a, b in zip(reversed(parts), reversed(path.parts), strict=False)]
-    return same.index(False) if False in same else len(same)
+def _owners(endings: Sequence[Sequence[tuple[str, ...]]]) -> dict[tuple[str, ...], list[int]]:
+    """Who has each ending."""
+    found: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, of in enumerate(endings):
+        for ending in of:
+            found[ending].append(i)
+    return found
 
 
 def compare(scored: Scored, peer: Scores) -> Peer:
-    """The detector and a peer (matched to ``scored.samples``) on the images that both have scored."""
-    kept = np.flatnonzero(~np.isnan(peer.scores))
-    samples = [scored.samples[i] for i in kept]
+    """The detector and a peer on the images that both have scored.
+
+    ``scored`` is of the images that the peer was matched to; those that could not be read may be missing.
+    """
+    at = {s.path: i for i, s in enumerate(peer.samples)}
+    where = np.array([at[s.path] for s in scored.samples])  # (n,)
+    kept = np.flatnonzero(~np.isnan(peer.scores[where]))
+    samples, where = [scored.samples[i] for i in kept], where[kept]
     units = units_of(samples)
-    labels, scores = scored.labels[kept], {"ours": scored.logits[0, kept], "theirs": peer.scores[kept]}
+    labels, scores = scored.labels[kept], {"ours": scored.logits[0, kept], "theirs": peer.scores[where]}
 
     def figures(weights: NDArray) -> dict[tuple[str, str], NDArray]:
         rocs = {name: Roc.of(labels, s, weights) for name, s in scores.items()}
@@ -174,7 +195,7 @@ def compare(scored: Scored, peer: Scores) -> Peer:
     ours, theirs = ({f: found[name, f].estimate for f in RANKING} for name in scores)
     verdicts, threshold = None, ""
     if peer.verdicts is not None:
-        verdicts, threshold = peer.verdicts[kept], "its own verdicts"
+        verdicts, threshold = peer.verdicts[where], "its own verdicts"
     elif scores["theirs"].min() >= 0 and scores["theirs"].max() <= 1:
         verdicts, threshold = np.where(scores["theirs"] >= 0.5, "fake", "real"), "0.5"
     if verdicts is not None:

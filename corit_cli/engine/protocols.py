@@ -141,12 +141,14 @@ def run(
     rows = plan(samples, range(len(samples)), recipe)
     jobs = list(dict.fromkeys([row.job for row in rows] + [Job(s.path) for s in samples]))
     at = {job: k for k, job in enumerate(jobs)}
-    # Two passes: one for both would compute again, and overwrite, what the cache holds from scoring.
     ours = detector.extractor
     last = baseline(ours.backbone.tower.config.layers)
-    probe = Extractor(ours.backbone, last, ours.crops, ours.device.type)
     z, failed = extract(ours, jobs, cache, progress.features("features", len(jobs)))
-    z_probe, _ = extract(probe, jobs, cache, progress.features("linear probe", len(jobs)))
+    if not ours.settings.inject_at and set(last.integrate) <= set(ours.settings.integrate):
+        z_probe = ours.select(z, last)
+    else:  # two passes: one for both would compute again, and overwrite, what the cache holds from scoring
+        probe = Extractor(ours.backbone, last, ours.crops, ours.device.type)
+        z_probe, _ = extract(probe, jobs, cache, progress.features("linear probe", len(jobs)))
     rows = [row for row in rows if at[row.job] not in failed]
     where = [at[row.job] for row in rows]
     clean = torch.tensor([at[Job(s.path)] for s in samples])  # (n,)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from corit_cli.data.manifest import Sample
@@ -24,16 +26,63 @@ def test_paths_as_they_stand_and_from_either_folder(tmp_path: Path) -> None:
 
 def test_the_longest_common_ending_decides() -> None:
     data = at("/x/one/real/1.png", "/x/two/real/1.png", "/x/two/real/2.png")
-    assert match(["C:\\old\\two\\real\\1.png", "old/2.png"], data, ()) == {0: 1, 1: 2}
-    assert match(["elsewhere/real/1.png"], data, ()) == {}  # either could be meant
+    assert match(["C:\\old\\two\\real\\1.png", "./old/2.png"], data, ()) == {0: 1, 1: 2}
     assert match(["1.jpg"], data, ()) == {}
+
+
+@pytest.mark.parametrize("path", ["elsewhere/real/1.png", "1.png"])
+def test_an_ending_of_several_images_is_a_mistake(path: str) -> None:
+    data = at("/x/one/real/1.png", "/x/two/real/1.png")
+    with pytest.raises(CoritError, match=f"^{path} could be /x/one/real/1.png or /x/two/real/1.png: [^\n]*$"):
+        match(["9.png", path], data, ())
+    # One of the two is spoken for: still no reason to think that the other is meant.
+    with pytest.raises(CoritError, match="could be"):
+        match(["old/two/real/1.png", "old/three/real/1.png"], data, ())
+
+
+def test_an_ending_of_several_paths_is_a_mistake() -> None:
+    with pytest.raises(CoritError, match=r"^/y/c/1\.png and /y/b/1\.png could both be /x/a/1\.png: [^\n]*$"):
+        match(["/y/c/1.png", "/y/b/1.png"], at("/x/a/1.png"), ())
 
 
 def test_a_file_of_the_same_name_does_not_take_an_image_that_is_spoken_for() -> None:
     data = at("/x/a/1.png")
     assert match(["/x/a/1.png", "/x/b/1.png"], data, ()) == {0: 0}
     assert match(["/y/a/1.png", "/y/b/1.png"], data, ()) == {0: 0}
-    assert match(["/y/c/1.png", "/y/b/1.png"], data, ()) == {}
+
+
+def test_where_one_path_is_an_image_s_all_are_taken_at_their_word() -> None:
+    assert match(["/x/a/1.png", "/y/b/2.png"], at("/x/a/1.png", "/x/b/2.png"), ()) == {0: 0}
+
+
+parts = st.sampled_from("ab")
+tails = st.lists(st.tuples(parts, parts, parts).map("/".join), min_size=1, max_size=5, unique=True)
+
+
+@given(tails, tails)
+def test_a_match_is_the_longest_ending_and_no_one_else_s(paths: list[str], images: list[str]) -> None:
+    def shared(path: str, image: str) -> int:
+        return next((n for n in range(3) if path[::-1][2 * n] != image[::-1][2 * n]), 3)
+
+    paths = [f"old/{path}" for path in paths]
+    try:
+        found = match(paths, at(*(f"/x/{image}" for image in images)), ())
+    except CoritError as error:
+        # Some path and some image come no closer to any other, and yet one of them has two to choose from.
+        assert "\n" not in str(error)
+        assert any(
+            0 < shared(p, i) == max(shared(p, o) for o in images) == max(shared(o, i) for o in paths)
+            and [shared(p, o) for o in images].count(shared(p, i)) + [shared(o, i) for o in paths].count(shared(p, i))
+            > 2
+            for p in paths
+            for i in images
+        )
+        return
+    for k, i in found.items():
+        closeness = shared(paths[k], images[i])
+        assert closeness > 0
+        assert all(shared(paths[k], other) < closeness for other in images if other != images[i])
+        assert all(shared(other, images[i]) < closeness for other in paths if other != paths[k])
 
 
 def test_an_image_has_one_score() -> None:
@@ -101,6 +150,15 @@ def test_a_peer_is_compared_on_common_images(tmp_path: Path) -> None:
     assert found.groups == ["a", "b"]
     assert found.mean_difference.value == pytest.approx(np.mean(each[:2]) - np.mean(each[2:]))
     assert found.threshold == "" and "fpr" not in found.theirs and "fpr" in found.ours
+
+
+def test_images_that_could_not_be_read_shift_no_score(tmp_path: Path) -> None:
+    ours = scored()
+    peer = read_peer(peer_of(tmp_path, ours.logits[0]), ours.samples, Path("data.csv"))
+    rest = scored()
+    rest.samples, rest.logits, rest.probabilities = rest.samples[7:], rest.logits[:, 7:], rest.probabilities[:, 7:]
+    found = compare(rest, peer)
+    assert (found.images, found.missing, found.difference.low, found.difference.high) == (73, 0, 0, 0)
 
 
 def test_a_peer_with_our_own_scores_differs_by_nothing(tmp_path: Path) -> None:

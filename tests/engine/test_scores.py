@@ -45,7 +45,7 @@ def test_a_chain_scores_the_degraded_file(detector: Detector, dataset: Path, tmp
     from corit_cli.data.variants import Variant
 
     samples = load_samples(dataset)[:6]
-    names = ("jpeg-50", "resize-0.5")
+    names = ("jpeg-50", "resize-0.75")
     found = score(detector, samples, names)
     assert found.logits.shape == (3, 6)
     for row, name in zip(found.probabilities[1:], names, strict=True):

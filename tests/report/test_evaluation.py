@@ -22,7 +22,7 @@ def example(name: str = "rival") -> Evaluation:
     found = evaluate(checkpoint(), images)
     scores = images.logits[0] + np.random.default_rng(1).normal(size=80)
     scores[0] = np.nan
-    found.peers = [compare(images, Scores(name, scores, None, 2))]
+    found.peers = [compare(images, Scores(name, images.samples, scores, None, 2))]
     e = Estimate(0.75, 0.5, 0.875)
     group = HeldOut("gan", 9, 8, e, e, Estimate(0.125, -0.25, 0.5), "a third of all real images")
     found.protocols = [Protocol("leave-generator-out", [group], e, e, e, {"vae": "too few"})]

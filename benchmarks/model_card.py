@@ -16,6 +16,7 @@ import torch
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.engine.features import FeatureCache, Job, default_cache_path, extract
+from corit_cli.engine.fit import strict_threshold
 from corit_cli.engine.predict import Detector
 from corit_cli.engine.protocols import recipe_of
 from corit_cli.engine.train import TrainingSet, folds_of, plan, split
@@ -56,8 +57,8 @@ def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCac
 
 
 def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:
-    """Print the probabilities from which on 1% and 5% of real images are called fake, and the rates for each kind of
-    photograph when each source is judged by a threshold that it had no part in."""
+    """Print the probabilities from which on at most 1% and 5% of real images of new sources are called fake, and the
+    rates for each kind of photograph when each source is judged by a threshold that it had no part in at all."""
     logits = held_out_logits(detector, samples, cache)
     numbers = sorted(logits)
     labels = np.array([samples[i].label for i in numbers])
@@ -66,8 +67,8 @@ def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path
     scores = np.array([logits[i] for i in numbers])
 
     def threshold(chosen: np.ndarray, target: float) -> float:
-        real = np.sort(scores[chosen & (labels == 0)])
-        return float(np.nextafter(real[len(real) - 1 - int(target * len(real))], np.inf))
+        real = chosen & (labels == 0)
+        return strict_threshold(scores[real], sources[real], target)
 
     everything = np.ones(len(numbers), bool)
     print("\n| false positives aimed at | from probability | kind | real called fake | fake called fake |")

@@ -51,14 +51,15 @@ def fit_head(
     batches = max(1, len(x) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * batches)
 
-    def loss_of(batch: Tensor) -> Tensor:
-        logits = head.layers(x[batch]).squeeze(-1)  # (b,)
-        return F.binary_cross_entropy_with_logits(logits, y[batch], weight=weights[batch])
+    def loss_of(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        features, truth, weight = part  # (b, F), (b,), (b,)
+        return F.binary_cross_entropy_with_logits(head.layers(features).squeeze(-1), truth, weight=weight)
 
     for epoch in range(settings.epochs):
         total = 0.0
         for batch in torch.randperm(len(x)).tensor_split(batches):
-            total += sam.step(loss_of, [batch]).loss * len(batch)
+            part = x.index_select(0, batch), y[batch], weights[batch]  # once for both of SAM's passes
+            total += sam.step(loss_of, [part]).loss * len(batch)
             schedule.step()
         progress(epoch + 1, total / len(x))
     return head.eval()
@@ -112,16 +113,42 @@ class Thresholds:
         return "real" if probability <= self.real else "uncertain"
 
 
-def fit_thresholds(probabilities: np.ndarray, labels: np.ndarray, target_fpr: float, target_fnr: float) -> Thresholds:
-    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,).
+def fit_thresholds(
+    probabilities: np.ndarray, labels: np.ndarray, sources: Sequence[str], target_fpr: float, target_fnr: float
+) -> Thresholds:
+    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,), and on new sources.
 
-    Where the classes separate so well that the two cross, both become their middle and nothing is uncertain.
+    Each error rate is that of images judged by a threshold which their own source had no part in (see
+    :func:`strict_threshold`). Where the classes separate so well that the two thresholds cross, both become their
+    middle and nothing is uncertain.
     """
-    probabilities = probabilities.round(6)  # as they are reported
-    real, fake = np.sort(probabilities[labels == 0]), np.sort(probabilities[labels == 1])
-    # The smallest reported value that at most target_fpr of the real images reach, and its mirror image.
-    high = round(float(real[len(real) - 1 - int(target_fpr * len(real))]) + 1e-6, 6)
-    low = round(float(fake[int(target_fnr * len(fake))]) - 1e-6, 6)
+    probabilities, names = probabilities.round(6), np.asarray(sources)  # as they are reported
+    real, fake = labels == 0, labels == 1
+    high = strict_threshold(probabilities[real], names[real], target_fpr)
+    low = -strict_threshold(-probabilities[fake], names[fake], target_fnr)
     if low > high:
         low = high = (low + high) / 2
-    return Thresholds(low, high)
+    return Thresholds(round(low, 6), round(high, 6))
+
+
+def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> float:
+    """The lowest threshold that a share of at most ``target`` of ``scores`` (n,) reaches, there and elsewhere.
+
+    A quantile of the pooled scores keeps its promise on those sources alone: a source of its own kind exceeds it more
+    often. So the share aimed at is lowered until ``target`` also holds when every source is judged by the quantile of
+    the others. With one source only the pooled quantile is left.
+    """
+    order = np.sort(scores)
+    names = np.unique(sources)
+    others = {name: np.sort(scores[sources != name]) for name in names} if len(names) > 1 else {}
+    for allowed in range(int(target * len(order)), 0, -1):
+        share = allowed / len(order)
+        over = sum((scores[sources == name] >= _above(rest, share)).sum() for name, rest in others.items())
+        if over <= target * len(order):
+            return _above(order, share)
+    return _above(order, 0.0)
+
+
+def _above(order: np.ndarray, share: float) -> float:
+    """Just above the value that all but ``share`` of the sorted ``order`` (n,) stay below or at."""
+    return float(order[len(order) - 1 - int(share * len(order) + 1e-9)]) + 1e-6

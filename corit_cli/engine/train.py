@@ -331,7 +331,8 @@ def calibrate(
     logits = torch.tensor([held_out[i] for i in numbers])
     calibration = fit_calibration(logits, torch.from_numpy(labels))
     probabilities = calibration(logits).double().numpy()
-    thresholds = fit_thresholds(probabilities, labels, settings.target_fpr, settings.target_fnr)
+    sources = [samples[i].source for i in numbers]
+    thresholds = fit_thresholds(probabilities, labels, sources, settings.target_fpr, settings.target_fnr)
     verdicts = np.array([thresholds.verdict(p) for p in probabilities])
     operating = {
         "images": len(numbers),

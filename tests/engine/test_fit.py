@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from corit_cli import metrics
 from corit_cli.config import TrainSettings
-from corit_cli.engine.fit import balance_weights, fit_calibration, fit_head, fit_thresholds
+from corit_cli.engine.fit import balance_weights, fit_calibration, fit_head, fit_thresholds, strict_threshold
 
 
 def separable(n: int = 200, features: int = 30, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,16 +79,40 @@ def test_scores_that_point_the_wrong_way_become_ignorance() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    data=st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), min_size=4).filter(
-        lambda d: len({x for x, _ in d}) == 2
+    data=st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1), st.sampled_from("abc")), min_size=4).filter(
+        lambda d: len({x for x, _, _ in d}) == 2
     ),
     fpr=st.floats(0, 0.5),
     fnr=st.floats(0, 0.5),
 )
-def test_thresholds_keep_their_promise(data: list[tuple[int, float]], fpr: float, fnr: float) -> None:
+def test_thresholds_keep_their_promise(data: list[tuple[int, float, str]], fpr: float, fnr: float) -> None:
     labels, probabilities = np.array([d[0] for d in data]), np.array([d[1] for d in data])
-    thresholds = fit_thresholds(probabilities, labels, fpr, fnr)
+    thresholds = fit_thresholds(probabilities, labels, [d[2] for d in data], fpr, fnr)
     assert thresholds.real <= thresholds.fake
     verdicts = np.array([thresholds.verdict(round(p, 6)) for p in probabilities])
     assert (verdicts[labels == 0] == "fake").mean() <= fpr + 1e-9
     assert (verdicts[labels == 1] == "real").mean() <= fnr + 1e-9
+
+
+def test_a_source_of_its_own_kind_makes_the_threshold_stricter() -> None:
+    rng = np.random.default_rng(0)
+    sources = np.repeat(list("abcdefgh"), 100)
+    alike = rng.normal(size=800)
+    shifted = alike + 2 * (sources == "a")  # one source scores higher than all others
+    plain, strict = (np.quantile(s, 0.95) for s in (alike, shifted))
+    assert strict_threshold(alike, sources, 0.05) == pytest.approx(plain, abs=0.1)
+    at = strict_threshold(shifted, sources, 0.05)
+    assert at > strict + 0.5
+    assert strict_threshold(shifted, np.repeat("a", 800), 0.05) == pytest.approx(strict, abs=0.05)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scores=st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcd")), min_size=2, max_size=60),
+    target=st.floats(0, 0.5),
+)
+def test_a_stricter_target_never_lowers_the_threshold(scores: list[tuple[float, str]], target: float) -> None:
+    values, sources = np.array([s for s, _ in scores]), np.array([s for _, s in scores])
+    at = strict_threshold(values, sources, target)
+    assert (values >= at).mean() <= target
+    assert strict_threshold(values, sources, target / 2) >= at

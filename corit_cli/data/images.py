@@ -6,11 +6,14 @@ error row instead of a traceback.
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from PIL import Image
 from corit_cli.errors import CoritError
 
 MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken for a decompression bomb
+MAX_SCAN_PIXELS = 16 * MAX_PIXELS  # of all passes over a JPEG together; a progressive one takes about ten
+MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
 MAX_STRETCH = 64  # a strip longer than this many times its width is cut before it is enlarged
 
 IMAGE_SUFFIXES = frozenset(
@@ -32,6 +37,20 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVI
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata of a sound picture
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised as well
+
+
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to standard error what Pillow raises as well."""
+    with suppress(OSError, AttributeError):  # a Pillow built without it, or another way
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+_silence_libtiff()
+
+# Large images are decoded one at a time: at the limit one takes up to 2 GB, and several threads read at once.
+_LARGE = 48_000_000  # pixels
+_one_large = threading.Lock()
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -54,13 +73,19 @@ def read_image(path: str | Path) -> Image.Image:
 
     Transparency is laid over white, 16-bit, integer and float greyscale is brought to 8 bits, and of an animated or
     multi-page file the first frame is taken. Raises ImageError when the file is missing, damaged, truncated, not an
-    image, or larger than ``MAX_PIXELS``.
+    image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``.
     """
     with _opened(path) as image:
-        image.load()
-        turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
-        rgb = _to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        if min(image.size) < MIN_SIDE:
+            size = f"{image.width} x {image.height} px"
+            raise ImageError(f"{size} is too small to judge: give at least {MIN_SIDE} px a side")
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(image, path)
+        with _one_large if image.width * image.height > _LARGE else nullcontext():
+            image.load()
+            turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
+            rgb = _to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
 
 
 @dataclass(frozen=True)
@@ -76,7 +101,8 @@ class FileInfo:
 
 
 def inspect(path: str | Path) -> FileInfo:
-    """Read a file's header and no pixels. Raises ImageError as :func:`read_image` does."""
+    """Read a file's header and no pixels, of an image of any size up to ``MAX_PIXELS``. Raises ImageError as
+    :func:`read_image` does."""
     with _opened(path) as image:
         # A JPEG with previews appended (MPO) is, for its main picture, a JPEG.
         kind = "JPEG" if image.format == "MPO" else str(image.format)
@@ -129,6 +155,13 @@ def _too_large(pixels: int) -> str:
     return f"{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}"
 
 
+def _check_scans(image: Image.Image, path: str | Path) -> None:
+    """Every scan of a JPEG is a pass over all of its pixels, and one costs no more than sixty bytes."""
+    scans = Path(path).read_bytes().count(b"\xff\xda")  # nothing but a marker, or a preview's, looks like this
+    if scans * image.width * image.height > MAX_SCAN_PIXELS:
+        raise ImageError(f"damaged ({scans} passes over {image.width} x {image.height} pixels)")
+
+
 def _orientation(image: Image.Image) -> object:
     """The EXIF orientation tag, or None where there is none; broken EXIF does not spoil a good picture."""
     try:
@@ -141,11 +174,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
@@ -155,12 +188,17 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     of 1 (floats only), 255 and 65535 that no value exceeds; other values, or negative ones, are stretched to 0..255.
     """
     whites = {"u": (65535,), "i": (255, 65535), "f": (1, 255, 65535)}[values.dtype.kind]
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    low, high = float(values.min()), float(values.max())
-    white = next((w for w in whites if low >= 0 and high <= w), None)
+
+    def finite(rows: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(rows.astype(np.float64), posinf=0, neginf=0)
+
+    # Band by band: as float64 the largest image would take gigabytes.
+    bands = np.array_split(values, min(len(values), -(-values.size // 4_000_000)))
+    low, high = min(float(finite(b).min()) for b in bands), max(float(finite(b).max()) for b in bands)
+    black, white = 0.0, next((w for w in whites if low >= 0 and high <= w), None)
     if white is None:
-        values, white = values - low, (high - low) or 1
-    return np.rint(values * (255 / white)).astype(np.uint8)
+        black, white = low, (high - low) or 1
+    return np.concatenate([np.rint((finite(b) - black) * (255 / white)).astype(np.uint8) for b in bands])
 
 
 # --- JPEG quality ---------------------------------------------------------------------------------
@@ -218,7 +256,8 @@ def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
     is divided into ``crops`` equal parts and a window centred on each; along the other side the windows stand at one
     third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, so
     that a small image gives the same one several times. Only an image with a side shorter than ``size`` is enlarged,
-    bicubic, until that side equals it.
+    bicubic, until that side equals it. (Any size is cut, down to one pixel: it is :func:`read_image` that refuses files
+    below ``MIN_SIDE``, so that degraded copies and faces may be smaller.)
 
     ``both``: the resized window first, then the native ones.
     """

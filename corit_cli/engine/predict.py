@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -123,8 +124,8 @@ class Detector:
         frames: int,
         rate: float | None,
     ) -> Iterator[Prediction]:
-        files = (Path(path) for path in paths)
-        for video, group in groupby(files, lambda path: path.suffix.lower() in VIDEO_SUFFIXES):
+        files = (os.fspath(path) for path in paths)  # given back as they were given: Path() would drop a leading ./
+        for video, group in groupby(files, lambda path: Path(path).suffix.lower() in VIDEO_SUFFIXES):
             if video:
                 for path in group:
                     yield self._told(self._video(path, finder, faces_only, frames, rate, workers), provenance)
@@ -133,11 +134,11 @@ class Detector:
                     yield self._told(prediction, provenance)
 
     def _images(
-        self, paths: Iterable[Path], finder: FaceFinder | None, faces_only: bool, stability: bool, workers: int | None
+        self, paths: Iterable[str], finder: FaceFinder | None, faces_only: bool, stability: bool, workers: int | None
     ) -> Iterator[Prediction]:
         """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
 
-        def load(path: Path) -> tuple[list[np.ndarray], tuple[list[Face], list[str]]]:
+        def load(path: str) -> tuple[list[np.ndarray], tuple[list[Face], list[str]]]:
             image = read_image(path)
             pictures, found = self._pictures(image, finder, faces_only)
             if faces_only and not found:
@@ -152,7 +153,7 @@ class Detector:
             return pictures, (found, copies)
 
         for item in stream(self.extractor, paths, load, workers):
-            path = str(item.item)
+            path = item.item
             if item.error is not None:
                 yield Prediction(path, None, None, item.seconds, item.error)
                 continue
@@ -176,7 +177,7 @@ class Detector:
 
     def _video(
         self,
-        path: Path,
+        path: str,
         finder: FaceFinder | None,
         faces_only: bool,
         frames: int,
@@ -190,7 +191,7 @@ class Detector:
             return self._pictures(frame.image, finder, faces_only)
 
         def failed(reason: str) -> Prediction:
-            return Prediction(str(path), None, None, time.perf_counter() - start, reason)
+            return Prediction(path, None, None, time.perf_counter() - start, reason)
 
         seen: list[tuple[int, float, list[Face], list[float]]] = []
         try:
@@ -222,7 +223,7 @@ class Detector:
         persons = [] if faces_only else [self._verdict(p) for p in by_track.values()]
         verdict = settle(self._verdict(probability), persons)
         video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
-        return Prediction(str(path), probability, verdict, time.perf_counter() - start, video=video)
+        return Prediction(path, probability, verdict, time.perf_counter() - start, video=video)
 
     def _told(self, prediction: Prediction, provenance: bool) -> Prediction:
         if not provenance or prediction.error is not None:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import warnings
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,14 @@ from PIL import Image
 from corit_cli.data import images
 from corit_cli.data.images import CropConfig, FileInfo, ImageError, crop, inspect, read_image
 from corit_cli.errors import CoritError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def any_size() -> Iterator[None]:
+    """Decoding is tested on pictures of a few pixels, whose values can be written down."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "MIN_SIDE", 1)
+        yield
 
 
 def photo(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -87,6 +98,16 @@ def test_wide_greyscale_by_range(tmp_path: Path, values: np.ndarray, expected: l
     path = tmp_path / "a.tif"
     Image.fromarray(values.astype(np.float32 if values.dtype.kind == "f" else np.int32)).save(path)
     assert np.asarray(read_image(path))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_bands_do_not_show(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The range is that of the whole picture, however many bands it is brought to 8 bits in."""
+    values = np.random.default_rng(0).integers(0, 60_000, (3000, 1400)).astype(dtype)
+    values[0, 0], values[-1, -1] = (0, 65_535) if dtype is np.uint16 else (-5000, 100_000)
+    low, high = (0, 65_535) if dtype is np.uint16 else (-5000, 100_000)
+    expected = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
+    assert (images._to_8_bit(values) == expected).all()
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
@@ -217,6 +238,71 @@ def test_a_panorama_within_the_limit_passes_silently(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert inspect(tmp_path / "a.png").width == 20_000
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 300), (300, 31)])
+def test_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(images, "MIN_SIDE", 32)
+    photo(*size).save(tmp_path / "small.png")
+    reason = f"{size[0]} x {size[1]} px is too small to judge: give at least 32 px a side"
+    with pytest.raises(ImageError, match=f"^{reason}$"):
+        read_image(tmp_path / "small.png")
+    assert (inspect(tmp_path / "small.png").width, inspect(tmp_path / "small.png").height) == size
+    photo(32, 32).save(tmp_path / "enough.png")
+    assert read_image(tmp_path / "enough.png").size == (32, 32)
+
+
+def test_a_jpeg_of_endless_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    photo(200, 150).save(path, progressive=True)
+    content = path.read_bytes()
+    scans = content.count(b"\xff\xda")
+    assert scans == 10  # what libjpeg's standard progression takes, for colour
+    last = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + 500 * last + content[-2:])
+    monkeypatch.setattr(images, "MAX_SCAN_PIXELS", 16 * 200 * 150)
+    with pytest.raises(ImageError, match=r"^damaged \(510 passes over 200 x 150 pixels\)$"):
+        read_image(path)
+    path.write_bytes(content[:-2] + 6 * last + content[-2:])
+    assert distance(read_image(path), photo(200, 150)) < 5
+
+
+def test_nothing_is_said_on_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff would, and so would Pillow's log."""
+    photo().save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
+    content = (tmp_path / "a.tif").read_bytes()
+    strip = Image.open(tmp_path / "a.tif").tag_v2[273][0]
+    (tmp_path / "a.tif").write_bytes(content[:strip] + b"\xff" * 40 + content[strip + 40 :])
+    photo().save(tmp_path / "b.tif")
+    content = (tmp_path / "b.tif").read_bytes()
+    entry = content.index(struct.pack("<HHI", 277, 3, 1)) + 8  # SamplesPerPixel
+    (tmp_path / "b.tif").write_bytes(content[:entry] + struct.pack("<H", 117) + content[entry + 2 :])
+    for name in ("a.tif", "b.tif"):
+        with pytest.raises(ImageError):
+            read_image(tmp_path / name)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "RGB"])
+def test_large_images_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setattr(images, "_LARGE", 40 * 30 - 1)
+    for name, size in (("large", (40, 30)), ("small", (39, 30))):
+        Image.new(mode, size, 7).save(tmp_path / f"{name}.png")
+    inside, most = [], []
+
+    def convert(image: Image.Image, convert=images._to_rgb) -> Image.Image:
+        inside.append(image)
+        time.sleep(0.02)
+        most.append(len(inside))
+        inside.remove(image)
+        return convert(image)
+
+    monkeypatch.setattr(images, "_to_rgb", convert)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_image, 4 * [tmp_path / "large.png"]))
+        assert max(most) == 1
+        list(pool.map(read_image, 4 * [tmp_path / "small.png"]))
+        assert max(most) > 1
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif"])

@@ -79,6 +79,12 @@ def test_faces_are_scored_beside_the_whole(detector: Detector, file: Path) -> No
     assert found.faces[0].verdict == detector.checkpoint.thresholds.verdict(found.faces[0].probability)
 
 
+def test_paths_are_given_back_as_they_were_given(detector: Detector, file: Path, monkeypatch) -> None:
+    monkeypatch.chdir(file.parent)
+    given = ["./a.png", ".//a.png", "x/../a.png", Path("a.png"), "./missing.png", "./missing.mp4"]
+    assert [p.path for p in detector.predict(given)] == [str(path) for path in given]
+
+
 def test_faces_only(detector: Detector, file: Path, tmp_path: Path) -> None:
     photograph(2, (50, 50)).save(tmp_path / "none.png")
     found, without = detector.predict([file, tmp_path / "none.png"], faces="only")

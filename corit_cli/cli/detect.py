@@ -53,7 +53,9 @@ def detect(
     ] = None,
     faces: Annotated[
         str,
-        typer.Option(metavar="off|auto|only", help="Score the faces too, or nothing else.", rich_help_panel=LOOK),
+        typer.Option(
+            **options.words("off", "auto", "only"), help="Score the faces too, or nothing else.", rich_help_panel=LOOK
+        ),
     ] = "off",
     stability: Annotated[
         bool,
@@ -103,7 +105,7 @@ def detect(
     \b
     corit detect photo.jpg
     corit detect -r evidence/ --csv verdicts.csv
-    corit detect --faces auto --stability interview.mp4 portrait.jpg --html report.html
+    corit detect --faces auto --stability portrait.jpg --html report.html
     find . -name '*.png' | corit detect - --jsonl
 
     Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage; 3 see --fail-on.
@@ -116,7 +118,7 @@ def detect(
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     files: Iterable[str] = collect(paths, recursive)
     total = None
-    if "-" not in paths:
+    if "-" not in paths or heatmap is not None:  # no heatmap may take the name of a file that is still to come
         files = list(files)
         total = len(files)
         if not files:
@@ -138,7 +140,7 @@ def detect(
             write.append(csv_writer(csv_file, stack))
         if heatmap is not None or html is not None:
             few = total is not None and total <= FEW and faces != "only"
-            illustrator = Illustrator(detector, heatmap, html, few, frames, rate)
+            illustrator = Illustrator(detector, heatmap, html, few, frames, rate, files if heatmap else ())
             write.append(stack.enter_context(illustrator).add)
         bar = stack.enter_context(progress_bar())
         task = bar.add_task("detecting", total=total)

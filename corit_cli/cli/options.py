@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
@@ -15,8 +16,22 @@ from corit_cli.model.settings import METHOD, CoRITSettings, parse_layers
 MODEL = "What is read from CLIP"
 RUN = "Running"
 
+
+class Words(TypedDict):
+    metavar: str
+    autocompletion: Callable[[str], list[str]]
+
+
+def words(*allowed: str) -> Words:
+    """What makes an option show the words it takes, and complete them. It does not check them."""
+    return {
+        "metavar": "|".join(allowed),
+        "autocompletion": lambda incomplete: [word for word in allowed if word.startswith(incomplete)],
+    }
+
+
 Device = Annotated[
-    str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where the model runs.", rich_help_panel=RUN)
+    str, typer.Option("--device", **words("auto", "cpu", "cuda"), help="Where the model runs.", rich_help_panel=RUN)
 ]
 Backbone = Annotated[
     str,
@@ -30,7 +45,7 @@ Backbone = Annotated[
 Activation = Annotated[
     str | None,
     typer.Option(
-        metavar="quick_gelu|gelu",
+        **words("quick_gelu", "gelu"),
         help="Only for a .safetensors file with no config.json beside it.",
         rich_help_panel=MODEL,
     ),
@@ -93,7 +108,7 @@ CacheSize = Annotated[
 Crop = Annotated[
     str | None,
     typer.Option(
-        metavar="both|native|resize",
+        **words("both", "native", "resize"),
         help="Windows of untouched pixels, the whole image resized as CLIP does, or both.",
         rich_help_panel=MODEL,
     ),

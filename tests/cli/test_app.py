@@ -1,17 +1,53 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
 
 from corit_cli import __version__
+from corit_cli.cli.app import app
+from tests.cli.conftest import CORIT
+
+COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep")
 
 
 def test_help_lists_the_commands_that_exist(corit) -> None:
     result = corit("--help")
     assert result.returncode == 0
-    for command in ("detect", "train", "evaluate", "gsnr", "cor-sweep"):
+    for command in COMMANDS:
         assert command in result.stdout
-        assert corit(command, "--help").returncode == 0
+
+
+def help_text(command: str, columns: int) -> list[str]:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(columns)})
+    assert result.exit_code == 0
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(100, 50), (80, 60)])
+def test_the_help_of_detect_fits_a_screen(columns: int, lines: int) -> None:
+    assert len(help_text("detect", columns)) <= lines
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_examples_unbroken(command: str, columns: int) -> None:
+    text = help_text(command, columns)
+    assert max(map(len, text)) <= columns
+    shown = [line.strip() for line in text if f"corit {command} " in line or f"corit_cli {command} " in line]
+    examples = shown[1:]  # the first is the usage
+    written = [line.strip() for line in (command_of(command).__doc__ or "").splitlines()]
+    assert 2 <= len(examples) <= 4 and set(examples) <= set(written)
+
+
+def command_of(name: str) -> Callable:
+    return next(command.callback for command in app.registered_commands if command.name == name)
 
 
 def test_version(corit) -> None:
@@ -40,3 +76,68 @@ def test_unknown_commands_and_options_are_usage_errors(corit) -> None:
     assert corit("conjure").returncode == 2
     assert corit("detect", "--nonsense").returncode == 2
     assert corit("detect").returncode == 2
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+
+def run(*arguments: str, **variables: str) -> str:
+    """What ``corit`` prints with these environment variables."""
+    result = CliRunner().invoke(app, arguments, env=variables, prog_name="corit")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("corit de", {"detect"}),
+        ("corit detect --fa", {"--fast", "--fail-on", "--faces"}),
+        ("corit detect --faces ", {"off", "auto", "only"}),
+        ("corit detect --faces o", {"off", "only"}),
+        ("corit detect --fail-on ", {"fake", "uncertain"}),
+        ("corit train photos --device c", {"cpu", "cuda"}),
+        ("corit detect ", set()),  # the shell then completes file names
+    ],
+)
+def test_completion(line: str, expected: set[str]) -> None:
+    found = run(_CORIT_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(line.count(" ")))
+    assert set(found.split()) == expected
+
+
+def test_completion_in_other_shells() -> None:
+    found = run(_CORIT_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="corit detect --fac")
+    assert "--faces" in found and "--fast" not in found
+    variables = {"_TYPER_COMPLETE_ARGS": "corit detect --fac", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    assert [line.split()[0] for line in run(_CORIT_COMPLETE="complete_fish", **variables).splitlines()] == ["--faces"]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell is the one that is named, not the one that runs the tests."""
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("bash", ".bash_completions/corit.sh"),
+        ("zsh", ".zfunc/_corit"),
+        ("fish", ".config/fish/completions/corit.fish"),
+    ],
+)
+def test_completion_can_be_installed(told: None, tmp_path: Path, name: str, file: str) -> None:
+    assert f"complete_{name}" in run("--show-completion", name)
+    run("--install-completion", name, HOME=str(tmp_path))
+    assert f"complete_{name}" in (tmp_path / file).read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_without_loading_a_heavy_library(told: None, tmp_path: Path) -> None:
+    for name in ("torch", "open_clip", "sklearn", "matplotlib", "cv2", "jinja2"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('slow')")
+    script = run("--show-completion", "bash")
+    script += "\nCOMP_WORDS=(corit detect --fac); COMP_CWORD=2; _corit_completion corit; echo ${COMPREPLY[@]}"
+    environment = {"PATH": f"{CORIT.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout == "--faces\n" and result.stderr == ""

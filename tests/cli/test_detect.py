@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from corit_cli.cli.detect import collect
+from tests import hostile
 from tests.cli.conftest import CORIT, one_line_error
 from tests.conftest import photograph
 
@@ -47,7 +48,7 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
     assert set(rows) == {p.name for p in folder.rglob("*.*")} - {"notes.txt"}
     for name, row in rows.items():
         assert set(row) == {"path", "probability", "verdict", "error"}
-        if name in ("text.jpg", "cut.jpg", "empty.png"):
+        if name in ("text.jpg", "cut.jpg", "empty.png", "dot.png"):
             assert row["error"] and row["verdict"] is None and row["probability"] is None
         else:
             assert row["error"] is None
@@ -58,6 +59,18 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
         table = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert set(table) == set(rows)
     assert float(table["good.jpg"]["seconds"]) > 0 and table["text.jpg"]["error"] == rows["text.jpg"]["error"]
+
+
+def test_a_folder_of_hostile_files(corit, tmp_path: Path) -> None:
+    (tmp_path / "hostile").mkdir()
+    paths = hostile.write(tmp_path / "hostile", 4)
+    result = corit("detect", tmp_path / "hostile", "--json", "--provenance")
+    assert result.returncode == 1 and result.stderr == ""
+    rows = {row["path"]: row for row in json.loads(result.stdout)["results"]}
+    assert set(rows) == set(map(str, paths))
+    for path, row in rows.items():
+        assert (row["error"] is None) == (row["verdict"] is not None)
+        assert row["error"] is None or not Path(path).name.startswith("sound")
 
 
 def test_ways_to_name_files_and_forms_of_output(corit, folder: Path) -> None:
@@ -167,13 +180,16 @@ class TestCollect:
 
 def test_everything_that_is_looked_at(corit, folder: Path, tmp_path: Path) -> None:
     report, maps = tmp_path / "report.html", tmp_path / "maps"
+    maps.mkdir()
+    (maps / "good.heatmap.png").write_text("an input, though no picture")
     options = ("--faces", "auto", "--stability", "--heatmap", maps, "--html", report, "--jsonl")
-    result = corit("detect", folder / "good.jpg", folder / "text.jpg", *options)
+    result = corit("detect", folder / "good.jpg", maps / "good.heatmap.png", *options)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     good, text = map(json.loads, result.stdout.splitlines())
     assert good["faces"] == [] and len(good["stability"]["probabilities"]) == 6 and text["error"]
     assert good["provenance"]["format"] == "JPEG"
-    assert [path.name for path in maps.iterdir()] == ["good.jpg.png"]
-    assert Image.open(maps / "good.jpg.png").width >= 300
+    assert {path.name for path in maps.iterdir()} == {"good.heatmap.png", "good-2.heatmap.png"}
+    assert (maps / "good.heatmap.png").read_text() == "an input, though no picture"
+    assert Image.open(maps / "good-2.heatmap.png").width >= 300
     page = report.read_text()
-    assert "good.jpg" in page and "text.jpg" in page and "http" not in page.replace("http-equiv", "")
+    assert "good.jpg" in page and "good.heatmap.png" in page and "http" not in page.replace("http-equiv", "")

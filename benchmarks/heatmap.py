@@ -1,13 +1,14 @@
 """Do heatmaps point at what was forged? Pixel AUCs of the map inside the masks of local forgeries made on the spot.
 
-    python benchmarks/heatmap.py [IMAGES] [--forge self_blend --forge reconstruct@part:FOLDER ...] [--limit N]
+    python benchmarks/heatmap.py IMAGES [--forge self_blend --forge reconstruct@part:FOLDER] [--limit N]
+        [--teach MANIFEST]
 
-IMAGES is a folder of photographs, or a manifest or labelled folder, whose real images are used. Of each the middle
-384 x 384 pixels are taken, forged in one region, and searched. An AUC is the chance that a patch inside the region gets
-a higher value than one outside: 0.5 is chance. "Energy" is the patch contrast's norm alone, which asks nothing of the
-head; "window's logit" is what the detector makes of each window as a whole. ``minus the original's map`` is out of
-anybody's reach but ours, who have the original: it shows what noise and content cost. Means over images, with 95%
-bootstraps.
+IMAGES is a folder of photographs, or a manifest or labelled folder, whose real images are used (of the validation
+split, where it names one). Of each the middle 384 x 384 pixels are taken, forged in one region, saved, and searched. An
+AUC is the chance that a patch inside the region gets a higher value than one outside: 0.5 is chance. The other rows are
+what one might have drawn without a head for places: the contrast's norm, its distance from the image's median, and the
+contrast times the gradient of the detector's logit. With --teach the heatmap's head is also taught on that manifest's
+training split without the very forgery it is then tried on. Means over images, with 95% bootstraps.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,141 +26,122 @@ from PIL import Image
 from torch import Tensor
 
 from corit_cli import metrics
-from corit_cli.data.forge import MAX_SIDE, Forge, parse_forge
+from corit_cli.data.degrade import parse_degradation
+from corit_cli.data.forge import Forge, middle, parse_forge
 from corit_cli.data.images import IMAGE_SUFFIXES, crop, read_image
 from corit_cli.data.manifest import load_samples
-from corit_cli.engine.evidence import SMOOTHING, smooth, tile
+from corit_cli.engine.checkpoint import Localizer
+from corit_cli.engine.evidence import contrasted, evidence, smooth, tile
 from corit_cli.engine.features import Extractor
+from corit_cli.engine.localize import FORGED, TAUGHT, patch_mask, photographs, teach, windows
 from corit_cli.engine.predict import Detector
+from corit_cli.engine.train import split
 from corit_cli.errors import CoritError
 from corit_cli.model import cgp
 
 Maps = dict[str, np.ndarray]
+#: What forged images go through before they are searched.
+SAVED = {"as forged": (), "JPEG 90": ("jpeg:90",), "JPEG 75": ("jpeg:75",), "half size": ("resize:0.5",)}
 
 
-@dataclass
-class Search:
-    """Everything about an image's patches that a map could be made of, over all layers that the streams run through."""
+def without_a_head(detector: Detector, image: Image.Image) -> Maps:
+    """Maps (rows, columns) that need no head for places, on the same grid and as smooth as the heatmap."""
+    extractor = detector.extractor
+    tiling, reader = tile(extractor, image.size), contrasted(extractor)
+    readings = extractor([crop(image, extractor.crops)])[0]
+    fixed = [r.mean(0) for r in readings]
+    sums: Maps = defaultdict(lambda: np.zeros(tiling.shape))
+    count, grid = np.zeros(tiling.shape), reader.corit.tower.config.grid
+    for row, column in tiling.corners:
+        pixels = torch.from_numpy(tiling.window(image, row, column).copy()).permute(2, 0, 1)[None].float() / 255
+        here = np.s_[row : row + grid, column : column + grid]
+        count[here] += 1
+        for name, values in _window(detector, pixels, fixed).items():
+            sums[name][here] += values.view(grid, grid).numpy()
+    everywhere = np.ones(tiling.shape, bool)
+    maps = {name: smooth(total / count, everywhere) for name, total in sums.items()}
+    energy = maps["contrast's norm"]
+    return maps | {"its distance from the median": np.abs(energy - np.median(energy))}
 
-    detector: Detector
-    layers: list[int]
 
-    def __call__(self, image: Image.Image) -> Maps:
-        """Maps by name, each (rows, columns) on the grid of cells that ``evidence`` uses, unsmoothed."""
-        extractor = self.detector.extractor
-        tiling = tile(extractor, image.size)
-        *others, reader = extractor.readers
-        readings = extractor([crop(image, extractor.crops)])[0]
-        before = torch.cat([r.mean(0) for r in readings[: len(others)]]) if others else torch.zeros(0)
-        sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(tiling.shape))
-        count = np.zeros(tiling.shape)
-        grid = reader.corit.tower.config.grid
-        for row, column in tiling.corners:
-            pixels = torch.from_numpy(tiling.window(image, row, column).copy()).permute(2, 0, 1)[None].float() / 255
-            here = np.s_[row : row + grid, column : column + grid]
-            count[here] += 1
-            for name, values in self.window(pixels, before).items():
-                sums[name][here] += values.view(grid, grid).numpy()
-        return {name: total / count for name, total in sums.items()}
-
-    def window(self, pixels: Tensor, before: Tensor) -> dict[str, Tensor]:
-        """Maps (P,) of one window (1, 3, S, S)."""
-        corit = self.detector.extractor.readers[-1].corit
-        with torch.enable_grad():
-            state = corit.start(pixels)
-            state = replace(state, x=state.x.detach().requires_grad_(), views=state.views.detach().requires_grad_())
-            x, views = [], []
-            for layer in range(corit.end):
-                x.append(state.x)
-                views.append(state.views)
-                state = corit.run(state, layer + 1)
-            logit = self.detector.head(torch.cat([before[None], corit.read(state).z], 1))  # (1,)
-            gradients = torch.autograd.grad(logit.sum(), x + views)
-        contrast = [
-            cgp.contrast(a, b.unflatten(0, (-1, 1))).mean(0)[0, 1:].detach() for a, b in zip(x, views, strict=True)
+def _window(detector: Detector, pixels: Tensor, fixed: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Maps (P,) of one window (1, 3, S, S); ``fixed`` are all readers' features (F_r,) of the whole image."""
+    reader = contrasted(detector.extractor)
+    corit, position = reader.corit, detector.extractor.readers.index(reader)
+    products, norms = [], []
+    with torch.enable_grad():
+        state = corit.start(pixels)
+        state = replace(state, x=state.x.detach().requires_grad_())
+        tokens, contrasts = [], []
+        for layer in range(1, corit.end):
+            state = corit.run(state, layer)
+            tokens.append(state.x)
+            contrasts.append(cgp.contrast(state.x, state.views.unflatten(0, (-1, 1))).mean(0).detach())  # (1, N, d)
+        parts = [
+            corit.read(state := corit.run(state, corit.end)).z if i == position else z[None]
+            for i, z in enumerate(fixed)
         ]
-        of_x = [g[0, 1:] for g in gradients[: len(x)]]
-        of_views = [g[:, 1:].sum(0) for g in gradients[len(x) :]]
-        used = {layer: (contrast[layer] * of_x[layer]).sum(-1) for layer in range(len(x))}  # (P,) each
-
-        def mean(values: Callable[[int], Tensor], layers: list[int] = self.layers) -> Tensor:
-            return torch.stack([values(layer) for layer in layers]).mean(0)
-
-        every = list(range(len(x)))
-        return {
-            "evidence": mean(used.__getitem__),
-            "energy ||c||": mean(lambda i: contrast[i].norm(dim=-1)),
-            "window's logit": logit.detach().expand(len(contrast[0])),
-            "positive layers only (relu)": mean(lambda i: used[i].clamp_min(0)),
-            "size only (abs)": mean(lambda i: used[i].abs()),
-            "from layer 0 on": mean(used.__getitem__, every),
-            "before any is read": mean(used.__getitem__, [i for i in every if i < self.layers[0]]),
-            "deepest layer alone": used[self.layers[-1]],
-            "gradients of both streams": mean(lambda i: (contrast[i] * (of_x[i] - of_views[i])).sum(-1) / 2),
-            "direction of c only": mean(lambda i: used[i] / contrast[i].norm(dim=-1)),
-            "cosine of c and gradient": mean(lambda i: torch.cosine_similarity(contrast[i], of_x[i], dim=-1)),
-            "size of the gradient": mean(lambda i: of_x[i].norm(dim=-1)),
-        }
+        gradients = torch.autograd.grad(detector.head(torch.cat(parts, 1)).sum(), tokens)
+    for c, g in zip(contrasts, gradients, strict=True):
+        products.append((c * g)[0, 1:].sum(-1))
+        norms.append(c[0, 1:].norm(dim=-1))
+    return {
+        "contrast's norm": torch.stack(norms).mean(0),
+        "contrast x the score's gradient": torch.stack(products).mean(0),
+    }
 
 
-def photographs(images: Path) -> list[Path]:
-    """The real images of a manifest or labelled folder, or every image of a plain folder."""
+def real_images(images: Path) -> list[Path]:
+    """The real images of a manifest's validation split or labelled folder, or every image of a plain folder."""
     try:
-        return [sample.path for sample in load_samples(images) if sample.label == 0]
+        samples = [s for s in load_samples(images) if s.label == 0]
     except CoritError:
         return sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [s.path for s in photographs(samples, range(len(samples)), len(samples)) if s.split in ("", "val")]
 
 
-def middle(path: Path, smallest: int) -> Image.Image | None:
-    """The part that every kind of forgery can use, None where a window does not fit."""
-    image = read_image(path)
-    left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
-    image = image.crop((left, top, left + min(image.width, MAX_SIDE), top + min(image.height, MAX_SIDE)))
-    return image if min(image.size) >= smallest else None
+def taught_without(manifest: Path, extractor: Extractor, forges: Sequence[Forge]) -> dict[str, Localizer]:
+    """By forgery a localizer that was taught by all the others."""
+    samples = load_samples(manifest)
+    part, _ = split(samples, 0.3, 0)
 
+    def progress(done: int) -> None:
+        print(f"\rtaught by {done} ", end="", file=sys.stderr, flush=True)
 
-def patch_mask(mask: np.ndarray, box: tuple[float, float, float, float], shape: tuple[int, int]) -> np.ndarray:
-    """Which cells (rows, columns) are forged by at least half."""
-    cells = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.BOX, box)
-    return np.asarray(cells) >= 0.5
-
-
-def variants(maps: Maps, original: Maps) -> Maps:
-    """What the table's rows are made of: smoothed as ``evidence`` is, unless the name says otherwise."""
-    everywhere = np.ones_like(maps["evidence"], bool)
-    out = {name: smooth(values, everywhere) for name, values in maps.items()}
-    energy = out["energy ||c||"]
-    out["energy, distance from the median"] = np.abs(energy - np.median(energy))
-    out["evidence, not smoothed"] = maps["evidence"]
-    out["evidence minus the original's map"] = smooth(maps["evidence"] - original["evidence"], everywhere)
-    return out
+    seen = list(windows(photographs(samples, part, TAUGHT), extractor, forges, 0, progress))
+    heads = {f.name: teach(w for w in seen if w.kind != f.name) for f in forges}
+    return {name: Localizer(head, 1.0) for name, head in heads.items()}
 
 
 def measure(
-    detector: Detector, paths: list[Path], forges: list[Forge], limit: int
+    detector: Detector, paths: list[Path], forges: list[Forge], limit: int, others: dict[str, Localizer]
 ) -> dict[tuple[str, str], list[float]]:
-    """AUCs by (map's name, forgery's name), one an image."""
-    from corit_cli.engine.evidence import layers_used
-
-    extractor: Extractor = detector.extractor
-    corit = extractor.readers[-1].corit
-    search = Search(detector, list(layers_used(corit)))
+    """AUCs by (row, forgery's name), one an image."""
+    extractor = detector.extractor
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     used = 0
     for number, path in enumerate(paths):
-        image = middle(path, extractor.crops.size)
-        if image is None or used == limit:
+        image = middle(read_image(path))
+        if min(image.size) < extractor.crops.size or used == limit:
             continue
         used += 1
-        original = search(image)
         for forge in forges:
             forged = forge.forge(image, np.random.default_rng(number))
-            tiling = tile(extractor, forged.image.size)
-            mask = patch_mask(forged.mask, tiling.box, tiling.shape)
-            if not mask.any() or mask.all():
-                continue
-            for name, values in variants(search(forged.image), original).items():
-                found[name, forge.name].append(metrics.auc(mask.ravel().astype(int), values.ravel()))
+            for saved, chain in SAVED.items():
+                shown = forged.image
+                for spec in chain:
+                    shown = parse_degradation(spec).apply(shown, np.random.default_rng(number))
+                mask = np.asarray(Image.fromarray(forged.mask).resize(shown.size, Image.Resampling.BOX))
+                maps = {f"**heatmap**, {saved}": evidence(extractor, detector.checkpoint.localizer, shown).map}
+                if forge.name in others:
+                    maps[f"taught without it, {saved}"] = evidence(extractor, others[forge.name], shown).map
+                if not chain:
+                    maps |= without_a_head(detector, shown)
+                tiling = tile(extractor, shown.size)
+                inside = patch_mask(mask, tiling.box, tiling.shape) >= FORGED
+                if inside.any() and not inside.all():
+                    for name, values in maps.items():
+                        found[name, forge.name].append(metrics.auc(inside.ravel().astype(int), values.ravel()))
         print(f"\r{used} images ", end="", file=sys.stderr, flush=True)
     return found
 
@@ -168,27 +150,28 @@ def report(found: dict[tuple[str, str], list[float]]) -> None:
     """Print the table as Markdown."""
     names, forges = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     rng = np.random.default_rng(0)
-    print(f"\n{len(found[names[0], forges[0]])} photographs; smoothed over {SMOOTHING} patches\n")
+
+    def cell(values: Sequence[float], mean: Callable = np.mean) -> str:
+        low, high = np.quantile(rng.choice(np.array(values), (2000, len(values))).mean(1), (0.025, 0.975))
+        return f"{mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+    print(f"\n{len(found[names[0], forges[0]])} photographs\n")
     print("| map | " + " | ".join(forges) + " | mean |")
     print("|---|" + "---|" * (len(forges) + 1))
-    for name in names:
-        cells = []
-        for forge in forges:
-            values = np.array(found[name, forge])
-            means = rng.choice(values, (2000, len(values))).mean(1)
-            low, high = np.quantile(means, (0.025, 0.975))
-            cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
+    for name in sorted(names, key=lambda n: (not n.startswith("**"), not n.startswith("taught"))):
         mean = np.mean([np.mean(found[name, forge]) for forge in forges])
-        print(f"| {name} | " + " | ".join(cells) + f" | {mean:.3f} |")
+        print(f"| {name} | " + " | ".join(cell(found[name, forge]) for forge in forges) + f" | {mean:.3f} |")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, nargs="?", default=Path(__file__).parent.parent / "examples" / "real")
+    parser.add_argument("images", type=Path)
     parser.add_argument("--forge", action="append", default=[])
     parser.add_argument("--limit", type=int, default=24)
+    parser.add_argument("--teach", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
-    specs = arguments.forge or ["self_blend", "recompress@part", "resample@part"]
-    detector = Detector.load(arguments.checkpoint)
-    report(measure(detector, photographs(arguments.images), [parse_forge(s) for s in specs], arguments.limit))
+    kinds = [parse_forge(s) for s in arguments.forge or ["self_blend", "recompress@part", "resample@part"]]
+    found_detector = Detector.load(arguments.checkpoint)
+    without = taught_without(arguments.teach, found_detector.extractor, kinds) if arguments.teach else {}
+    report(measure(found_detector, real_images(arguments.images), kinds, arguments.limit, without))

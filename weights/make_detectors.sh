@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Train the two detectors that ship with the package on a manifest with a split column (docs/model-card.md names the data).
-#   weights/make_detectors.sh MANIFEST [further options of corit train, such as --cache FILE]
+# AUTOENCODER is a folder with the weights of a TAESD autoencoder, for regions that the heatmap learns from.
+#   weights/make_detectors.sh MANIFEST AUTOENCODER [further options of corit train, such as --cache FILE]
 set -euo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
-manifest=$1
-shift
+manifest=$1 autoencoder=$2
+shift 2
 degraded=(--degrade jpeg:50-95 --degrade resize:0.5-1.5 --degrade blur:0.3-1.5 --degrade webp:60-95 --copies 1)
-corit train "$manifest" --out "$folder/detector" --overwrite "${degraded[@]}" "$@"
+local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
+corit train "$manifest" --out "$folder/detector" --overwrite "${degraded[@]}" "${local[@]}" "$@"
 corit train "$manifest" --out "$folder/detector-fast" --crop resize --no-cgp --overwrite "${degraded[@]}" "$@"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,26 +22,35 @@ if TYPE_CHECKING:
 
 #: A report on so many files or fewer shows heatmaps without being asked: they take longer than the verdicts.
 FEW = 8
+#: Bytes of an image's name that its heatmap's keeps; file systems take 255.
+LONGEST_STEM = 200
 
 
 class Illustrator(AbstractContextManager["Illustrator"]):
     """Heatmaps into ``folder`` and sections into the report ``html``, either of which may be None.
 
     Without a folder heatmaps are drawn only for ``few`` files, in the report. Videos are shown by their most suspicious
-    moments of ``frames`` or ``rate``. Raises CoritError for a folder that cannot be made, and for a
-    detector that reads no contrast.
+    moments of ``frames`` or ``rate``. No heatmap is written over one of the ``inputs``. Raises CoritError for a folder
+    that cannot be made, and for a detector that was not taught to draw heatmaps.
     """
 
     def __init__(
-        self, detector: Detector, folder: Path | None, html: Path | None, few: bool, frames: int, rate: float | None
+        self,
+        detector: Detector,
+        folder: Path | None,
+        html: Path | None,
+        few: bool,
+        frames: int,
+        rate: float | None,
+        inputs: Iterable[str] = (),
     ) -> None:
-        contrasted = any(reader.corit.views for reader in detector.extractor.readers)
-        if folder is not None and not contrasted:
-            raise CoritError("this detector reads no contrast, so it cannot show where its evidence lies")
+        taught = detector.checkpoint.localizer is not None
+        if folder is not None and not taught:
+            raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
         self.detector, self.folder, self.html = detector, folder, html
-        self.mapped = contrasted and (folder is not None or few)
+        self.mapped = taught and (folder is not None or few)
         self.frames, self.rate = frames, rate
-        self._names: set[str] = set()
+        self._taken = {_place(path) for path in inputs}
 
     def __enter__(self) -> Illustrator:
         if self.folder is not None:
@@ -79,9 +90,10 @@ class Illustrator(AbstractContextManager["Illustrator"]):
             return None, None, {}
         if not self.mapped:
             return image, None, {}
-        found = evidence(self.detector.extractor, self.detector.head, image)
+        found = evidence(self.detector.extractor, self.detector.checkpoint.localizer, image)
         if self.folder is not None:
-            save_overlay(image, found, prediction.probability, prediction.verdict, self.folder / self._name(prediction))
+            path = heatmap_path(self.folder, prediction.path, self._taken)
+            save_overlay(image, found, prediction.probability, prediction.verdict, path)
         return image, paint(image, found), {}
 
     def _film(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
@@ -98,10 +110,18 @@ class Illustrator(AbstractContextManager["Illustrator"]):
             frames = {}
         return next(iter(frames.values()), None), None, frames
 
-    def _name(self, prediction: Prediction) -> str:
-        """A file name for the heatmap: the image's own, numbered where two images share it."""
-        stem, number = Path(prediction.path).name, 1
-        while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in self._names:
-            number += 1
-        self._names.add(name)
-        return name
+
+def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:
+    """``folder/NAME.heatmap.png`` for the image ``NAME.any``, numbered where that place is ``taken``, as it then is."""
+    stem, number = os.fsdecode(os.fsencode(Path(image).stem)[:LONGEST_STEM]), 1
+    path = folder / f"{stem}.heatmap.png"
+    while _place(path) in taken:
+        number += 1
+        path = folder / f"{stem}-{number}.heatmap.png"
+    taken.add(_place(path))
+    return path
+
+
+def _place(path: str | Path) -> str:
+    """Where a file lies, the same for two names of it; some file systems tell no capitals from small letters."""
+    return os.path.realpath(path).casefold()

@@ -23,6 +23,7 @@ from corit_cli.model.settings import DETECTOR
 if TYPE_CHECKING:
     from corit_cli.data.images import FileInfo
     from corit_cli.data.manifest import Sample
+    from corit_cli.engine.features import Extractor
     from corit_cli.engine.train import Trained
 
 DATA = "Training images"
@@ -81,6 +82,14 @@ def train(
         typer.Option(
             metavar="LO-HI",
             help="Re-encode every image as JPEG at a quality drawn from this range, so that the codec says nothing.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    local: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@part][:SOURCE]",
+            help="Teach it to show where a picture was changed (detect --heatmap), by such forgeries of a region.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -199,10 +208,9 @@ def train(
 
     \b
     corit train photos/ --out my-detector
-    corit train manifest.csv --forge reconstruct:taesd/ --degrade jpeg --degrade resize
+    corit train manifest.csv --forge reconstruct:taesd/ --degrade jpeg
     corit train manifest.csv --tune last:2 --grad-checkpoint
     torchrun --nproc_per_node=2 -m corit_cli train manifest.csv --tune lora:8
-    corit detect -c my-detector suspicious.jpg
 
     A split column (or train/ and val/ folders) is used where there is one; otherwise whole sources are kept together.
     With --tune a fifth of the training images, whole sources if possible, is set aside to calibrate on.
@@ -243,15 +251,20 @@ def train(
             degrade=tuple(degrade or ()),
             copies=(1 if degrade else 0) if copies is None else copies,
             match_codec=_quality_range(match_codec),
+            local=tuple(local or ()),
             seed=seed,
         )
         for spec in recipe.forge:
             parse_forge(spec)
+        if not all(parse_forge(spec).local for spec in recipe.local):
+            raise ValueError("--local takes forgeries of a region: self_blend, or a name with @part")
         for spec in recipe.degrade:
             parse_degradation(spec)
     except ValueError as error:
         raise CoritError(str(error)) from None
     corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha, DETECTOR)
+    if recipe.local and not corit.cgp:
+        raise CoritError("--local reads the layers of --cgp: it does not go with --no-cgp")
 
     from corit_cli.data.manifest import load_samples
 
@@ -295,6 +308,8 @@ def train(
         warn(f"left out {sample.path}: {message}")
     if len(trained.errors) > 20:
         warn(f"and {len(trained.errors) - 20} more files")
+    if recipe.local:
+        _teach_places(trained, samples, extractor, recipe, val_fraction, seed)
     trained.checkpoint.save(out_folder, overwrite or scope != "head")
     state.unlink(missing_ok=True)
     validation_plot(trained.validation, trained.checkpoint.thresholds, out_folder / "validation.png")
@@ -332,6 +347,27 @@ def _kept(state: Path) -> Iterator[None]:
         if state.is_file():
             err.print("The epochs that are done are kept: repeat the command with --resume to go on.")
         raise
+
+
+def _teach_places(
+    trained: Trained, samples: Sequence[Sample], extractor: Extractor, recipe: Recipe, val_fraction: float, seed: int
+) -> None:
+    """Give the checkpoint a localizer, and its figures."""
+    from corit_cli.engine.localize import localize
+    from corit_cli.engine.train import split
+    from corit_cli.engine.tune import tuned_extractor
+
+    checkpoint = trained.checkpoint
+    with progress_bar() as bar:
+        task = bar.add_task("forged regions")
+        checkpoint.localizer, checkpoint.metrics["localizer"] = localize(
+            samples,
+            *split(samples, val_fraction, seed),
+            tuned_extractor(extractor, checkpoint.tuned),
+            recipe.local,
+            seed,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def _hidden(head: str) -> int:
@@ -440,4 +476,8 @@ def _show(trained: Trained, folder: Path) -> None:
     )
     ece = metrics.expected_calibration_error(labels, v.probabilities)
     out.print(f"Calibration error on the validation images: {ece:.3f}")
+    places = trained.checkpoint.metrics.get("localizer")
+    if places:
+        found = ", ".join(f"{kind} {auc:.3f}" for kind, auc in places["pixel_auc"].items())
+        out.print(f"Forged regions of {places['tried_on']} validation photographs, pixel AUC of the heatmap: {found}")
     out.print(f"Saved with validation.png; use it with: corit detect -c {escape(str(folder))}", soft_wrap=True)

@@ -38,6 +38,12 @@ class Forged:
     mask: np.ndarray
 
 
+def middle(image: Image.Image) -> Image.Image:
+    """The central square of side ``MAX_SIDE``, or what there is of it."""
+    left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
+    return image.crop((left, top, left + min(image.width, MAX_SIDE), top + min(image.height, MAX_SIDE)))
+
+
 def reconstruct(image: Image.Image, source: str) -> Image.Image:
     """The photograph after a latent-diffusion autoencoder: same content, a generator's decoder traces all over.
 
@@ -46,7 +52,7 @@ def reconstruct(image: Image.Image, source: str) -> Image.Image:
     """
     import torch
 
-    pixels = torch.from_numpy(np.array(_middle(image))).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+    pixels = torch.from_numpy(np.array(middle(image))).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
     pixels = (_autoencoder(source)(pixels)[0] * 255).round().to(torch.uint8)  # (3, H, W)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
@@ -126,6 +132,11 @@ class Forge:
         spelling = self.name + ("@part" if self.part else "")
         return f"{spelling}:{_autoencoder(self.source).sha256}" if self.source else spelling
 
+    @property
+    def local(self) -> bool:
+        """Whether a part of the image stays as it was."""
+        return self.part or self.name == "self_blend"
+
     def check(self) -> None:
         """Raise CoritError now, not image by image, when the autoencoder cannot be had."""
         if self.source:
@@ -139,7 +150,7 @@ class Forge:
         if self.name == "self_blend":
             return self_blend(image, rng)
         if self.name == "reconstruct":
-            image = _middle(image)
+            image = middle(image)
             forged = reconstruct(image, self.source)
         else:
             forged = {"resample": resample, "recompress": recompress}[self.name](image, rng)
@@ -173,12 +184,6 @@ def _autoencoder(source: str):
     from corit_cli.data.autoencoder import Autoencoder
 
     return Autoencoder.load(source)
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """The central square of side ``MAX_SIDE``, or what there is of it."""
-    left, top = (max(0, (side - MAX_SIDE) // 2) for side in image.size)
-    return image.crop((left, top, left + min(image.width, MAX_SIDE), top + min(image.height, MAX_SIDE)))
 
 
 def _other_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -27,8 +27,21 @@ from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings
 
 FORMAT = 1
-#: Before the names of the tower's tuned tensors in ``model.safetensors``.
-TOWER = "tower."
+#: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
+TOWER, LOCALIZER = "tower.", "localizer."
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """What a heatmap is drawn by: ``head`` maps patch contrasts (..., F) to log odds of having been forged (...).
+
+    ``unusual`` is the smoothed value that one patch in a hundred of untouched photographs exceeds; ``forges`` names the
+    forgeries that taught it.
+    """
+
+    head: Head
+    unusual: float
+    forges: tuple[str, ...] = ()
 
 
 @dataclass
@@ -36,8 +49,8 @@ class Checkpoint:
     """A detector without its backbone.
 
     ``backbone`` holds ``name``, ``sha256`` and ``activation``, before any tuning; ``tuned`` the tower's tuned tensors
-    by name, none where only the head was trained; ``training`` and ``data`` record how and on what it was trained,
-    ``metrics`` what it scored: they are carried along, not interpreted.
+    by name, none where only the head was trained; ``localizer`` is what heatmaps are drawn by, if any. ``training`` and
+    ``data`` record how and on what it was trained, ``metrics`` what it scored: they are carried along, not interpreted.
     """
 
     head: Head
@@ -50,6 +63,7 @@ class Checkpoint:
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, Tensor] = field(default_factory=dict)
+    localizer: Localizer | None = None
 
     @property
     def sha256(self) -> str:
@@ -58,10 +72,14 @@ class Checkpoint:
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        return self.head.state_dict() | {TOWER + name: tensor for name, tensor in self.tuned.items()}
+        parts = {"": self.head.state_dict(), TOWER: self.tuned}
+        if self.localizer is not None:
+            parts[LOCALIZER] = self.localizer.head.state_dict()
+        return {prefix + name: tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
-        """Write to ``folder``, all or nothing. Raises CoritError when it exists and ``overwrite`` is not given."""
+        """Write to ``folder``, all or nothing; other files in it stay. Raises CoritError when it exists and
+        ``overwrite`` is not given."""
         if folder.exists() and not overwrite:
             raise CoritError(f"{folder} already exists: choose another --out, or give --overwrite")
         config = {
@@ -78,11 +96,21 @@ class Checkpoint:
             "data": self.data,
             "metrics": self.metrics,
         }
+        if self.localizer is not None:
+            config["localizer"] = {
+                "features": self.localizer.head.mean.shape[0],
+                "unusual": self.localizer.unusual,
+                "forges": self.localizer.forges,
+            }
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous() for k, v in self._tensors.items()}
-        write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
         text = json.dumps(config, indent=2) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+        write_together(
+            {
+                folder / "model.safetensors": lambda path: save_file(tensors, path),
+                folder / "config.json": lambda path: path.write_text(text),
+            }
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -101,7 +129,10 @@ class Checkpoint:
                 )
             head = Head(**config["head"])
             tensors = load_file(folder / "model.safetensors")
-            tuned = {name.removeprefix(TOWER): tensors.pop(name) for name in list(tensors) if name.startswith(TOWER)}
+            tuned, local = (
+                {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+                for prefix in (TOWER, LOCALIZER)
+            )
             if set(tuned) != set(config.get("tuned", [])):
                 raise RuntimeError("not the tuned weights it names")
             if not all(tensor.isfinite().all() for tensor in tuned.values()):
@@ -118,12 +149,23 @@ class Checkpoint:
                 data=config["data"],
                 metrics=config["metrics"],
                 tuned=tuned,
+                localizer=_localizer(config.get("localizer"), local),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CoritError(f"{folder}/config.json is damaged ({type(error).__name__}: {error})") from None
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise CoritError(f"{folder}/model.safetensors does not fit its config.json ({reason})") from None
+
+
+def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Localizer | None:
+    if about is None and not tensors:
+        return None
+    if about is None:
+        raise RuntimeError("a localizer that it does not name")
+    head = Head(about["features"])
+    head.load_state_dict(tensors, strict=True)
+    return Localizer(head.eval(), float(about["unusual"]), tuple(about["forges"]))
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,20 +177,58 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises CoritError when the disk is full or the folder cannot be written; ``path`` is then as it was.
     """
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """:func:`write_atomically` for files that belong together: all of them are replaced, or none.
+
+    Raises CoritError when one cannot be written; all are then as they were.
+    """
+    new: dict[Path, Path] = {}
+    path = next(iter(writers))
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-    except OSError as error:
-        raise CoritError(f"cannot write {path}: {error.strerror or error}") from None
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        for path, write in writers.items():
+            new[path] = _temporary(path)
+            write(new[path])
+            new[path].chmod(0o666 & ~_umask())
+        if len(new) == 1:
+            new[path].replace(path)
+        else:
+            _swap(new)
     except (OSError, SafetensorError) as error:
         raise CoritError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in new.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _swap(new: Mapping[Path, Path]) -> None:
+    """Put temporary files in their places. The last file goes first and comes last: even a process killed in between
+    leaves no mixture, but a last file missing, and what was there beside it under the suffix ``.old``."""
+    old = {path: temporary.with_suffix(".old") for path, temporary in new.items()}
+    try:
+        for path in reversed(new):
+            if path.exists():
+                path.replace(old[path])
+        for path, temporary in new.items():
+            temporary.replace(path)
+    except BaseException:
+        for path, temporary in new.items():
+            if old[path].exists():
+                old[path].replace(path)
+            elif not temporary.exists():
+                path.unlink(missing_ok=True)
+        raise
+    for kept in old.values():
+        kept.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """An empty file beside ``path``."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    return Path(name)
 
 
 def _umask() -> int:

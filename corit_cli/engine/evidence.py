@@ -1,34 +1,25 @@
-"""Where in an image the evidence lies: what each patch's contrast adds to the detector's logit.
+"""Where a picture may have been changed: a map of log odds over its patches, window by window.
 
-A patch p has at every layer l a regional contrast c_{l,p} = h_{l,p}(x) - h_{l,p}(x~), the non-semantic residual that is
-left of it when the contrast view is taken away. What the head makes of it is the gradient of the logit with respect to
-that patch's token, and the evidence is their product, averaged over layers:
-
-    E_p = mean over l of c_{l,p} . d logit / d h_{l,p}(x)
-
-To first order c . d logit / d h is what the logit loses when the patch's residual is taken away at that layer: positive
-evidence speaks for a fake, negative for a real image. One backward pass gives all patches and layers at once. As single
-patches are noisy, the map is smoothed over neighbours.
+A localizer (``engine/localize.py``) tells of each patch's contrasts how much they look like those of a forged region,
+w . c_p + b. The windows' maps are laid together and, as single patches are noisy, smoothed over neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from corit_cli.data.images import MAX_STRETCH, crop
-from corit_cli.engine.features import Extractor, pool
+from corit_cli.data.images import MAX_STRETCH
+from corit_cli.engine.checkpoint import Localizer
+from corit_cli.engine.features import Extractor, Reader
 from corit_cli.errors import CoritError
-from corit_cli.model import cgp
-from corit_cli.model.corit import CoRIT
 
-#: Native windows that one map is made of. On a CPU each takes a second or two.
-WINDOWS = 16
+#: Native windows that one map is made of. On a CPU each takes a quarter of a second.
+WINDOWS = 48
 #: Standard deviation of the smoothing, in patches.
 SMOOTHING = 1.5
 
@@ -37,17 +28,17 @@ SMOOTHING = 1.5
 class Evidence:
     """A map of evidence over an image.
 
-    ``map`` (rows, columns), float32, holds one cell a patch, in units of the logit: positive speaks for a fake,
-    negative for a real image, and 0 stands where no window looked, that is, where ``covered`` (rows, columns) is
-    False. The cells lie side by side in ``box``, (left, top, right, bottom) in pixels of the image, whose ``size`` is
-    (width, height). ``logit`` is the detector's for the image.
+    ``map`` (rows, columns), float32, holds one cell a patch: the log odds that it was forged, if half of all patches
+    were; 0 stands where no window looked, that is, where ``covered`` (rows, columns) is False. The cells lie side by
+    side in ``box``, (left, top, right, bottom) in pixels of the image, whose ``size`` is (width, height). ``unusual``
+    is the value that one patch in a hundred of untouched photographs exceeds.
     """
 
     map: np.ndarray
     covered: np.ndarray
     box: tuple[float, float, float, float]
     size: tuple[int, int]
-    logit: float
+    unusual: float
 
     def resized(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Map (h, w) float32 and covered (h, w) bool over the whole image drawn at ``size`` (width, height), by default
@@ -87,47 +78,39 @@ class _Axis:
 
 def evidence(
     extractor: Extractor,
-    head: Callable[[Tensor], Tensor],
+    localizer: Localizer | None,
     image: Image.Image,
     windows: int = WINDOWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evidence:
-    """The evidence in an RGB ``image`` under a fitted ``head``, which maps features (B, F) to logits (B,).
+    """The evidence in an RGB ``image``, as a ``localizer`` sees it through the extractor's contrasts.
 
-    Where contrasts are read from native windows, the image is tiled with them, each through the same reader while all
-    other features stay as they are, and overlapping maps are averaged. An image that would take more than ``windows``
-    is looked at in as many, spread evenly; between them nothing is covered. Where contrasts are read from the resized
-    image, that one window is all. ``progress`` is told how many windows of how many are done.
+    Where contrasts are read from native windows, the image is tiled with them and overlapping maps are averaged. An
+    image that would take more than ``windows`` is looked at in as many, spread evenly; between them nothing is covered.
+    Where contrasts are read from the resized image, that one window is all. ``progress`` is told how many windows of
+    how many are done.
 
-    Raises CoritError when the detector reads no contrast.
+    Raises CoritError when there is no localizer.
     """
-    position = _contrasted(extractor)
-    reader = extractor.readers[position]
-    cut = crop(image, extractor.crops)
-    readings = extractor([cut])[0]
-    with torch.inference_mode():
-        logit = float(head(pool(readings)[None].to(extractor.device)))
-    others = [reading.mean(0).to(extractor.device) for reading in readings]
-
-    def with_others(z: Tensor) -> Tensor:
-        """The head's logits (B,) when this reader's features are ``z`` (B, F_r)."""
-        parts = [z if i == position else other.expand(len(z), -1) for i, other in enumerate(others)]
-        return head(torch.cat(parts, dim=1))
-
+    if localizer is None:
+        raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
+    corit = contrasted(extractor).corit
+    head = localizer.head.to(extractor.device)
     tiling = tile(extractor, image.size, windows)
     total, count = np.zeros(tiling.shape), np.zeros(tiling.shape, int)
-    batch, grid = max(1, extractor.batch // 4), reader.corit.tower.config.grid
+    batch, grid = max(1, extractor.batch // 2), corit.tower.config.grid
     for start in range(0, len(tiling.corners), batch):
         corners = tiling.corners[start : start + batch]
-        pixels = np.stack([tiling.window(image, *corner) for corner in corners])  # (b, S, S, 3)
-        streams = torch.from_numpy(pixels).to(extractor.device).permute(0, 3, 1, 2).float() / 255
-        maps = attribution(reader.corit, with_others, streams).view(-1, grid, grid).double().cpu().numpy()
+        pixels = torch.from_numpy(np.stack([tiling.window(image, *corner) for corner in corners])).to(extractor.device)
+        with torch.inference_mode():
+            contrasts = corit.regional(pixels.permute(0, 3, 1, 2).float() / 255)  # (b, P, F)
+            maps = head(contrasts).view(-1, grid, grid).double().cpu().numpy()
         for (row, column), values in zip(corners, maps, strict=True):
             total[row : row + grid, column : column + grid] += values
             count[row : row + grid, column : column + grid] += 1
         progress(start + len(corners), len(tiling.corners))
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
-    return Evidence(smooth(mean, count > 0), count > 0, tiling.box, image.size, logit)
+    return Evidence(smooth(mean, count > 0), count > 0, tiling.box, image.size, localizer.unusual)
 
 
 def smooth(values: np.ndarray, covered: np.ndarray, sigma: float = SMOOTHING) -> np.ndarray:
@@ -137,37 +120,6 @@ def smooth(values: np.ndarray, covered: np.ndarray, sigma: float = SMOOTHING) ->
     weight = gaussian_filter(covered.astype(float), sigma, mode="constant")
     blurred = gaussian_filter(np.where(covered, values, 0.0), sigma, mode="constant")
     return np.divide(blurred, weight, out=np.zeros_like(blurred), where=covered).astype(np.float32)
-
-
-def attribution(corit: CoRIT, head: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """E_p of windows ``images`` (B, 3, S, S) in [0, 1], under a ``head`` from features (B, F) to logits: (B, P).
-
-    The mean is over the layers at which a contrast is read, but for those whose patches reach no feature.
-    """
-    layers = layers_used(corit)
-    with torch.enable_grad():
-        state = corit.start(images)
-        state = replace(state, x=state.x.detach().requires_grad_())
-        tokens, contrasts = [], []
-        for layer in range(corit.end + 1):
-            if layer:
-                state = corit.run(state, layer)
-            if layer in layers:
-                tokens.append(state.x)  # (B, N, d)
-                views = state.views.detach().unflatten(0, (len(corit.views), -1))  # (K, B, N, d)
-                contrasts.append(cgp.contrast(state.x.detach(), views).mean(0))  # (B, N, d)
-        logits = head(corit.read(state).z)  # (B,)
-        gradients = torch.autograd.grad(logits.sum(), tokens, allow_unused=True, materialize_grads=True)
-    products = [(c * g).sum(-1)[:, 1:] for c, g in zip(contrasts, gradients, strict=True)]  # (B, P) each
-    return torch.stack(products).mean(0)
-
-
-def layers_used(corit: CoRIT) -> Sequence[int]:
-    """The layers whose patches' contrasts count: those at which some contrast is read, except the deepest one where
-    only its class token is."""
-    s = corit.settings
-    read = sorted({*s.cgp, *s.pool, *s.inject_at[:1]})
-    return [layer for layer in read if layer < read[-1] or layer in (*s.pool, *s.inject_at[:1])] or [read[0] - 1]
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -202,11 +154,11 @@ class Tiling:
         return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC, box))
 
 
-def _contrasted(extractor: Extractor) -> int:
-    """Which of the extractor's readers reads contrasts."""
-    found = [i for i, reader in enumerate(extractor.readers) if reader.corit.views]
+def contrasted(extractor: Extractor) -> Reader:
+    """The extractor's reader of contrasts. Raises CoritError when there is none."""
+    found = [reader for reader in extractor.readers if reader.corit.settings.cgp]
     if not found:
-        raise CoritError("this detector reads no contrast, so it cannot show where its evidence lies")
+        raise CoritError("this detector reads no contrast, so it cannot show where a picture was changed")
     return found[-1]
 
 
@@ -215,7 +167,7 @@ def tile(extractor: Extractor, size: tuple[int, int], limit: int = WINDOWS) -> T
 
     Raises CoritError when it reads no contrasts.
     """
-    reader = extractor.readers[_contrasted(extractor)]
+    reader = contrasted(extractor)
     config = reader.corit.tower.config
     side, patch, grid = config.image_size, config.patch_size, config.grid
     # As crop() does: the middle of a long strip, and a small image enlarged until a window fits.

@@ -31,7 +31,7 @@ from corit_cli.engine.fit import balance_weights
 from corit_cli.engine.resume import State, moments, restore_moments
 from corit_cli.engine.sam import SAM
 from corit_cli.engine.train import Progress, Read, Trained, TrainingSet, calibrate, describe, split
-from corit_cli.engine.tune import draw_low_rank, mean_over_windows, merged, parse_scope, retuned, thaw
+from corit_cli.engine.tune import draw_low_rank, mean_over_windows, merged, parse_scope, thaw, tuned_extractor
 from corit_cli.errors import CoritError
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.head import Head
@@ -93,7 +93,7 @@ def finetune(
     history = tune(model, fitted, aside, tuning, settings, world, progress, state, about, before)
 
     tensors = merged(model.tower)
-    tuned = Extractor(retuned(extractor.backbone, tensors), extractor.settings, extractor.crops, extractor.device.type)
+    tuned = tuned_extractor(extractor, tensors)
     jobs = [row.job for row in aside.rows] + [Job(sample.path) for sample in read.val]
     z, errors = world.extract(tuned, jobs, progress=progress.features("tuned features", len(world.share(jobs))))
     if errors:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from corit_cli.config import Optimization
+from corit_cli.engine.features import Extractor
 from corit_cli.engine.population import batches, parts, sam_of
 from corit_cli.engine.weights import Backbone, state_sha256
 from corit_cli.errors import CoritError
@@ -137,6 +138,14 @@ def retuned(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Backbone:
             tower.get_parameter(name).copy_(tensor)
     digest = hashlib.sha256(f"{backbone.sha256}{state_sha256(tensors)}".encode()).hexdigest()
     return replace(backbone, tower=tower, sha256=digest)
+
+
+def tuned_extractor(extractor: Extractor, tensors: Mapping[str, Tensor]) -> Extractor:
+    """``extractor`` on the :func:`retuned` backbone, or itself where nothing was tuned."""
+    if not tensors:
+        return extractor
+    backbone = retuned(extractor.backbone, tensors)
+    return Extractor(backbone, extractor.settings, extractor.crops, extractor.device.type)
 
 
 def mean_over_windows(images: Tensor, windows: Sequence[int], read: Callable[[Tensor], Tensor]) -> Tensor:

@@ -128,6 +128,19 @@ class CoRIT(nn.Module):
                 x = inject(x, norm, contrast, mask, s.alpha)
         return State(until, x, v, found)
 
+    def regional(self, images: Tensor) -> Tensor:
+        """Contrasts of every patch of images (B, 3, S, S) at the layers of ``cgp``, each of unit norm, side by side:
+        (B, P, len(cgp) * d). The stream is the plain one, whatever is injected elsewhere."""
+        B, K, layers = len(images), len(self.views), self.settings.cgp
+        state = self.start(images)
+        streams, found = torch.cat([state.x, state.views]), []  # ((1+K)B, N, d)
+        for layer in range(1, max(layers) + 1):
+            streams = self.tower.blocks[layer - 1](streams)
+            if layer in layers:
+                views = streams[B:, 1:].unflatten(0, (K, B))  # (K, B, P, d)
+                found.append(cgp.contrast(streams[:B, 1:], views).mean(0))  # (B, P, d)
+        return integrate(found)
+
     def read(self, state: State) -> Reading:
         """What was read by the time that ``state`` reached :attr:`end`."""
         source = min(self.settings.inject_at, default=0)

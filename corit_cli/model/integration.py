@@ -14,5 +14,5 @@ from torch import Tensor
 
 
 def integrate(parts: Sequence[Tensor]) -> Tensor:
-    """S parts of shape (B, d), each scaled to unit norm and concatenated: (B, S * d)."""
+    """S parts of shape (..., d), each scaled to unit norm and concatenated: (..., S * d)."""
     return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)

@@ -1,9 +1,9 @@
 "use strict";
-// Picture and evidence, side by side until here, are laid over each other with a slider between them.
+// Picture and heatmap, side by side until here, are laid over each other with a slider between them.
 for (const pair of document.querySelectorAll(".pair")) {
   const slider = document.createElement("input");
   Object.assign(slider, { type: "range", min: 0, max: 100, step: 0.5, value: 50 });
-  slider.setAttribute("aria-label", "Boundary between the picture on the left and the evidence on the right");
+  slider.setAttribute("aria-label", "Boundary between the picture on the left and the heatmap on the right");
   const move = () => pair.style.setProperty("--at", slider.value + "%");
   slider.addEventListener("input", move);
   const knob = document.createElement("span");

@@ -15,9 +15,8 @@ OWN_SIZE = 4096  # an image up to this side is drawn at its own size
 SHRUNK = 2048  # the longer side at which a larger one is drawn
 NARROWEST = 360  # pixels that the text beneath needs
 
-# From hardly any evidence to the strongest; equally dark steps on both sides, told apart by the colour-blind too.
-_FAKE = np.array([(255, 214, 120), (244, 128, 40), (190, 20, 30)], np.float32)
-_REAL = np.array([(170, 220, 250), (70, 140, 220), (20, 50, 150)], np.float32)
+# From hardly any evidence to the strongest; equally dark steps, told apart by the colour-blind too.
+_COLOURS = np.array([(255, 214, 120), (244, 128, 40), (190, 20, 30)], np.float32)
 _STRONGEST = 0.72  # how much of the photograph the strongest evidence hides
 _INK, _PAPER = (34, 34, 34), (255, 255, 255)
 
@@ -25,25 +24,25 @@ _INK, _PAPER = (34, 34, 34), (255, 255, 255)
 def paint(image: Image.Image, evidence: Evidence) -> Image.Image:
     """``evidence`` over the RGB ``image`` that it was found in.
 
-    The photograph is drawn in grey, at its own size up to ``OWN_SIZE`` a side. Warm colours speak for a fake, cold ones
-    for a real image, the stronger the darker; the scale ends at the 99th percentile of the evidence's size. What no
-    window covered stays dark.
+    The photograph is drawn in grey, at its own size up to ``OWN_SIZE`` a side. Colours begin where patches look rather
+    forged than not, and are strongest where they look as hardly any patch of an untouched photograph does
+    (``Evidence.unusual``): the scale is the same for all images. What no window covered stays dark.
     """
     shrink = SHRUNK / max(image.size) if max(image.size) > OWN_SIZE else 1.0
     size = tuple(max(1, round(side * shrink)) for side in image.size)
     values, covered = evidence.resized(size)
     grey = np.asarray(image.resize(size).convert("L"), np.float32)[..., None]  # (h, w, 1)
     picture = np.where(covered[..., None], _washed(grey), 0.35 * grey).repeat(3, axis=2)
-    colours, weight = colourise(values / scale_limit(evidence))
+    colours, weight = colourise(values / evidence.unusual)
     picture += (weight * covered)[..., None] * (colours - picture)
     return Image.fromarray(np.rint(picture).astype(np.uint8))
 
 
 def overlay(image: Image.Image, evidence: Evidence, probability: float, verdict: str) -> Image.Image:
-    """As :func:`paint`, with a legend beneath: verdict, colours, and their scale in units of the logit."""
+    """As :func:`paint`, with a legend beneath: verdict, colours, and their scale in log odds."""
     gaps = bool((~evidence.covered).mean() > 0.02)
     title = f"{verdict}, p(fake) {probability:.1%}"
-    return _with_legend(paint(image, evidence), title, scale_limit(evidence), gaps)
+    return _with_legend(paint(image, evidence), title, evidence.unusual, gaps)
 
 
 def save_overlay(image: Image.Image, evidence: Evidence, probability: float, verdict: str, path: Path) -> None:
@@ -52,20 +51,11 @@ def save_overlay(image: Image.Image, evidence: Evidence, probability: float, ver
     write_atomically(path, lambda temporary: drawn.save(temporary, format="PNG"))
 
 
-def scale_limit(evidence: Evidence) -> float:
-    """The size of evidence at which the colours end: the 99th percentile over the cells covered, never 0."""
-    sizes = np.abs(evidence.map[evidence.covered])
-    return max(float(np.quantile(sizes, 0.99)) if sizes.size else 0.0, 1e-9)
-
-
 def colourise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Evidence (h, w), in -1..1 and clipped there, to colours (h, w, 3) and how much they cover (h, w)."""
-    strength = np.abs(values).clip(0, 1)
-    colours = np.empty((*values.shape, 3), np.float32)
-    for chosen, stops in ((values >= 0, _FAKE), (values < 0, _REAL)):
-        for channel in range(3):
-            colours[chosen, channel] = np.interp(strength[chosen], (0, 0.5, 1), stops[:, channel])
-    return colours, _STRONGEST * strength
+    """Evidence (h, w), clipped to 0..1, to colours (h, w, 3) and how much they cover (h, w)."""
+    strength = values.clip(0, 1)
+    colours = np.stack([np.interp(strength, (0, 0.5, 1), stops) for stops in _COLOURS.T], -1)
+    return colours.astype(np.float32), _STRONGEST * strength
 
 
 def _washed(grey: Any) -> Any:
@@ -94,15 +84,15 @@ def _with_legend(picture: Image.Image, title: str, limit: float, gaps: bool) -> 
     canvas.paste(_bar(span, bar), (left, y))
     draw.rectangle((left, y, left + span - 1, y + bar - 1), outline=_INK)
     y += bar + int(0.5 * text)
-    draw.text((left, y), f"speaks for real, -{limit:.2g}", _INK, small, anchor="la")
-    draw.text((left + span, y), f"+{limit:.2g}, for fake", _INK, small, anchor="ra")
+    draw.text((left, y), "0: looks untouched", _INK, small, anchor="la")
+    draw.text((left + span, y), f"{limit:.2g}: looks changed", _INK, small, anchor="ra")
     if gaps:
         draw.text((width // 2, y + int(1.35 * text)), "dark: not looked at", _INK, small, anchor="ma")
     return canvas
 
 
 def _bar(width: int, height: int) -> Image.Image:
-    """The colours as they look over middle grey, from -1 to 1."""
-    colours, weight = colourise(np.linspace(-1, 1, width, dtype=np.float32)[None].repeat(height, 0))
+    """The colours as they look over middle grey, from 0 to 1."""
+    colours, weight = colourise(np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, 0))
     grey = np.full_like(colours, _washed(128))
     return Image.fromarray(np.rint(grey + weight[..., None] * (colours - grey)).astype(np.uint8))

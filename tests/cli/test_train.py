@@ -46,6 +46,33 @@ def test_train_then_detect(corit, dataset: Path, tmp_path: Path) -> None:
     assert sum(fake) / len(fake) > sum(real) / len(real) + 0.2
 
 
+def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_path: Path) -> None:
+    tiny = [
+        "--backbone",
+        folder / "tower.safetensors",
+        "--integrate",
+        "2-3",
+        "--cgp",
+        "1-2",
+        "--folds",
+        3,
+        "--no-probe",
+    ]
+    photo = next((dataset / "source0" / "real").iterdir())
+    result = corit("train", dataset, *tiny, "--out", tmp_path / "plain")
+    assert result.returncode == 0, result.stderr
+    one_line_error(corit("detect", photo, "-c", tmp_path / "plain", "--heatmap", tmp_path / "maps"), "--local")
+    result = corit(
+        "train", dataset, *tiny, "--out", tmp_path / "det", "--local", "self_blend", "--local", "resample@part"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "pixel AUC of the heatmap: resample" in result.stdout
+    result = corit("detect", photo, "-c", tmp_path / "det", "--heatmap", tmp_path / "maps")
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "maps" / f"{photo.stem}.heatmap.png") as drawn:
+        assert drawn.height > 48
+
+
 def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
     for i in range(30):
         for kind, suffix in (("real", "jpg"), ("fake", "png")):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from corit_cli.data.images import CropConfig
-from corit_cli.engine.checkpoint import Checkpoint, write_atomically
+from corit_cli.engine.checkpoint import Checkpoint, Localizer, write_atomically, write_together
 from corit_cli.engine.fit import Calibration, Thresholds
 from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
@@ -87,11 +88,119 @@ def test_damaged_tuned_weights_are_refused(
         Checkpoint.load(tmp_path / "det")
 
 
+def test_a_localizer_stands_beside_the_head(tmp_path: Path) -> None:
+    plain, saved = checkpoint(), checkpoint()
+    saved.localizer = Localizer(Head(8).eval(), 1.25, ("self_blend",))
+    assert saved.sha256 != plain.sha256
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    z, patches = torch.randn(5, 12), torch.randn(2, 9, 8)
+    assert torch.equal(loaded.head(z), saved.head(z)) and loaded.sha256 == saved.sha256
+    assert torch.equal(loaded.localizer.head(patches), saved.localizer.head(patches))
+    assert (loaded.localizer.unusual, loaded.localizer.forges) == (1.25, ("self_blend",))
+    plain.save(tmp_path / "plain")
+    assert Checkpoint.load(tmp_path / "plain").localizer is None
+
+
+@pytest.mark.parametrize("change", [{"localizer.mean": None}, {"localizer.more": torch.ones(2)}], ids=["less", "more"])
+def test_a_damaged_localizer_is_refused(change: dict[str, torch.Tensor | None], tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.localizer = Localizer(Head(8), 1.0)
+    saved.save(tmp_path / "det")
+    tensors = load_file(tmp_path / "det" / "model.safetensors") | change
+    save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "det" / "model.safetensors")
+    with pytest.raises(CoritError, match="does not fit"):
+        Checkpoint.load(tmp_path / "det")
+
+
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     checkpoint().save(tmp_path / "det")
     with pytest.raises(CoritError, match="--overwrite"):
         checkpoint().save(tmp_path / "det")
     checkpoint().save(tmp_path / "det", overwrite=True)
+
+
+def other_checkpoint() -> Checkpoint:
+    """One that fits the same config.json, so that a mixture of the two would load."""
+    other = checkpoint()
+    torch.nn.init.normal_(other.head.layers[0].weight)
+    other.thresholds = Thresholds(0.3, 0.7)
+    return other
+
+
+def test_overwriting_replaces_both_files_and_keeps_the_others(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    (tmp_path / "det" / "notes.txt").write_text("mine")
+    other_checkpoint().save(tmp_path / "det", overwrite=True)
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert (loaded.sha256, loaded.thresholds) == (other_checkpoint().sha256, Thresholds(0.3, 0.7))
+    assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("step", range(4))  # two old files go, two new ones come
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_overwriting_is_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, after: bool, failure: BaseException
+) -> None:
+    checkpoint().save(tmp_path / "det")
+    (tmp_path / "det" / "notes.txt").write_text("mine")
+    done = []
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(target)
+        here = len(done) == step + 1
+        if here and not after:
+            raise failure
+        os.replace(source, target)
+        if here:
+            raise failure
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(CoritError if isinstance(failure, OSError) else KeyboardInterrupt):
+        other_checkpoint().save(tmp_path / "det", overwrite=True)
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert (loaded.sha256, loaded.thresholds) == (checkpoint().sha256, Thresholds(0.2, 0.8))
+    assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+def test_a_process_killed_while_overwriting_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before every step of a swap, and at its end, the folder holds the old pair, the new pair, or none that loads."""
+    moments: list[Path] = []
+
+    def look() -> None:
+        moments.append(tmp_path / str(len(moments)))
+        shutil.copytree(tmp_path / "det", moments[-1])
+
+    def replace(source: Path, target: Path) -> None:
+        look()
+        os.replace(source, target)
+
+    checkpoint().save(tmp_path / "det")
+    monkeypatch.setattr(Path, "replace", replace)
+    other_checkpoint().save(tmp_path / "det", overwrite=True)
+    look()
+    assert len(moments) == 5
+    for folder, expected in ((moments[0], checkpoint()), (moments[4], other_checkpoint())):
+        loaded = Checkpoint.load(folder)
+        assert (loaded.sha256, loaded.thresholds) == (expected.sha256, expected.thresholds)
+    for folder in moments[1:4]:
+        with pytest.raises(CoritError, match=r"has no config\.json"):
+            Checkpoint.load(folder)
+
+
+def test_files_that_were_not_there_do_not_stay_when_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise OSError(28, "No space left on device")
+        os.replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(CoritError, match="No space left"):
+        write_together({tmp_path / name: lambda path: path.write_text("new") for name in "ab"})
+    assert os.listdir(tmp_path) == []
 
 
 def edit(folder: Path, **changes: object) -> None:

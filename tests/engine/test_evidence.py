@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corit_cli.data.images import CropConfig, crop
-from corit_cli.engine.evidence import Evidence, attribution, evidence, layers_used, smooth, tile
-from corit_cli.engine.features import Extractor, pool
+from corit_cli.engine.checkpoint import Localizer
+from corit_cli.engine.evidence import Evidence, evidence, smooth, tile
+from corit_cli.engine.features import Extractor
 from corit_cli.engine.weights import Backbone
 from corit_cli.errors import CoritError
 from corit_cli.model.corit import CoRIT
@@ -27,111 +26,68 @@ def extractor(settings: CoRITSettings = SETTINGS, crops: CropConfig = CROPS) -> 
     return Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, crops)
 
 
-def random_head(features: int, hidden: int = 0) -> Head:
+def localizer(layers: int = 3) -> Localizer:
     torch.manual_seed(7)
-    return Head(features, hidden).eval()
-
-
-# --- the attribution ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings_",
-    [
-        SETTINGS,
-        replace(SETTINGS, views=("blur:1.0", "noise:0.05")),
-        replace(SETTINGS, cgp=(3,), pool=(2, 4)),
-        replace(SETTINGS, integrate=(4,), cgp=(2, 3)),
-        replace(SETTINGS, integrate=(), cgp=(1,)),
-        replace(SETTINGS, inject_at=(1, 2)),
-        replace(SETTINGS, cgp=(), integrate=(3,), inject_at=(2,)),
-    ],
-    ids=["default", "two views", "pool", "deep integrate", "shallow", "injected", "injected only"],
-)
-def test_taking_a_residual_away_changes_the_logit_as_predicted(settings_: CoRITSettings, images: Tensor) -> None:
-    """At each layer by itself: move one patch's token a little along its contrast, and run on from there."""
-    corit = CoRIT(random_tower(), settings_).double()
-    head = random_head(corit.features, hidden=5).double()
-    images = images[:1].double()
-    found = attribution(corit, head, images)  # (1, P)
-    patches, step = (0, 6, 15), 1e-5
-    slopes = torch.zeros(len(patches), dtype=torch.double)
-    for layer in layers_used(corit):
-        start = corit.run(corit.start(images), layer)
-        views = start.views.unflatten(0, (len(corit.views), 1)).mean(0)  # (1, N, d)
-        for i, patch in enumerate(patches):
-            logits = []
-            for sign in (-1, 1):
-                x = start.x.clone()
-                x[:, 1 + patch] += sign * step * (x - views)[:, 1 + patch]
-                kept = {key: value for key, value in start.found.items()}
-                state = replace(start, x=x, found=kept)
-                if layer in settings_.pool:  # what this layer itself reads of its patches
-                    mean = x[:, 1:] - views[:, 1:]  # (1, P, d)
-                    kept["mean", layer], kept["spread", layer] = mean.mean(1), mean.std(1)
-                logits.append(head(corit.read(corit.run(state, corit.end)).z))
-            slopes[i] += ((logits[1] - logits[0]) / (2 * step)).item() / len(layers_used(corit))
-    torch.testing.assert_close(found[0, list(patches)], slopes, rtol=1e-4, atol=1e-9)
-    assert found.shape == (1, 16) and found.abs().max() > 0
-
-
-def test_windows_do_not_see_each_other(images: Tensor) -> None:
-    corit = CoRIT(random_tower(), SETTINGS)
-    head = random_head(corit.features)
-    together = attribution(corit, head, images)
-    apart = torch.cat([attribution(corit, head, image[None]) for image in images])
-    torch.testing.assert_close(together, apart, atol=1e-6, rtol=1e-4)
+    return Localizer(Head(32 * layers).eval(), 0.5)
 
 
 # --- the map --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(32, 32), (70, 50), (20, 90), (200, 33), (5, 3)])
-def test_map_and_score(size: tuple[int, int]) -> None:
-    e = extractor()
-    head = random_head(e.width)
+def test_the_map_covers_the_image(size: tuple[int, int]) -> None:
     image = photograph(1, size)
-    found = evidence(e, head, image)
+    found = evidence(extractor(), localizer(), image)
     assert found.map.shape == found.covered.shape and found.covered.all() and found.size == size
-    assert found.logit == pytest.approx(float(head(pool(e([crop(image, CROPS)])[0])[None]).detach()), abs=1e-5)
     drawn, covered = found.resized()
     assert drawn.shape == covered.shape == size[::-1] and covered.all() and np.isfinite(drawn).all()
-    again = evidence(e, head, image)
-    assert np.array_equal(found.map, again.map) and found.logit == again.logit
+    assert np.array_equal(found.map, evidence(extractor(), localizer(), image).map) and found.unusual == 0.5
 
 
-def test_one_window_is_that_windows_attribution() -> None:
-    """The resized window's features stay fixed and the map is the native reader's own."""
-    e = extractor()
-    head = random_head(e.width)
-    image = photograph(3, (32, 32))
-    whole, native = e.readers
+def test_one_window_is_that_windows_log_odds() -> None:
+    e, image = extractor(), photograph(3, (32, 32))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    fixed = whole.corit(pixels).z.detach()
-    direct = attribution(native.corit, lambda z: head(torch.cat([fixed.expand(len(z), -1), z], 1)), pixels)
-    everywhere = np.ones((4, 4), bool)
-    expected = smooth(direct.view(4, 4).numpy(), everywhere)
-    np.testing.assert_allclose(evidence(e, head, image).map, expected, rtol=1e-4, atol=1e-7)
+    with torch.inference_mode():
+        direct = localizer().head(e.readers[-1].corit.regional(pixels))  # (1, P)
+    expected = smooth(direct.view(4, 4).numpy(), np.ones((4, 4), bool))
+    np.testing.assert_allclose(evidence(e, localizer(), image).map, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_overlapping_windows_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each window gives its own number: a cell holds the mean of those that cover it."""
+    e = extractor()
+    numbers = iter(range(100))
+
+    def regional(self: CoRIT, images: Tensor) -> Tensor:
+        return torch.stack([torch.full((16, 96), float(next(numbers))) for _ in images])
+
+    monkeypatch.setattr(CoRIT, "regional", regional)
+    monkeypatch.setattr("corit_cli.engine.evidence.smooth", lambda values, covered: values)
+    head = Head(96)
+    head.layers[0].weight.data.fill_(96**0.5 / 96)
+    head.layers[0].bias.data.zero_()
+    found = evidence(e, Localizer(head, 1.0), photograph(1, (48, 32)))  # two windows of 4 x 4 cells, two columns apart
+    np.testing.assert_allclose(found.map[0], [0, 0, 0.5, 0.5, 1, 1], atol=1e-5)
 
 
 def test_the_resized_window_covers_the_middle_only() -> None:
     e = extractor(crops=CropConfig("resize", 32))
-    found = evidence(e, random_head(e.width), photograph(1, (120, 40)))
+    found = evidence(e, localizer(), photograph(1, (120, 40)))
     assert found.map.shape == (4, 4) and found.box == pytest.approx((40, 0, 80, 40))
     _, covered = found.resized()
     assert covered[:, 45:75].all() and not covered[:, :30].any() and not covered[:, 90:].any()
 
 
-def test_a_detector_without_contrasts_is_refused() -> None:
-    e = extractor(baseline(4))
+def test_what_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(CoritError, match="--local"):
+        evidence(extractor(), None, photograph(1))
     with pytest.raises(CoritError, match="no contrast"):
-        evidence(e, random_head(e.width), photograph(1))
+        evidence(extractor(baseline(4)), localizer(), photograph(1))
 
 
 def test_progress_counts_windows() -> None:
-    e = extractor()
     seen: list[tuple[int, int]] = []
-    evidence(e, random_head(e.width), photograph(1, (100, 70)), progress=lambda *a: seen.append(a))
+    evidence(extractor(), localizer(), photograph(1, (100, 70)), progress=lambda *a: seen.append(a))
     assert seen[-1] == (6, 6) and [d for d, _ in seen] == sorted({d for d, _ in seen})
 
 

@@ -207,3 +207,25 @@ def test_streams_start_embedded_view_by_view(tower: VisionTower, images: torch.T
     views = [tower.embed(parse_view(spec)(images)) for spec in ("blur:1.0", "noise:0.05")]
     torch.testing.assert_close(state.views, torch.cat(views), atol=1e-5, rtol=1e-5)
     assert len(CoRIT(tower, VARIANTS["no contrast"]).start(images).views) == 0
+
+
+def test_regional_contrasts_are_unit_differences_of_plain_streams(tower: VisionTower, images: torch.Tensor) -> None:
+    """Whatever is pooled or injected; two views are averaged before scaling."""
+    settings = CoRITSettings(("blur:1.0", "noise:0.05"), cgp=(1, 3), integrate=(4,), inject_at=(1, 2), pool=(2,))
+    found = CoRIT(tower, settings).regional(images)  # (B, P, 2 d)
+    blocks = [
+        _tokens(tower, x)[:, :, 1:] for x in (images, parse_view("blur:1.0")(images), parse_view("noise:0.05")(images))
+    ]
+    for k, layer in enumerate((1, 3)):
+        x, *views = (tokens[layer - 1] for tokens in blocks)
+        expected = F.normalize(x - (views[0] + views[1]) / 2, dim=-1)
+        torch.testing.assert_close(found[..., 32 * k : 32 * (k + 1)], expected, atol=1e-5, rtol=1e-4)
+
+
+def _tokens(tower: VisionTower, images: torch.Tensor) -> torch.Tensor:
+    """Tokens after each block, (L, B, N, d)."""
+    x, found = tower.embed(images), []
+    for block in tower.blocks:
+        x = block(x)
+        found.append(x)
+    return torch.stack(found)

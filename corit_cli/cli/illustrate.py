@@ -46,7 +46,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
     ) -> None:
         taught = detector.checkpoint.localizer is not None
         if folder is not None and not taught:
-            raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
+            raise CoritError("this detector draws no heatmaps: take one that was trained with --local, and not --fast")
         self.detector, self.folder, self.html = detector, folder, html
         self.mapped = taught and (folder is not None or few)
         self.frames, self.rate = frames, rate
@@ -90,7 +90,11 @@ class Illustrator(AbstractContextManager["Illustrator"]):
             return None, None, {}
         if not self.mapped:
             return image, None, {}
-        found = evidence(self.detector.extractor, self.detector.checkpoint.localizer, image)
+        try:
+            found = evidence(self.detector.extractor, self.detector.checkpoint.localizer, image)
+        except CoritError as error:  # too small
+            warn(f"{prediction.path}: {error}")
+            return image, None, {}
         if self.folder is not None:
             path = heatmap_path(self.folder, prediction.path, self._taken)
             save_overlay(image, found, prediction.probability, prediction.verdict, path)
@@ -113,7 +117,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
 
 def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:
     """``folder/NAME.heatmap.png`` for the image ``NAME.any``, numbered where that place is ``taken``, as it then is."""
-    stem, number = os.fsdecode(os.fsencode(Path(image).stem)[:LONGEST_STEM]), 1
+    stem, number = os.fsencode(Path(image).stem)[:LONGEST_STEM].decode(errors="ignore"), 1
     path = folder / f"{stem}.heatmap.png"
     while _place(path) in taken:
         number += 1

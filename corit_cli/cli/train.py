@@ -21,6 +21,7 @@ from corit_cli.errors import CoritError
 from corit_cli.model.settings import DETECTOR
 
 if TYPE_CHECKING:
+    from corit_cli.data.forge import Forge
     from corit_cli.data.images import FileInfo
     from corit_cli.data.manifest import Sample
     from corit_cli.engine.features import Extractor
@@ -251,24 +252,26 @@ def train(
             degrade=tuple(degrade or ()),
             copies=(1 if degrade else 0) if copies is None else copies,
             match_codec=_quality_range(match_codec),
-            local=tuple(local or ()),
             seed=seed,
         )
         for spec in recipe.forge:
             parse_forge(spec)
-        if not all(parse_forge(spec).local for spec in recipe.local):
+        places = [parse_forge(spec) for spec in local or ()]
+        if not all(kind.local for kind in places):
             raise ValueError("--local takes forgeries of a region: self_blend, or a name with @part")
         for spec in recipe.degrade:
             parse_degradation(spec)
     except ValueError as error:
         raise CoritError(str(error)) from None
     corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha, DETECTOR)
-    if recipe.local and not corit.cgp:
+    if places and not corit.cgp:
         raise CoritError("--local reads the layers of --cgp: it does not go with --no-cgp")
 
     from corit_cli.data.manifest import load_samples
 
     samples = load_samples(data)
+    for kind in places:
+        kind.check()
 
     from corit_cli.engine.distributed import launched, world
     from corit_cli.engine.features import Extractor, FeatureCache, default_cache_path
@@ -308,9 +311,10 @@ def train(
         warn(f"left out {sample.path}: {message}")
     if len(trained.errors) > 20:
         warn(f"and {len(trained.errors) - 20} more files")
-    if recipe.local:
-        _teach_places(trained, samples, extractor, recipe, val_fraction, seed)
     trained.checkpoint.save(out_folder, overwrite or scope != "head")
+    if places:
+        _teach_places(trained, samples, extractor, places, val_fraction, seed)
+        trained.checkpoint.save(out_folder, overwrite=True)
     state.unlink(missing_ok=True)
     validation_plot(trained.validation, trained.checkpoint.thresholds, out_folder / "validation.png")
     _show(trained, out_folder)
@@ -350,9 +354,14 @@ def _kept(state: Path) -> Iterator[None]:
 
 
 def _teach_places(
-    trained: Trained, samples: Sequence[Sample], extractor: Extractor, recipe: Recipe, val_fraction: float, seed: int
+    trained: Trained,
+    samples: Sequence[Sample],
+    extractor: Extractor,
+    kinds: Sequence[Forge],
+    val_fraction: float,
+    seed: int,
 ) -> None:
-    """Give the checkpoint a localizer, and its figures."""
+    """Give the checkpoint a localizer, and its figures; say so where none can be had."""
     from corit_cli.engine.localize import localize
     from corit_cli.engine.train import split
     from corit_cli.engine.tune import tuned_extractor
@@ -360,14 +369,17 @@ def _teach_places(
     checkpoint = trained.checkpoint
     with progress_bar() as bar:
         task = bar.add_task("forged regions")
-        checkpoint.localizer, checkpoint.metrics["localizer"] = localize(
-            samples,
-            *split(samples, val_fraction, seed),
-            tuned_extractor(extractor, checkpoint.tuned),
-            recipe.local,
-            seed,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        try:
+            checkpoint.localizer, checkpoint.metrics["localizer"] = localize(
+                samples,
+                *split(samples, val_fraction, seed),
+                tuned_extractor(extractor, checkpoint.tuned),
+                kinds,
+                seed,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except CoritError as error:  # the detector itself is as good as without
+            warn(f"this detector will draw no heatmaps: {error}")
 
 
 def _hidden(head: str) -> int:
@@ -478,6 +490,9 @@ def _show(trained: Trained, folder: Path) -> None:
     out.print(f"Calibration error on the validation images: {ece:.3f}")
     places = trained.checkpoint.metrics.get("localizer")
     if places:
-        found = ", ".join(f"{kind} {auc:.3f}" for kind, auc in places["pixel_auc"].items())
-        out.print(f"Forged regions of {places['tried_on']} validation photographs, pixel AUC of the heatmap: {found}")
+        found = ", ".join(f"{k} {v['forged']:.3f} ({v['original']:.3f})" for k, v in places["pixel_auc"].items())
+        out.print(
+            f"Pixel AUC of the heatmap inside forged regions of {places['tried_on']} validation photographs (and in "
+            f"the same places of the originals): {found}"
+        )
     out.print(f"Saved with validation.png; use it with: corit detect -c {escape(str(folder))}", soft_wrap=True)

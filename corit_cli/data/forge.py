@@ -127,10 +127,14 @@ class Forge:
     part: bool = False
 
     @property
+    def spelling(self) -> str:
+        """As :func:`parse_forge` reads it, without its source."""
+        return self.name + ("@part" if self.part else "")
+
+    @property
     def fingerprint(self) -> str:
         """Names the forgery in a cache key: its spelling, with the autoencoder's weights in place of where they are."""
-        spelling = self.name + ("@part" if self.part else "")
-        return f"{spelling}:{_autoencoder(self.source).sha256}" if self.source else spelling
+        return f"{self.spelling}:{_autoencoder(self.source).sha256}" if self.source else self.spelling
 
     @property
     def local(self) -> bool:

@@ -37,6 +37,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVI
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata of a sound picture
+#: A JPEG marker, but for stuffed bytes and restarts within a scan.
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised as well
 
 
@@ -157,9 +160,23 @@ def _too_large(pixels: int) -> str:
 
 def _check_scans(image: Image.Image, path: str | Path) -> None:
     """Every scan of a JPEG is a pass over all of its pixels, and one costs no more than sixty bytes."""
-    scans = Path(path).read_bytes().count(b"\xff\xda")  # nothing but a marker, or a preview's, looks like this
+    scans = _scans(Path(path).read_bytes())
     if scans * image.width * image.height > MAX_SCAN_PIXELS:
         raise ImageError(f"damaged ({scans} passes over {image.width} x {image.height} pixels)")
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has, up to the end of its image: what a camera appends is not looked at."""
+    at, scans = 2, 0
+    while found := _MARKER.search(data, at):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == 0xD9:  # the end of the image
+            break
+        if marker == 0xDA:  # a scan: its pixels end at the next marker
+            scans += 1
+        if marker not in (0x01, 0xD8):  # all others tell their length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans
 
 
 def _orientation(image: Image.Image) -> object:

@@ -35,12 +35,13 @@ TOWER, LOCALIZER = "tower.", "localizer."
 class Localizer:
     """What a heatmap is drawn by: ``head`` maps patch contrasts (..., F) to log odds of having been forged (...).
 
-    ``unusual`` is the smoothed value that one patch in a hundred of untouched photographs exceeds; ``forges`` names the
-    forgeries that taught it.
+    ``common`` and ``rare`` are the smoothed values that one patch in ten and one in a hundred of untouched photographs
+    exceed; ``forges`` names the forgeries that taught it.
     """
 
     head: Head
-    unusual: float
+    common: float
+    rare: float
     forges: tuple[str, ...] = ()
 
 
@@ -99,7 +100,8 @@ class Checkpoint:
         if self.localizer is not None:
             config["localizer"] = {
                 "features": self.localizer.head.mean.shape[0],
-                "unusual": self.localizer.unusual,
+                "common": self.localizer.common,
+                "rare": self.localizer.rare,
                 "forges": self.localizer.forges,
             }
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,9 @@ def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -
         raise RuntimeError("a localizer that it does not name")
     head = Head(about["features"])
     head.load_state_dict(tensors, strict=True)
-    return Localizer(head.eval(), float(about["unusual"]), tuple(about["forges"]))
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise RuntimeError("a localizer that is not finite")
+    return Localizer(head.eval(), float(about["common"]), float(about["rare"]), tuple(about["forges"]))
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

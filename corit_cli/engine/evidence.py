@@ -30,15 +30,16 @@ class Evidence:
 
     ``map`` (rows, columns), float32, holds one cell a patch: the log odds that it was forged, if half of all patches
     were; 0 stands where no window looked, that is, where ``covered`` (rows, columns) is False. The cells lie side by
-    side in ``box``, (left, top, right, bottom) in pixels of the image, whose ``size`` is (width, height). ``unusual``
-    is the value that one patch in a hundred of untouched photographs exceeds.
+    side in ``box``, (left, top, right, bottom) in pixels of the image, whose ``size`` is (width, height). ``common``
+    and ``rare`` are the values that one patch in ten and one in a hundred of untouched photographs exceed.
     """
 
     map: np.ndarray
     covered: np.ndarray
     box: tuple[float, float, float, float]
     size: tuple[int, int]
-    unusual: float
+    common: float
+    rare: float
 
     def resized(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Map (h, w) float32 and covered (h, w) bool over the whole image drawn at ``size`` (width, height), by default
@@ -90,12 +91,14 @@ def evidence(
     Where contrasts are read from the resized image, that one window is all. ``progress`` is told how many windows of
     how many are done.
 
-    Raises CoritError when there is no localizer.
+    Raises CoritError when there is no localizer, or the image is smaller than a window.
     """
     if localizer is None:
         raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
     corit = contrasted(extractor).corit
-    head = localizer.head.to(extractor.device)
+    side = extractor.crops.size
+    if min(image.size) < side:  # enlarged pixels look changed all over
+        raise CoritError(f"no heatmap: it takes {side} px a side to see where a picture was changed")
     tiling = tile(extractor, image.size, windows)
     total, count = np.zeros(tiling.shape), np.zeros(tiling.shape, int)
     batch, grid = max(1, extractor.batch // 2), corit.tower.config.grid
@@ -103,14 +106,14 @@ def evidence(
         corners = tiling.corners[start : start + batch]
         pixels = torch.from_numpy(np.stack([tiling.window(image, *corner) for corner in corners])).to(extractor.device)
         with torch.inference_mode():
-            contrasts = corit.regional(pixels.permute(0, 3, 1, 2).float() / 255)  # (b, P, F)
-            maps = head(contrasts).view(-1, grid, grid).double().cpu().numpy()
+            contrasts = corit.regional(pixels.permute(0, 3, 1, 2).float() / 255).cpu()  # (b, P, F)
+            maps = localizer.head(contrasts).view(-1, grid, grid).double().numpy()
         for (row, column), values in zip(corners, maps, strict=True):
             total[row : row + grid, column : column + grid] += values
             count[row : row + grid, column : column + grid] += 1
         progress(start + len(corners), len(tiling.corners))
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
-    return Evidence(smooth(mean, count > 0), count > 0, tiling.box, image.size, localizer.unusual)
+    return Evidence(smooth(mean, count > 0), count > 0, tiling.box, image.size, localizer.common, localizer.rare)
 
 
 def smooth(values: np.ndarray, covered: np.ndarray, sigma: float = SMOOTHING) -> np.ndarray:

@@ -132,21 +132,29 @@ def fit_thresholds(
 
 
 def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> float:
-    """The lowest threshold that a share of at most ``target`` of ``scores`` (n,) reaches, there and elsewhere.
+    """The lowest threshold that a share of at most ``target`` of ``scores`` (n,) reaches, by two counts.
 
     A quantile of the pooled scores keeps its promise on those sources alone: a source of its own kind exceeds it more
     often. So the share aimed at is lowered until ``target`` also holds when every source is judged by the quantile of
-    the others. With one source only the pooled quantile is left.
+    the others, over all images together, not in each source. Where even the highest of the others' scores is
+    exceeded too often, no threshold keeps the promise, and the highest of all is returned. With one source only the
+    pooled quantile is left.
     """
-    order = np.sort(scores)
-    names = np.unique(sources)
-    others = {name: np.sort(scores[sources != name]) for name in names} if len(names) > 1 else {}
-    for allowed in range(int(target * len(order)), 0, -1):
+    order, names = np.sort(scores), np.unique(sources)
+    parts = [(np.sort(scores[own]), np.sort(scores[~own])) for own in (sources == name for name in names)]
+    if len(names) == 1:
+        parts = []
+
+    def kept(allowed: int) -> bool:
         share = allowed / len(order)
-        over = sum((scores[sources == name] >= _above(rest, share)).sum() for name, rest in others.items())
-        if over <= target * len(order):
-            return _above(order, share)
-    return _above(order, 0.0)
+        over = sum(len(own) - np.searchsorted(own, _above(others, share)) for own, others in parts)
+        return over <= target * len(order)
+
+    low, high = 0, int(target * len(order))  # the count that others exceed a threshold by only grows
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if kept(middle) else (low, middle - 1)
+    return _above(order, low / len(order))
 
 
 def _above(order: np.ndarray, share: float) -> float:

@@ -4,6 +4,10 @@ The detector's own head hears of whole images, and its gradient says nothing of 
 a head of their own: w . c_p + b for a patch's contrasts c_p (:meth:`CoRIT.regional`), the logistic regression of
 "forged or not" over patches of real photographs that were changed in one region by ``data/forge.py``. It is ours,
 not the paper's. Whether a picture is called fake does not depend on it.
+
+Contrasts also tell where in the window a patch stands, and forged regions mostly lie near the middle. A head could
+learn that instead. So every forged window is taught together with the same window of the untouched photograph, and at
+every place in the window forged and untouched patches have the same total weight.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from torch import Tensor
 
 from corit_cli import metrics
 from corit_cli.data.degrade import jpeg
-from corit_cli.data.forge import Forge, middle, parse_forge
-from corit_cli.data.images import ImageError, read_image
+from corit_cli.data.forge import Forge, middle
+from corit_cli.data.images import ImageError, inspect, read_image
 from corit_cli.data.manifest import Sample
 from corit_cli.engine.checkpoint import Localizer
 from corit_cli.engine.evidence import contrasted, smooth, tile
@@ -30,15 +34,17 @@ from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
 
 #: Photographs that the head learns from, and that it is tried on, taken from all sources in turn.
-TAUGHT, TRIED = 300, 80
-#: Patches drawn from a window, half of them forged where it has so many.
-PATCHES = 48
-#: JPEG qualities that every second window was saved at after it was forged, as forged pictures mostly are.
+TAUGHT, TRIED = 400, 100
+#: Patches of a window that are learned from: at most so many forged ones, and so many that nobody touched.
+PATCHES = 24
+#: JPEG qualities that every second pair of windows was saved at after the forging, as forged pictures mostly are.
 QUALITY = (75, 98)
 #: Share of a patch's pixels from which on it counts as forged, and up to which as untouched.
 FORGED, UNTOUCHED = 0.5, 0.02
 #: Weight of ||w||^2 / 2 beside the mean loss, for inputs of unit norm on average.
 PENALTY = 2e-5
+#: Shares of the patches of untouched photographs that exceed the two levels of a heatmap's scale.
+SHARES = (0.1, 0.01)
 
 
 def localize(
@@ -46,65 +52,82 @@ def localize(
     train_part: Sequence[int],
     val_part: Sequence[int],
     extractor: Extractor,
-    forges: Sequence[str],
+    kinds: Sequence[Forge],
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Localizer, dict]:
-    """A localizer taught by forgeries (``data/forge.py`` spells them) of the training part's real photographs.
+    """A localizer taught by forgeries of the training part's real photographs, which must leave a part untouched.
 
-    Also returns what it is worth on the validation part: photographs taught by and tried on, and the mean over
-    windows of the pixel AUC inside the masks, by forgery. ``progress`` is told how many photographs are done, of how
-    many.
-    Raises CoritError when the detector reads no contrast, a forgery cannot be made, or no photograph is large enough.
+    Also returns what it is worth on the validation part: how many photographs it was taught by and tried on, and for
+    each kind of forgery the mean over photographs of the pixel AUC inside the masks, of the forged picture's map and of
+    the untouched original's, which shows what content and place alone come to. ``progress`` is told how many
+    photographs are done, of how many. Raises CoritError when the detector reads no contrast, or no photograph of
+    either part is large enough.
     """
     contrasted(extractor)
-    kinds = [parse_forge(spec) for spec in forges]
-    for kind in kinds:
-        kind.check()
-    taught, tried = photographs(samples, train_part, TAUGHT), photographs(samples, val_part, TRIED)
+    size = extractor.crops.size
+    taught = photographs(samples, train_part, TAUGHT, size, seed)
+    tried = photographs(samples, val_part, TRIED, size, seed)
+    if not taught or not tried:
+        raise CoritError(
+            f"places are taught and tried on real photographs of at least {size} px a side: there are "
+            f"{len(taught)} for training and {len(tried)} for validation"
+        )
     total = len(taught) + len(tried)
-    head = teach(windows(taught, extractor, kinds, seed, lambda n: progress(n, total)), seed)
-    if head is None:
-        size = extractor.crops.size
-        raise CoritError(f"--local needs real training photographs of at least {size} px a side: there is none")
+    head = teach(pairs(taught, extractor, kinds, [seed, 0], lambda n: progress(n, total)), seed)
 
-    aucs: dict[str, list[float]] = defaultdict(list)
-    untouched = [np.zeros(0, np.float32)]
-    for window in windows(tried, extractor, kinds, seed, lambda n: progress(len(taught) + n, total)):
+    aucs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    untouched = []
+    for pair in pairs(tried, extractor, kinds, [seed, 1], lambda n: progress(len(taught) + n, total)):
         with torch.inference_mode():
-            cells = head(window.contrasts).numpy().reshape(window.mask.shape)
-        cells = smooth(cells, np.ones(cells.shape, bool))
-        if window.kind is None:
-            untouched.append(cells.ravel())
-        elif 0 < (inside := window.mask >= FORGED).sum() < inside.size:
-            aucs[window.kind].append(metrics.auc(inside.ravel(), cells.ravel()))
-    seen = np.concatenate(untouched)
-    unusual = float(np.quantile(seen, 0.99)) if seen.size else 1.0
-    figures = {kind: round(float(np.mean(found)), 4) for kind, found in sorted(aucs.items())}
+            maps = (
+                head(torch.stack([pair.forged, pair.original])).view(2, *pair.mask.shape).numpy()
+            )  # (2, rows, columns)
+        maps = [smooth(cells, np.ones(cells.shape, bool)) for cells in maps]
+        untouched.append(maps[1].ravel())
+        inside = pair.mask >= FORGED
+        if 0 < inside.sum() < inside.size:
+            aucs[pair.kind].append(tuple(metrics.auc(inside.ravel(), cells.ravel()) for cells in maps))
+    common, rare = (float(np.quantile(np.concatenate(untouched), 1 - share)) for share in SHARES)
+    figures = {}
+    for kind, found in sorted(aucs.items()):
+        forged, original = np.mean(found, 0).round(4).tolist()
+        figures[kind] = {"photographs": len(found), "forged": forged, "original": original}
     about = {"taught_by": len(taught), "tried_on": len(tried), "pixel_auc": figures}
-    return Localizer(head, max(unusual, 1e-6), tuple(forges)), about
+    return Localizer(head, common, max(rare, common + 1e-3), tuple(kind.spelling for kind in kinds)), about
 
 
-def teach(examples: Iterable[Window], seed: int = 0) -> Head | None:
-    """A head from some patches of every window; None where they are not of both kinds."""
+def teach(examples: Iterable[Pair], seed: int = 0) -> Head:
+    """A head from some patches of every pair. Raises CoritError when no patch is forged by half."""
     rng = np.random.default_rng(seed)
-    z, y = [], []
-    for window in examples:
-        for patches, forged in _drawn(window, rng):
-            z.append(window.contrasts[patches])
-            y.append(np.full(len(patches), forged))
-    labels = np.concatenate(y) if y else np.zeros(0)
-    return fit(torch.cat(z), labels) if len(np.unique(labels)) == 2 else None
+    z, labels, places = [], [], []
+    for pair in examples:
+        share = pair.mask.ravel()
+        forged, free = (
+            rng.choice(chosen, min(PATCHES, len(chosen)), replace=False)
+            for chosen in (np.flatnonzero(share >= FORGED), np.flatnonzero(share <= UNTOUCHED))
+        )
+        z += [pair.forged[forged], pair.original[forged], pair.forged[free]]
+        labels += [np.ones(len(forged), int), np.zeros(len(forged) + len(free), int)]
+        places += [forged, forged, free]
+    if not any(part.any() for part in labels):
+        raise CoritError("no forgery covers as much as half a patch of any photograph: give other kinds with --local")
+    return fit(torch.cat(z), np.concatenate(labels), np.concatenate(places))
 
 
-def fit(z: Tensor, labels: np.ndarray) -> Head:
-    """Logistic regression of ``labels`` (n,) on patches' contrasts ``z`` (n, F), both classes of the same weight."""
+def fit(z: Tensor, labels: np.ndarray, places: np.ndarray) -> Head:
+    """Logistic regression of ``labels`` (n,) on patches' contrasts ``z`` (n, F); ``places`` (n,) are patch numbers.
+
+    At each place both labels get the same total weight; a place that has one of them only gets none.
+    """
     from sklearn.linear_model import LogisticRegression
 
+    counts = np.bincount(2 * places + labels, minlength=2 * (places.max() + 1)).reshape(-1, 2)  # (P, 2)
+    weights = np.where((counts > 0).all(1)[places], counts.sum(1)[places] / counts[places, labels], 0.0)
     head = Head(z.shape[1])
     head.fit_standardiser(z)
-    model = LogisticRegression(C=1 / (PENALTY * len(z)), class_weight="balanced", max_iter=200)
-    model.fit(head.standardise(z).numpy(), labels)
+    model = LogisticRegression(C=1 / (PENALTY * weights.sum()), max_iter=200)
+    model.fit(head.standardise(z).numpy(), labels, weights)
     with torch.no_grad():
         head.layers[0].weight.copy_(torch.from_numpy(model.coef_))
         head.layers[0].bias.copy_(torch.from_numpy(model.intercept_))
@@ -112,66 +135,58 @@ def fit(z: Tensor, labels: np.ndarray) -> Head:
 
 
 @dataclass
-class Window:
-    """One window's patch contrasts (P, F), the share of each patch that was forged (rows, columns), and how."""
+class Pair:
+    """A window of a forged photograph and the same window of the original: the contrasts of their patches (P, F) each,
+    the share of each patch that was forged (rows, columns), and how it was."""
 
-    contrasts: Tensor
+    forged: Tensor
+    original: Tensor
     mask: np.ndarray
-    kind: str | None
+    kind: str
 
 
-def windows(
-    samples: Sequence[Sample], extractor: Extractor, kinds: Sequence[Forge], seed: int, progress: Callable[[int], None]
-) -> Iterator[Window]:
-    """Of each photograph an untouched window and two forged ones, of one kind after the other."""
-    reader = contrasted(extractor)
+def pairs(
+    samples: Sequence[Sample],
+    extractor: Extractor,
+    kinds: Sequence[Forge],
+    seed: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[Pair]:
+    """One pair of each photograph, forged in one of the ``kinds``, drawn by ``seed``."""
+    corit = contrasted(extractor).corit
     work = [(sample, number) for number, sample in enumerate(samples)]
     prepare = partial(_prepare, extractor=extractor, kinds=kinds, seed=seed)
     for done, found in enumerate(ahead(prepare, work, workers=2, window=4), 1):
-        if found:
-            pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in found])).to(extractor.device)
+        if found is not None:
+            pixels, mask, kind = found
+            images = torch.from_numpy(pixels).to(extractor.device).permute(0, 3, 1, 2).float() / 255  # (2, 3, S, S)
             with torch.inference_mode():
-                contrasts = reader.corit.regional(pixels.permute(0, 3, 1, 2).float() / 255).cpu()  # (w, P, F)
-            for rows, (_, mask, kind) in zip(contrasts, found, strict=True):
-                yield Window(rows, mask, kind)
+                forged, original = corit.regional(images).cpu()  # (P, F) each
+            yield Pair(forged, original, mask, kind)
         progress(done)
 
 
 def _prepare(
-    item: tuple[Sample, int], extractor: Extractor, kinds: Sequence[Forge], seed: int
-) -> list[tuple[np.ndarray, np.ndarray, str | None]]:
-    """Pixels, mask of patches and kind of each window of one photograph; none where it is unreadable or too small."""
+    item: tuple[Sample, int], extractor: Extractor, kinds: Sequence[Forge], seed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """A pair's pixels (2, S, S, 3), mask of patches and kind; None where the photograph cannot be read."""
     sample, number = item
     try:
         image = middle(read_image(sample.path))
     except ImageError:  # reported when its features are taken
-        return []
-    if min(image.size) < extractor.crops.size:
-        return []
-    rng = np.random.default_rng([seed, number])
-    found = []
-    for kind in (None, *(kinds[(number + k) % len(kinds)] for k in range(min(2, len(kinds))))):
-        shown, mask = image, np.zeros((image.height, image.width), np.float32)
-        if kind is not None:
-            forged = kind.forge(image, rng)
-            shown, mask = forged.image, forged.mask
-        if rng.random() < 0.5:
-            shown = jpeg(shown, int(rng.integers(QUALITY[0], QUALITY[1] + 1)))
-        found.append((*_fullest(shown, mask, extractor), None if kind is None else kind.name))
-    return found
-
-
-def _fullest(image: Image.Image, mask: np.ndarray, extractor: Extractor) -> tuple[np.ndarray, np.ndarray]:
-    """Of the windows over ``image`` the one nearest to half forged: its pixels, and its patches' shares of ``mask``."""
+        return None
+    rng = np.random.default_rng([*seed, number])
+    kind = kinds[int(rng.integers(len(kinds)))]
+    forged = kind.forge(image, rng)
+    shown = [forged.image, image]
+    if rng.random() < 0.5:
+        quality = int(rng.integers(QUALITY[0], QUALITY[1] + 1))
+        shown = [jpeg(one, quality) for one in shown]
     tiling = tile(extractor, image.size)
-    cells = patch_mask(mask, tiling.box, tiling.shape)
-    side = tiling.side // tiling.patch
-
-    def part(corner: tuple[int, int]) -> np.ndarray:
-        return cells[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
-
-    corner = min(tiling.corners, key=lambda c: abs(float((part(c) >= FORGED).mean()) - 0.5))
-    return tiling.window(image, *corner), part(corner)
+    cells, side = patch_mask(forged.mask, tiling.box, tiling.shape), tiling.side // tiling.patch
+    parts = {corner: cells[corner[0] : corner[0] + side, corner[1] : corner[1] + side] for corner in tiling.corners}
+    corner = min(parts, key=lambda c: abs(float((parts[c] >= FORGED).mean()) - 0.5))  # the nearest to half forged
+    return np.stack([tiling.window(one, *corner) for one in shown]), parts[corner], kind.spelling
 
 
 def patch_mask(mask: np.ndarray, box: tuple[float, float, float, float], shape: tuple[int, int]) -> np.ndarray:
@@ -179,25 +194,19 @@ def patch_mask(mask: np.ndarray, box: tuple[float, float, float, float], shape: 
     return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.BOX, box))
 
 
-def _drawn(window: Window, rng: np.random.Generator) -> list[tuple[np.ndarray, int]]:
-    """Patches to learn from, (numbers, forged or not): as many forged as untouched; half as many in all of a window
-    that nobody touched."""
-    share = window.mask.ravel()
-    forged, untouched = np.flatnonzero(share >= FORGED), np.flatnonzero(share <= UNTOUCHED)
-    if window.kind is None:
-        return [(rng.choice(untouched, min(PATCHES // 2, len(untouched)), replace=False), 0)]
-    return [
-        (rng.choice(chosen, min(PATCHES // 2, len(chosen)), replace=False), label)
-        for label, chosen in ((1, forged), (0, untouched))
-    ]
-
-
-def photographs(samples: Sequence[Sample], part: Sequence[int], limit: int) -> list[Sample]:
-    """At most ``limit`` real images of ``samples[part]``, one of each source after the other."""
+def photographs(samples: Sequence[Sample], part: Sequence[int], limit: int, size: int, seed: int = 0) -> list[Sample]:
+    """At most ``limit`` real images of ``samples[part]`` with no side below ``size`` px, drawn by ``seed``, one of each
+    source after the other."""
+    drawn = np.random.default_rng(seed).permutation([i for i in part if samples[i].label == 0]).tolist()
     seen: dict[str | None, int] = defaultdict(int)
     ranked = []
-    for sample in (samples[i] for i in part if samples[i].label == 0):
-        ranked.append((seen[sample.source], sample))
-        seen[sample.source] += 1
+    for sample in (samples[i] for i in drawn):
+        try:
+            info = inspect(sample.path)
+        except ImageError:
+            continue
+        if min(info.width, info.height) >= size:
+            ranked.append((seen[sample.source], sample))
+            seen[sample.source] += 1
     ranked.sort(key=lambda pair: pair[0])
     return [sample for _, sample in ranked[:limit]]

@@ -183,6 +183,8 @@ def compare(scored: Scored, peer: Scores) -> Peer:
     at = {s.path: i for i, s in enumerate(peer.samples)}
     where = np.array([at[s.path] for s in scored.samples])  # (n,)
     kept = np.flatnonzero(~np.isnan(peer.scores[where]))
+    if not len(kept):
+        raise CoritError(f"{peer.name}: none of the images that could be read has a score in it")
     samples, where = [scored.samples[i] for i in kept], where[kept]
     units = units_of(samples)
     labels, scores = scored.labels[kept], {"ours": scored.logits[0, kept], "theirs": peer.scores[where]}

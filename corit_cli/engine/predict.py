@@ -86,6 +86,10 @@ class Detector:
         extractor = Extractor(backbone, found.settings, found.crops, device)
         if extractor.width != found.head.mean.shape[0]:
             raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
+        if found.localizer is not None:
+            reads = found.localizer.head.mean.shape[0]
+            if reads != len(found.settings.cgp) * backbone.tower.config.width:
+                raise CoritError(f"{folder}: its localizer reads {reads} features a patch, which nothing here gives")
         return cls(found, extractor)
 
     def predict(

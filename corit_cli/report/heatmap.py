@@ -24,25 +24,25 @@ _INK, _PAPER = (34, 34, 34), (255, 255, 255)
 def paint(image: Image.Image, evidence: Evidence) -> Image.Image:
     """``evidence`` over the RGB ``image`` that it was found in.
 
-    The photograph is drawn in grey, at its own size up to ``OWN_SIZE`` a side. Colours begin where patches look rather
-    forged than not, and are strongest where they look as hardly any patch of an untouched photograph does
-    (``Evidence.unusual``): the scale is the same for all images. What no window covered stays dark.
+    The photograph is drawn in grey, at its own size up to ``OWN_SIZE`` a side. Colours begin at what
+    one patch in ten of untouched photographs exceeds and are strongest at what one in a hundred does: the scale is the
+    same for all images. What no window covered stays dark.
     """
     shrink = SHRUNK / max(image.size) if max(image.size) > OWN_SIZE else 1.0
     size = tuple(max(1, round(side * shrink)) for side in image.size)
     values, covered = evidence.resized(size)
     grey = np.asarray(image.resize(size).convert("L"), np.float32)[..., None]  # (h, w, 1)
     picture = np.where(covered[..., None], _washed(grey), 0.35 * grey).repeat(3, axis=2)
-    colours, weight = colourise(values / evidence.unusual)
+    colours, weight = colourise((values - evidence.common) / (evidence.rare - evidence.common))
     picture += (weight * covered)[..., None] * (colours - picture)
     return Image.fromarray(np.rint(picture).astype(np.uint8))
 
 
 def overlay(image: Image.Image, evidence: Evidence, probability: float, verdict: str) -> Image.Image:
-    """As :func:`paint`, with a legend beneath: verdict, colours, and their scale in log odds."""
+    """As :func:`paint`, with a legend beneath: verdict, colours, and what they mean."""
     gaps = bool((~evidence.covered).mean() > 0.02)
     title = f"{verdict}, p(fake) {probability:.1%}"
-    return _with_legend(paint(image, evidence), title, evidence.unusual, gaps)
+    return _with_legend(paint(image, evidence), title, gaps)
 
 
 def save_overlay(image: Image.Image, evidence: Evidence, probability: float, verdict: str, path: Path) -> None:
@@ -66,7 +66,7 @@ def _washed(grey: Any) -> Any:
 # --- legend ---------------------------------------------------------------------------------------
 
 
-def _with_legend(picture: Image.Image, title: str, limit: float, gaps: bool) -> Image.Image:
+def _with_legend(picture: Image.Image, title: str, gaps: bool) -> Image.Image:
     width = max(picture.width, NARROWEST)
     text = max(13, min(width // 36, 40))  # height of the letters, in pixels
     large, small = ImageFont.load_default(text * 1.3), ImageFont.load_default(text)
@@ -84,8 +84,8 @@ def _with_legend(picture: Image.Image, title: str, limit: float, gaps: bool) -> 
     canvas.paste(_bar(span, bar), (left, y))
     draw.rectangle((left, y, left + span - 1, y + bar - 1), outline=_INK)
     y += bar + int(0.5 * text)
-    draw.text((left, y), "0: looks untouched", _INK, small, anchor="la")
-    draw.text((left + span, y), f"{limit:.2g}: looks changed", _INK, small, anchor="ra")
+    draw.text((left, y), "as 1 patch in 10 of real ones", _INK, small, anchor="la")
+    draw.text((left + span, y), "as 1 in 100", _INK, small, anchor="ra")
     if gaps:
         draw.text((width // 2, y + int(1.35 * text)), "dark: not looked at", _INK, small, anchor="ma")
     return canvas

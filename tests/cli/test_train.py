@@ -66,7 +66,7 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
         "train", dataset, *tiny, "--out", tmp_path / "det", "--local", "self_blend", "--local", "resample@part"
     )
     assert result.returncode == 0, result.stderr
-    assert "pixel AUC of the heatmap: resample" in result.stdout
+    assert "Pixel AUC of the heatmap" in result.stdout
     result = corit("detect", photo, "-c", tmp_path / "det", "--heatmap", tmp_path / "maps")
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "maps" / f"{photo.stem}.heatmap.png") as drawn:

@@ -18,6 +18,7 @@ from PIL import Image
 from corit_cli.data import images
 from corit_cli.data.images import CropConfig, FileInfo, ImageError, crop, inspect, read_image
 from corit_cli.errors import CoritError
+from tests.conftest import photograph
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -463,3 +464,18 @@ def test_a_million_pixels_in_a_row_do_not_fill_the_memory() -> None:
 def test_impossible_settings(wrong: dict) -> None:
     with pytest.raises(CoritError):
         CropConfig(**wrong)
+
+
+def test_what_follows_a_jpeg_is_not_taken_for_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cameras append films and depth maps, which look like any bytes."""
+    monkeypatch.setattr("corit_cli.data.images.MAX_SCAN_PIXELS", 20 * 64 * 48)
+    path = tmp_path / "motion.jpg"
+    photograph(1).save(path, quality=90, progressive=True)
+    alone = path.read_bytes()
+    path.write_bytes(alone + np.random.default_rng(0).bytes(20_000) + b"\xff\xda\x00\x02" * 100)
+    assert read_image(path).size == (64, 48)
+    image = alone.removesuffix(b"\xff\xd9")
+    last = image[image.rindex(b"\xff\xda") :]
+    path.write_bytes(image + last * 20 + b"\xff\xd9")
+    with pytest.raises(ImageError, match="passes over"):
+        read_image(path)

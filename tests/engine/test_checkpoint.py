@@ -90,14 +90,17 @@ def test_damaged_tuned_weights_are_refused(
 
 def test_a_localizer_stands_beside_the_head(tmp_path: Path) -> None:
     plain, saved = checkpoint(), checkpoint()
-    saved.localizer = Localizer(Head(8).eval(), 1.25, ("self_blend",))
+    saved.localizer = Localizer(Head(8).eval(), 0.5, 1.25, ("self_blend",))
     assert saved.sha256 != plain.sha256
     saved.save(tmp_path / "det")
     loaded = Checkpoint.load(tmp_path / "det")
     z, patches = torch.randn(5, 12), torch.randn(2, 9, 8)
     assert torch.equal(loaded.head(z), saved.head(z)) and loaded.sha256 == saved.sha256
     assert torch.equal(loaded.localizer.head(patches), saved.localizer.head(patches))
-    assert (loaded.localizer.unusual, loaded.localizer.forges) == (1.25, ("self_blend",))
+    assert loaded.localizer.forges == ("self_blend",) and (loaded.localizer.common, loaded.localizer.rare) == (
+        0.5,
+        1.25,
+    )
     plain.save(tmp_path / "plain")
     assert Checkpoint.load(tmp_path / "plain").localizer is None
 
@@ -105,7 +108,7 @@ def test_a_localizer_stands_beside_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"localizer.mean": None}, {"localizer.more": torch.ones(2)}], ids=["less", "more"])
 def test_a_damaged_localizer_is_refused(change: dict[str, torch.Tensor | None], tmp_path: Path) -> None:
     saved = checkpoint()
-    saved.localizer = Localizer(Head(8), 1.0)
+    saved.localizer = Localizer(Head(8), 0.0, 1.0)
     saved.save(tmp_path / "det")
     tensors = load_file(tmp_path / "det" / "model.safetensors") | change
     save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "det" / "model.safetensors")

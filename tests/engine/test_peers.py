@@ -161,6 +161,16 @@ def test_images_that_could_not_be_read_shift_no_score(tmp_path: Path) -> None:
     assert (found.images, found.missing, found.difference.low, found.difference.high) == (73, 0, 0, 0)
 
 
+def test_a_peer_that_scored_only_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    ours = scored()
+    values = np.full(80, np.nan)
+    values[:3] = 0.5
+    peer = read_peer(peer_of(tmp_path, values), ours.samples, Path("data.csv"))
+    ours.samples, ours.logits, ours.probabilities = ours.samples[7:], ours.logits[:, 7:], ours.probabilities[:, 7:]
+    with pytest.raises(CoritError, match="none of the images that could be read"):
+        compare(ours, peer)
+
+
 def test_a_peer_with_our_own_scores_differs_by_nothing(tmp_path: Path) -> None:
     ours = scored()
     found = compare(ours, read_peer(peer_of(tmp_path, ours.logits[0]), ours.samples, Path("data.csv")))

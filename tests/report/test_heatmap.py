@@ -19,7 +19,7 @@ def halves(size: tuple[int, int] = (400, 240), covered: bool = True) -> Evidence
     cells = np.where(np.arange(columns) < 12, 1.0, -1.0)[None].repeat(rows, 0).astype(np.float32)
     seen = np.ones(cells.shape, bool)
     seen[8:] = covered
-    return Evidence(cells * seen, seen, (0, 0, *size), size, 1.0)
+    return Evidence(cells * seen, seen, (0, 0, *size), size, 0.0, 1.0)
 
 
 def test_the_photograph_keeps_its_place_and_size() -> None:
@@ -60,8 +60,15 @@ def test_the_scale_is_the_same_for_all_images() -> None:
     weak.map[:] *= 0.5
     one, other = (np.asarray(overlay(GREY, e, 0.9, "fake"), int)[:240] for e in (strong, weak))
     assert (one[120, 60] != other[120, 60]).any()
-    stretched = Evidence(weak.map, weak.covered, weak.box, weak.size, 0.5)
+    stretched = Evidence(weak.map, weak.covered, weak.box, weak.size, 0.0, 0.5)
     assert np.array_equal(one, np.asarray(overlay(GREY, stretched, 0.9, "fake"), int)[:240])
+
+
+def test_what_is_common_in_untouched_photographs_stays_grey() -> None:
+    found = halves()
+    shy = Evidence(found.map, found.covered, found.box, found.size, 1.0, 2.0)
+    pixels = np.asarray(overlay(GREY, shy, 0.9, "fake"), int)[:240]
+    assert np.ptp(pixels, axis=2).max() == 0
 
 
 def test_colours_grow_with_the_evidence() -> None:

@@ -116,16 +116,16 @@ class Thresholds:
 def fit_thresholds(
     probabilities: np.ndarray, labels: np.ndarray, sources: Sequence[str], target_fpr: float, target_fnr: float
 ) -> Thresholds:
-    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,), and on new sources.
+    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,).
 
-    Each error rate is that of images judged by a threshold which their own source had no part in (see
-    :func:`strict_threshold`). Where the classes separate so well that the two thresholds cross, both become their
-    middle and nothing is uncertain.
+    The upper one, past which an image is called fake, keeps its target also where each source is judged by a threshold
+    that it had no part in (:func:`strict_threshold`): to accuse is the graver error. The lower one is the plain
+    quantile. Where the classes separate so well that the two cross, both become their middle and nothing is uncertain.
     """
-    probabilities, names = probabilities.round(6), np.asarray(sources)  # as they are reported
+    probabilities = probabilities.round(6)  # as they are reported
     real, fake = labels == 0, labels == 1
-    high = strict_threshold(probabilities[real], names[real], target_fpr)
-    low = -strict_threshold(-probabilities[fake], names[fake], target_fnr)
+    high = strict_threshold(probabilities[real], np.asarray(sources)[real], target_fpr)
+    low = -_above(np.sort(-probabilities[fake]), target_fnr)
     if low > high:
         low = high = (low + high) / 2
     return Thresholds(round(low, 6), round(high, 6))

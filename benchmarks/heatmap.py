@@ -142,6 +142,8 @@ def measure(
                 shown = forged.image
                 for spec in chain:
                     shown = parse_degradation(spec).apply(shown, np.random.default_rng(number))
+                if min(shown.size) < extractor.crops.size:
+                    continue
                 mask = np.asarray(Image.fromarray(forged.mask).resize(shown.size, Image.Resampling.BOX))
                 maps = {f"**heatmap**, {saved}": evidence(extractor, localizer, shown).map}
                 if forge.spelling in others:

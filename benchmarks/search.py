@@ -1,12 +1,12 @@
 """The search for the default detector: every candidate on sources held out in turn, and what choosing is worth.
 
-    python benchmarks/search.py MANIFEST [--cache FILE] [--forge SPEC] [--nested]
+    python benchmarks/search.py MANIFEST [--cache FILE] [--forge SPEC] [--rows TEXT] [--nested]
 
 The columns "after" tell how mean AUC changes when the same heads see the images re-encoded or halved. The rows are
 optimistic to the extent that one picks among them. With --nested, four times as long, a last row leaves the choice
 out of the figure: for each source the candidate is taken that does best on the other sources, each of them scored by a
 head that saw neither; the source itself has no say. The list itself was drawn up after looking at the same sources,
-which no nesting undoes.
+which no nesting undoes. --rows keeps the probe and the candidates whose names hold TEXT.
 """
 
 from __future__ import annotations
@@ -110,6 +110,9 @@ if __name__ == "__main__":
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--cache", type=Path, default=default_cache_path())
     parser.add_argument("--forge", action="append", default=[])
+    parser.add_argument("--rows", default="")
     parser.add_argument("--nested", action="store_true")
     arguments = parser.parse_args()
-    main(Bench(load_samples(arguments.manifest), arguments.cache), candidates(arguments.forge), arguments.nested)
+    probe, *others = candidates(arguments.forge)
+    kept = [probe, *(row for row in others if arguments.rows in row.name)]
+    main(Bench(load_samples(arguments.manifest), arguments.cache), kept, arguments.nested)

@@ -347,8 +347,9 @@ def calibration_interval(
     truth from above. Here the gaps of the resamples say only how noisy gaps are. The interval holds every calibration
     error for which the one observed would not be surprising, that is, lie outside the middle 95% of what the measured
     gaps, scaled to that error, come to with this noise. It reaches down to 0 where noise alone explains the value, and
-    always holds the value itself. In simulations of well and badly calibrated probabilities it covers the truth about
-    as often as it should, where percentiles do so far too seldom and, for well calibrated ones, hardly ever.
+    always holds the value itself; where no gap varies its ends are NaN. In simulations of well and badly calibrated
+    probabilities it covers the truth about as often as it should, where percentiles do so far too seldom and, for well
+    calibrated ones, hardly ever.
     """
 
     def figures(weights: Array) -> dict[int, Array]:

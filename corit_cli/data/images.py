@@ -160,8 +160,11 @@ def _too_large(pixels: int) -> str:
 
 def _check_scans(image: Image.Image, path: str | Path) -> None:
     """Every scan of a JPEG is a pass over all of its pixels, and one costs no more than sixty bytes."""
-    scans = _scans(Path(path).read_bytes())
-    if scans * image.width * image.height > MAX_SCAN_PIXELS:
+    data, pixels = Path(path).read_bytes(), image.width * image.height
+    if data.count(b"\xff\xda") * pixels <= MAX_SCAN_PIXELS:  # there are no more than these
+        return
+    scans = _scans(data)
+    if scans * pixels > MAX_SCAN_PIXELS:
         raise ImageError(f"damaged ({scans} passes over {image.width} x {image.height} pixels)")
 
 
@@ -295,9 +298,8 @@ def _resized(image: Image.Image, size: int) -> np.ndarray:
 def _native(image: Image.Image, size: int, n: int) -> np.ndarray:
     if min(image.size) < size:
         image = _resize_shorter_side(image, size)
-    pixels = np.asarray(image)  # (H, W, 3)
     windows = _windows(*image.size, size, n)
-    return np.stack([pixels[top : top + size, left : left + size] for left, top in windows])
+    return np.stack([np.asarray(image.crop((left, top, left + size, top + size))) for left, top in windows])
 
 
 def _windows(width: int, height: int, size: int, n: int) -> list[tuple[int, int]]:
@@ -326,5 +328,7 @@ def _cut_strip(image: Image.Image) -> Image.Image:
     """The middle of a very long strip: one pixel by a million, enlarged whole, would fill the memory."""
     limit = MAX_STRETCH * min(image.size)
     width, height = (min(side, limit) for side in image.size)
+    if (width, height) == image.size:
+        return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

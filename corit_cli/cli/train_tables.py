@@ -1,0 +1,95 @@
+"""What ``corit train`` prints: shortcuts in the data before, and what the detector is worth after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from corit_cli.cli.console import err, escape, out
+from corit_cli.config import Recipe
+
+if TYPE_CHECKING:
+    from corit_cli.data.images import FileInfo
+    from corit_cli.data.manifest import Sample
+    from corit_cli.engine.train import Trained
+
+
+def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
+    """Say before training what besides the pixels tells the classes apart."""
+    from corit_cli.data.audit import audit
+    from corit_cli.data.images import ImageError, inspect
+
+    def look(sample: Sample) -> FileInfo | None:
+        try:
+            return inspect(sample.path)
+        except ImageError:
+            return None
+
+    severe = [s for s in audit(samples, [look(s) for s in samples]) if s.severe]
+    if not severe:
+        return
+    table = Table("attribute", "AUC by itself", "what differs", title="Shortcuts: what tells the classes apart unseen")
+    for shortcut in severe:
+        table.add_row(shortcut.attribute, f"{shortcut.auc:.2f}", escape(shortcut.detail))
+    err.print(table)
+    if recipe.match_codec is None:
+        err.print("A detector may learn these instead of forgeries; --match-codec 70-95 evens out the codec.")
+
+
+def print_outcome(trained: Trained, folder: Path) -> None:
+    """The final table: the linear probe first, the detector below, then error rates and where things are."""
+    import numpy as np
+
+    from corit_cli import metrics
+    from corit_cli.engine.scores import units_of
+
+    v = trained.validation
+    labels, units = v.labels, units_of(v.samples)
+    sources = [s.source for s in v.samples]
+    two_class = [s for s in sorted(set(sources)) if len({x.label for x in v.samples if x.source == s}) == 2]
+    table = Table(title=f"Validation: {int((labels == 0).sum())} real and {int(labels.sum())} fake images")
+    for column in ("", "AUC [95% interval]", "mean AUC of sources", "AP"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = ([("linear probe, last layer", v.probe)] if v.probe is not None else []) + [("CoRIT", v.logits)]
+    chosen = np.isin(sources, two_class)
+    for name, scores in rows:
+        by_source = "–"
+        if len(two_class) > 1:
+            few = [units[i] for i in np.flatnonzero(chosen)]
+            by_source = str(metrics.auc_interval(labels[chosen], scores[chosen], np.array(sources)[chosen], few))
+        precision = metrics.average_precision(labels, scores)
+        table.add_row(name, str(metrics.auc_interval(labels, scores, units=units)), by_source, f"{precision:.3f}")
+    out.print(table)
+    if v.probe is not None:
+        difference = metrics.auc_difference(labels, v.logits, v.probe, units=units)
+        out.print(f"CoRIT minus probe: AUC {difference}, on the same images")
+    held_out = trained.checkpoint.metrics["held_out_sources"]
+    thresholds = trained.checkpoint.thresholds
+    where = f"On training sources held out in turn ({held_out['images']} images)"
+    tuning = trained.checkpoint.training.get("tune")
+    if tuning:
+        before, kept = (tuning["epochs"][k]["held_out"] for k in (0, tuning["epoch"]))
+        out.print(
+            f"Tuned {tuning['scope']}: the loss on training images set aside was {before:.3f} before and "
+            f"{kept:.3f} after epoch {tuning['epoch']}, whose weights are kept."
+        )
+        where = f"On these ({held_out['images']} images), which the backbone was not tuned on"
+    out.print(
+        f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. {where}, "
+        f"{held_out['real_called_fake']:.1%} of real images were called fake and {held_out['fake_called_fake']:.1%} "
+        f"of fakes; {held_out['real_called_uncertain']:.1%} and {held_out['fake_called_uncertain']:.1%} were left "
+        "uncertain."
+    )
+    ece = metrics.expected_calibration_error(labels, v.probabilities)
+    out.print(f"Calibration error on the validation images: {ece:.3f}")
+    places = trained.checkpoint.metrics.get("localizer")
+    if places:
+        found = ", ".join(f"{k} {v['forged']:.3f} ({v['original']:.3f})" for k, v in places["pixel_auc"].items())
+        out.print(
+            f"Pixel AUC of the heatmap inside forged regions of {places['tried_on']} validation photographs (and in "
+            f"the same places of the originals): {found}"
+        )
+    out.print(f"Saved with validation.png; use it with: corit detect -c {escape(str(folder))}", soft_wrap=True)

@@ -55,7 +55,8 @@ class Bench:
         """All samples as they are, and what the row's recipe makes of the training split."""
         planned = plan(self.samples, range(len(self.samples)), row.recipe)
         planned = [p for p in planned if _clean(p) or self.splits[p.sample] == "train"]
-        return TrainingSet.of(self.samples, planned, self.features(row, [p.job for p in planned]))
+        parts = len(Extractor(self.backbone, row.settings, row.crops).parts)
+        return TrainingSet.of(self.samples, planned, self.features(row, [p.job for p in planned]), parts)
 
     def features(self, row: Row, jobs: Sequence[Job]) -> Tensor:
         """Features (n, F) of ``jobs``, as the row reads them."""

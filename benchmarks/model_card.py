@@ -53,7 +53,8 @@ def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCac
     rows = plan(samples, part, recipe)
     z, errors = extract(detector.extractor, [row.job for row in rows], cache)
     assert not errors, errors
-    return TrainingSet.of(samples, rows, z).cross_fit(folds_of(samples, part, settings), settings)
+    parts = len(detector.extractor.parts)
+    return TrainingSet.of(samples, rows, z, parts).cross_fit(folds_of(samples, part, settings), settings)
 
 
 def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:

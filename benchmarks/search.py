@@ -1,12 +1,16 @@
 """The search for the default detector: every candidate on sources held out in turn, and what choosing is worth.
 
-    python benchmarks/search.py MANIFEST [--cache FILE] [--forge SPEC] [--rows TEXT] [--nested]
+    python benchmarks/search.py MANIFEST [--cache FILE] [--rows TEXT] [--nested]
+    python benchmarks/search.py MANIFEST --one-change [--limit 16] [--autoencoder FOLDER]
 
 The columns "after" tell how mean AUC changes when the same heads see the images re-encoded or halved. The rows are
 optimistic to the extent that one picks among them. With --nested, four times as long, a last row leaves the choice
 out of the figure: for each source the candidate is taken that does best on the other sources, each of them scored by a
 head that saw neither; the source itself has no say. The list itself was drawn up after looking at the same sources,
 which no nesting undoes. --rows keeps the probe and the candidates whose names hold TEXT.
+
+With --one-change the rows are others: each changes one thing of "HRI 7-12, CGP 4-6", on the images as they are.
+--limit takes so many images of each class, source and split, since most of these rows need passes of their own.
 """
 
 from __future__ import annotations
@@ -33,19 +37,20 @@ DEGRADED = Recipe(degrade=("jpeg:50-95", "resize:0.5-1.5", "blur:0.3-1.5", "webp
 TWICE = replace(DEGRADED, copies=2)
 DECAY = replace(TrainSettings(), weight_decay=0.1)
 SQRT = replace(TrainSettings(), balance="source")
+PROBE = Row("probe", baseline(12), replace(SQRT, rho=0.0))
 #: Robustness tests, on so many images of each class, source and split.
 CHAINS_TESTED, LIMIT = ("jpeg-75", "resize-0.5"), 8
 
 
-def candidates(forge: Sequence[str]) -> list[Row]:
-    """The probe, then what is ours to choose."""
+def candidates() -> list[Row]:
+    """The probe, then which layers are read, from which windows, and what degraded copies are worth."""
 
     def reads(integrate: str, cgp: str) -> CoRITSettings:
         return replace(CoRITSettings(), integrate=parse_layers(integrate), cgp=parse_layers(cgp))
 
     chosen, whole = DETECTOR, DETECTOR.plain()
-    rows = [
-        Row("probe", baseline(12), replace(SQRT, rho=0.0)),
+    return [
+        PROBE,
         Row("HRI 4-9, CGP 4-9, by square root", reads("4-9", "4-9"), SQRT),
         Row("HRI 4-9, CGP 4-9", reads("4-9", "4-9")),
         Row("HRI 6-12, CGP 4-9", reads("6-12", "4-9")),
@@ -60,24 +65,55 @@ def candidates(forge: Sequence[str]) -> list[Row]:
         Row("HRI 7-12, no CGP, two copies", whole, recipe=TWICE),
         Row("HRI 7-12, no CGP, two copies, decay 0.1", whole, DECAY, recipe=TWICE),
     ]
-    return rows + [
-        Row(f"HRI 7-12, CGP 4-6, {spec.partition(':')[0]}", chosen, recipe=Recipe((spec,))) for spec in forge
+
+
+def one_change(autoencoder: str | None) -> list[Row]:
+    """The probe, a row to compare with, and rows that differ from that in one thing each."""
+
+    def reads(name: str, **change: object) -> Row:
+        return Row(name, replace(DETECTOR, **change))
+
+    def trained(name: str, **change: object) -> Row:
+        return Row(name, DETECTOR, replace(TrainSettings(), **change))
+
+    rows = [
+        PROBE,
+        Row("HRI 7-12, CGP 4-6", DETECTOR),
+        Row("without CGP", DETECTOR.plain()),
+        *(reads(f"view {view}", views=(view,)) for view in ("blur:0.5", "blur:2.0", "resample:2", "jpeg:75")),
+        reads("three views", views=("blur:1.0", "resample:2", "jpeg:75")),
+        Row("three native windows", DETECTOR, crops=CropConfig("both", crops=3)),
+        reads("patches' mean and spread at 6 for CGP", cgp=(), pool=(6,)),
+        reads("RSI at 3, no mask", inject_at=(3,), mask="none"),
+        reads("RSI at 3, quantile mask", inject_at=(3,)),
+        reads("RSI at 3-6, quantile mask", inject_at=(3, 4, 5, 6)),
+        trained("head: an MLP of 256", hidden=256, lr=0.003),
+        *(trained(f"SAM's radius {rho:g}", rho=rho) for rho in (0.0, 0.1, 1.0, 2.0)),
+        trained("layer weights by GSNR", layer_weights="gsnr"),
+        trained("layer weights learned", layer_weights="learned"),
+        trained("classes balanced, not sources", balance="class"),
+        Row("saved again as JPEG 75-95", DETECTOR, recipe=Recipe(match_codec=(75, 95))),
+        Row("with self-blends", DETECTOR, recipe=Recipe(("self_blend",))),
     ]
+    if autoencoder:
+        rows.append(Row("with reconstructions", DETECTOR, recipe=Recipe((f"reconstruct:{autoencoder}",))))
+    return rows
 
 
-def main(bench: Bench, rows: Sequence[Row], nested: bool) -> None:
-    """Print the table of all candidates and, where asked for, the nested choice."""
+def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str]) -> None:
+    """Print the table of all candidates, how each bears the ``chains`` and, where asked for, the nested choice."""
     tested, scores, inner = bench.tested, {}, {}
     few = {s.path for s in first_of_each(bench.samples, LIMIT)}
     subset = [i for i, s in enumerate(bench.samples) if s.path in few and s.source in tested]
-    falls: dict[str, dict[str, str]] = {f"after {chain}": {} for chain in CHAINS_TESTED}
+    falls: dict[str, dict[str, str]] = {f"after {chain}": {} for chain in chains}
     for row in rows:
         data = bench.data(row)
-        heads, z = bench.leave_source_out(data, row.training), data.z[data.originals]
+        heads = bench.leave_source_out(data, row.training)
+        z = bench.features(row, [Job(s.path) for s in bench.samples])  # as they are, whatever the recipe trains on
         scores[row.name] = bench.scores(heads, z)
         clean = np.full(len(bench.samples), np.nan)
         clean[subset] = scores[row.name][subset]
-        for chain in CHAINS_TESTED:
+        for chain in chains:
             jobs = [Job(bench.samples[i].path, Variant(chain=CHAINS[chain])) for i in subset]
             degraded = bench.scores(heads, bench.features(row, jobs), subset)
             change = [np.mean(list(bench.aucs(s).values())) for s in (degraded, clean)]
@@ -102,17 +138,24 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool) -> None:
     if nested:
         said = "; ".join(f"{s.split('/')[0]}: {c}" for s, c in chosen.items())
         print(f"\nChosen, by the source that had no say: {said}")
-    print(f"\nFalls are on {len(subset)} of the images.")
+    if chains:
+        print(f"\nFalls are on {len(subset)} of the images.")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--cache", type=Path, default=default_cache_path())
-    parser.add_argument("--forge", action="append", default=[])
+    parser.add_argument("--one-change", action="store_true")
+    parser.add_argument("--autoencoder", help="a TAESD autoencoder's folder, for reconstructions")
+    parser.add_argument("--limit", type=int)
     parser.add_argument("--rows", default="")
     parser.add_argument("--nested", action="store_true")
     arguments = parser.parse_args()
-    probe, *others = candidates(arguments.forge)
+    samples = load_samples(arguments.manifest)
+    if arguments.limit:
+        samples = first_of_each(samples, arguments.limit)
+    probe, *others = one_change(arguments.autoencoder) if arguments.one_change else candidates()
     kept = [probe, *(row for row in others if arguments.rows in row.name)]
-    main(Bench(load_samples(arguments.manifest), arguments.cache), kept, arguments.nested)
+    chains = () if arguments.one_change else CHAINS_TESTED
+    main(Bench(samples, arguments.cache), kept, arguments.nested, chains)

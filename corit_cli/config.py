@@ -13,6 +13,8 @@ class TrainSettings:
         hidden: width of the head's hidden layer; 0 is a linear head.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9), the base under SAM.
         rho: SAM's radius; 0 trains without SAM.
+        layer_weights: how much the layers' features weigh in front of the head: ``uniform``, ``gsnr`` (in proportion to
+            the GSNR that their gradients have across sources) or ``learned`` along with the head.
         balance: ``class`` gives both classes the same total weight; ``source`` also weighs the sources within a class
             by the square root of their size, ``even`` all alike; ``none`` leaves every image at weight one.
         target_fpr: share of real images that may be called fake; sets the upper threshold.
@@ -27,6 +29,7 @@ class TrainSettings:
     epochs: int = 20
     batch_size: int = 64
     rho: float = 0.5
+    layer_weights: str = "uniform"
     balance: str = "even"
     seed: int = 0
     target_fpr: float = 0.05
@@ -36,6 +39,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer must be adamw or sgd, not {self.optimizer!r}")
+        if self.layer_weights not in ("uniform", "gsnr", "learned"):
+            raise ValueError(f"layer weights must be uniform, gsnr or learned, not {self.layer_weights!r}")
         if self.balance not in ("class", "source", "even", "none"):
             raise ValueError(f"balance must be class, source, even or none, not {self.balance!r}")
 

@@ -116,21 +116,29 @@ class GSNRDifference:
         return "higher" if self.value > 0 else "lower"
 
 
+def signal_and_noise(moments: Moments, clustered: bool = False) -> tuple[float, float]:
+    """Unbiased estimates of ||E g||^2 and tr Cov(g), whose ratio is GSNR; ``clustered`` as in :func:`estimate`.
+
+    Raises ValueError on gradients that do not vary.
+    """
+    within, pairs = _dependent(moments, clustered)
+    signal, noise = _signal_and_noise(moments.total, moments.squares.sum(), moments.n, within.sum(), pairs.sum())
+    return float(signal), float(noise)
+
+
 def estimate(moments: Moments, clustered: bool = False) -> GSNREstimate:
     """GSNR with its interval; ``clustered`` when samples of one group may depend on each other.
 
     Raises ValueError on fewer than three groups, or gradients that do not vary.
     """
-    within, pairs = _dependent(moments, clustered)
-    total, n = moments.total, moments.n
-    signal, noise = _signal_and_noise(total, moments.squares.sum(), n, within.sum(), pairs.sum())
-    value, plugin = float(signal / noise), total / n**2 / float(noise)
+    signal, noise = signal_and_noise(moments, clustered)
+    value, plugin = signal / noise, moments.total / moments.n**2 / noise
     error, reach = jackknife(value, _leave_one_out(moments, clustered), moments.counts)
     # The root of the plain ratio moves by dR / (2 root).
     root = plugin**0.5
     low = max(root - reach / (2 * root), 0.0) ** 2 - (plugin - value)
     high = (root + reach / (2 * root)) ** 2 - (plugin - value)
-    return GSNREstimate(value, plugin, low, high, error, n, float(signal), float(noise))
+    return GSNREstimate(value, plugin, low, high, error, moments.n, signal, noise)
 
 
 def compare(first: Moments, second: Moments, clustered: bool = False) -> GSNRDifference:

@@ -114,6 +114,14 @@ def train(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images in a step.", rich_help_panel=HEAD)
     ] = DEFAULT.batch_size,
+    layer_weights: Annotated[
+        str,
+        typer.Option(
+            **options.words("uniform", "gsnr", "learned"),
+            help="How much each layer weighs: evenly, by its GSNR, or as learned.",
+            rich_help_panel=HEAD,
+        ),
+    ] = DEFAULT.layer_weights,
     balance: Annotated[
         str, typer.Option(metavar="class|source|even|none", help="What gets equal weight.", rich_help_panel=HEAD)
     ] = DEFAULT.balance,
@@ -240,6 +248,7 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             rho=rho,
+            layer_weights=layer_weights,
             balance=balance,
             seed=seed,
             target_fpr=target_fpr,

@@ -83,6 +83,9 @@ def print_outcome(trained: Trained, folder: Path) -> None:
         f"of fakes; {held_out['real_called_uncertain']:.1%} and {held_out['fake_called_uncertain']:.1%} were left "
         "uncertain."
     )
+    weighed = trained.checkpoint.metrics.get("layer_weights")
+    if weighed:
+        out.print("Layer weights: " + ", ".join(f"{part} {weight:.2f}" for part, weight in weighed.items()))
     ece = metrics.expected_calibration_error(labels, v.probabilities)
     out.print(f"Calibration error on the validation images: {ece:.3f}")
     places = trained.checkpoint.metrics.get("localizer")

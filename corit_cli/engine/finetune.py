@@ -322,8 +322,12 @@ def set_aside(samples: Sequence[Sample], train_part: Sequence[int], seed: int) -
 def _rows(data: TrainingSet, keep: Tensor) -> TrainingSet:
     """Some of the rows, by a mask (n,)."""
     chosen = keep.nonzero().squeeze(1).tolist()
-    return TrainingSet(
-        [data.rows[k] for k in chosen], data.z[keep], data.labels[keep], [data.sources[k] for k in chosen]
+    return replace(
+        data,
+        rows=[data.rows[k] for k in chosen],
+        z=data.z[keep],
+        labels=data.labels[keep],
+        sources=[data.sources[k] for k in chosen],
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from corit_cli.config import TrainSettings
+from corit_cli.engine.layer_weights import gsnr_weights, learned_weights
 from corit_cli.engine.sam import SAM
 from corit_cli.model.head import Head
 
@@ -37,22 +38,34 @@ def fit_head(
     weights: Tensor,
     settings: TrainSettings,
     progress: Callable[[int, float], None] = lambda epoch, loss: None,
+    parts: int = 1,
+    units: Sequence[Hashable] = (),
 ) -> Head:
-    """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head."""
+    """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head.
+
+    ``parts`` equally wide ones make up a feature vector, and by ``settings.layer_weights`` each gets a weight, in
+    proportion to its GSNR over ``units`` (n,) or learned; the head multiplies by it itself.
+    """
     torch.manual_seed(settings.seed)
     head = Head(z.shape[1], settings.hidden)
     head.fit_standardiser(z)
+    if settings.layer_weights == "gsnr":
+        head.weigh(gsnr_weights(head.standardise(z), labels, weights, units, parts))
+    learned = nn.Parameter(torch.zeros(parts)) if settings.layer_weights == "learned" else None
     x, y = head.standardise(z), labels.float()  # (n, F), (n,)
+    trained = [*head.parameters(), *([] if learned is None else [learned])]
     if settings.optimizer == "adamw":
-        base = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        base = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     else:
-        base = torch.optim.SGD(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9)
+        base = torch.optim.SGD(trained, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9)
     sam = SAM(base, settings.rho)
     batches = max(1, len(x) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * batches)
 
     def loss_of(part: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         features, truth, weight = part  # (b, F), (b,), (b,)
+        if learned is not None:
+            features = (features.unflatten(1, (parts, -1)) * learned_weights(learned)[:, None]).flatten(1)
         return F.binary_cross_entropy_with_logits(head.layers(features).squeeze(-1), truth, weight=weight)
 
     for epoch in range(settings.epochs):
@@ -62,6 +75,8 @@ def fit_head(
             total += sam.step(loss_of, [part]).loss * len(batch)
             schedule.step()
         progress(epoch + 1, total / len(x))
+    if learned is not None:
+        head.weigh(learned_weights(learned).detach())
     return head.eval()
 
 

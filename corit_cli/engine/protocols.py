@@ -8,7 +8,7 @@ the tower's last block, trained on the same rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from corit_cli.engine.checkpoint import Checkpoint
 from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
 from corit_cli.engine.predict import Detector
 from corit_cli.engine.scores import MINIMUM, Group, groups_by, units_of
-from corit_cli.engine.train import Progress, TrainingSet, plan
+from corit_cli.engine.train import Progress, TrainingSet, of_probe, plan
 from corit_cli.errors import CoritError
 from corit_cli.metrics import Estimate, Sampled
 from corit_cli.model.settings import baseline
@@ -153,8 +153,8 @@ def run(
     where = [at[row.job] for row in rows]
     clean = torch.tensor([at[Job(s.path)] for s in samples])  # (n,)
     heads = (
-        (TrainingSet.of(samples, rows, z[where]), z[clean], settings),
-        (TrainingSet.of(samples, rows, z_probe[where]), z_probe[clean], replace(settings, hidden=0)),
+        (TrainingSet.of(samples, rows, z[where], len(ours.parts)), z[clean], settings),
+        (TrainingSet.of(samples, rows, z_probe[where]), z_probe[clean], of_probe(settings)),
     )
     return [_run(name, samples, *plans[name], heads, progress) for name in names]
 

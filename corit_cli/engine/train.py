@@ -75,22 +75,20 @@ class TrainingSet:
     z: Tensor  # (n, F)
     labels: Tensor  # (n,)
     sources: list[str]
+    parts: int = 1  # equally wide, one a layer and kind, that make up the features
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], rows: list[Planned], z: Tensor) -> TrainingSet:
+    def of(cls, samples: Sequence[Sample], rows: list[Planned], z: Tensor, parts: int = 1) -> TrainingSet:
         """Rows with their features ``z`` (n, F), in the same order."""
         labels = torch.tensor([row.label for row in rows])
-        return cls(rows, z, labels, [samples[row.sample].source for row in rows])
+        return cls(rows, z, labels, [samples[row.sample].source for row in rows], parts)
 
     def fit(self, settings: TrainSettings, keep: Tensor | None = None, **progress: Callable) -> Head:
         """A head on all rows, or on those where ``keep`` (n,) is true."""
         keep = torch.ones(len(self.rows), dtype=torch.bool) if keep is None else keep
-        weights = balance_weights(
-            self.labels[keep].tolist(),
-            [s for s, k in zip(self.sources, keep.tolist(), strict=True) if k],
-            settings.balance,
-        )
-        return fit_head(self.z[keep], self.labels[keep], weights, settings, **progress)
+        sources = [s for s, k in zip(self.sources, keep.tolist(), strict=True) if k]
+        weights = balance_weights(self.labels[keep].tolist(), sources, settings.balance)
+        return fit_head(self.z[keep], self.labels[keep], weights, settings, parts=self.parts, units=sources, **progress)
 
     @property
     def originals(self) -> Tensor:
@@ -237,7 +235,7 @@ class Read:
                 raise CoritError("after leaving out the images that cannot be read, one class is empty")
         errors = {owners[k]: message for k, message in failed.items()}
         return cls(
-            TrainingSet.of(samples, [rows[k] for k in kept], z[kept]),
+            TrainingSet.of(samples, [rows[k] for k in kept], z[kept], len(extractor.parts)),
             None if z_probe is None else z_probe[kept],
             [samples[owners[k]] for k in val],
             z[val],
@@ -260,11 +258,14 @@ class Read:
         calibration, thresholds, operating = calibrated
         probe_logits = None
         if self.z_probe is not None:
-            probe = replace(self.data, z=self.z_probe).fit(replace(settings, hidden=0))
+            probe = replace(self.data, z=self.z_probe, parts=1).fit(of_probe(settings))
             with torch.inference_mode():
                 probe_logits = probe(self.z_probe_val).numpy()
         with torch.inference_mode():
             logits = head(z_val)
+        names = [f"{kind} {layer}" for kind, layer in extractor.parts]
+        shares = {} if head.layer_weights is None else dict(zip(names, head.layer_weights, strict=True))
+        weighed = {"layer_weights": {name: round(share, 3) for name, share in shares.items()}} if shares else {}
         checkpoint = Checkpoint(
             head=head,
             backbone={
@@ -278,11 +279,16 @@ class Read:
             thresholds=thresholds,
             training=training,
             data=data | {"unreadable": len(self.errors)},
-            metrics={"held_out_sources": operating},
+            metrics={"held_out_sources": operating} | weighed,
             tuned=tuned or {},
         )
         validation = Validation(self.val, logits.numpy(), calibration(logits).numpy(), probe_logits)
         return Trained(checkpoint, validation, self.errors)
+
+
+def of_probe(settings: TrainSettings) -> TrainSettings:
+    """The linear probe's settings beside a head of ``settings``: it reads one layer."""
+    return replace(settings, hidden=0, layer_weights="uniform")
 
 
 def read_features(

@@ -17,6 +17,8 @@ class Head(nn.Module):
     def __init__(self, features: int, hidden: int = 0) -> None:
         super().__init__()
         self.hidden = hidden
+        #: What :meth:`weigh` was given; a head that was saved and loaded has it in its scale alone.
+        self.layer_weights: list[float] | None = None
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         if hidden:
@@ -29,6 +31,11 @@ class Head(nn.Module):
         std = z.std(0, correction=0)
         self.mean.copy_(z.mean(0))
         self.scale.copy_(torch.where(std > 1e-8, std, torch.ones_like(std)))
+
+    def weigh(self, weights: Tensor) -> None:
+        """From now on multiply the standardised features' equally wide parts by ``weights`` (parts,), all positive."""
+        self.layer_weights = weights.tolist()
+        self.scale /= weights.repeat_interleave(len(self.scale) // len(weights))
 
     def standardise(self, z: Tensor) -> Tensor:
         """(B, F) to (B, F), as the layers see it."""

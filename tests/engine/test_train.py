@@ -47,6 +47,17 @@ def test_same_seed_same_detector(dataset: Path, trained: Trained) -> None:
     assert again.checkpoint.sha256 == trained.checkpoint.sha256 != other.checkpoint.sha256
 
 
+def test_layer_weights_are_told_by_part_and_leave_the_probe_alone(dataset: Path, trained: Trained) -> None:
+    weighed = train(load_samples(dataset), extractor(), replace(QUICK, layer_weights="learned"), Recipe())
+    shares = weighed.checkpoint.metrics["layer_weights"]
+    assert list(shares) == ["cls 2", "cls 3", "cgp 2", "cgp 3"]
+    assert np.mean(list(shares.values())) == pytest.approx(1, abs=0.01) and len(set(shares.values())) == 4
+    assert "layer_weights" not in trained.checkpoint.metrics
+    np.testing.assert_array_equal(weighed.validation.probe, trained.validation.probe)
+    with pytest.raises(CoritError, match="at least 3 sources"):
+        train(load_samples(dataset), extractor(), replace(QUICK, layer_weights="gsnr"), Recipe())
+
+
 @pytest.mark.parametrize("inject_at", [(), (1,)])
 def test_the_probe_reads_the_last_layer(inject_at: tuple[int, ...], dataset: Path) -> None:
     from corit_cli.model.settings import baseline

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +30,9 @@ from corit_cli.model.settings import CoRITSettings
 FEATURES_VERSION = 1
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
+
+#: Seconds after which another use of a cached feature is noted. Noting each would cost more than reading it.
+USED_EVERY = 3600
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -246,13 +250,13 @@ class FeatureCache:
 
     def get(self, keys: Sequence[str]) -> Tensor | None:
         """What stands under ``keys``, float32 end to end, or None unless all are there."""
-        select = "SELECT z FROM features WHERE key = ?"
+        select = "SELECT z, used FROM features WHERE key = ?"
         found = self._attempt(lambda db: [db.execute(select, (key,)).fetchone() for key in keys])
         if found is None or None in found:
             return None
         now = time.time()
-        update = "UPDATE features SET used = ? WHERE key = ?"
-        self._write(update, [(now, key) for key in keys])
+        if now - min(row[1] for row in found) > USED_EVERY:
+            self._write("UPDATE features SET used = ? WHERE key = ?", [(now, key) for key in keys])
         return torch.frombuffer(bytearray(b"".join(row[0] for row in found)), dtype=torch.float32)
 
     def put(self, keys: Sequence[str], z: Tensor) -> None:
@@ -347,8 +351,10 @@ def extract(
     progress(len(jobs) - len(missing))
     errors: dict[int, str] = {}
 
+    picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
+
     def load(job: Job) -> tuple[list[np.ndarray], None]:
-        return [crop(job.variant.apply(read_image(job.path)), extractor.crops)], None
+        return [crop(job.variant.apply(picture(job.path)), extractor.crops)], None
 
     for i, item in zip(missing, stream(extractor, (jobs[i] for i in missing), load), strict=True):
         if item.error is not None:

@@ -10,6 +10,7 @@ import torch
 
 from corit_cli.data.images import CropConfig, crop, read_image
 from corit_cli.data.variants import Variant
+from corit_cli.engine import features
 from corit_cli.engine.features import Extractor, FeatureCache, Job, ahead, extract, stream
 from corit_cli.engine.weights import Backbone
 from corit_cli.errors import CoritError
@@ -180,6 +181,22 @@ def test_a_variant_is_another_image(extractor: Extractor, files: list[Path], tmp
     assert torch.equal(z, again)
     assert not torch.allclose(z[0], z[1], atol=1e-3)
     assert len({tuple(row.tolist()) for row in z[2:]}) > 1  # applied with probability one half
+
+
+def test_an_image_is_decoded_once_for_its_copies(
+    extractor: Extractor, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+
+    def counted(path: Path):
+        reads.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(features, "read_image", counted)
+    jobs = [Job(f, Variant(chain=(f"jpeg:{quality}",))) for f in files[:2] for quality in range(30, 90)]
+    z, _ = extract(extractor, jobs)
+    assert len(reads) <= 12  # threads that begin an image at the same time may each decode it
+    assert len({tuple(row.tolist()) for row in z}) > 100
 
 
 def test_the_cache_stays_within_its_bound(extractor: Extractor, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from corit_cli.analysis.gsnr import jackknife
+from corit_cli.gsnr import jackknife
 from corit_cli.metrics import Estimate
 
 Params = dict[str, Tensor]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corit_cli.analysis.ghost import GhostPass
-from corit_cli.analysis.gsnr import Moments
+from corit_cli.gsnr import Moments
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import Reading
 

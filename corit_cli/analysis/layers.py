@@ -18,10 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corit_cli import __version__
-from corit_cli.analysis import gsnr
+from corit_cli import __version__, gsnr
 from corit_cli.analysis.gradients import Gradients, layer_of, measure
-from corit_cli.analysis.gsnr import Moments
 from corit_cli.analysis.probes import probe_auc
 from corit_cli.analysis.proxy import measure_proxy
 from corit_cli.analysis.sampling import FEWEST_UNITS, deal, thin, units_of
@@ -34,6 +32,7 @@ from corit_cli.engine.fit import balance_weights, fit_head
 from corit_cli.engine.tune import mean_over_windows
 from corit_cli.engine.weights import Backbone, state_sha256
 from corit_cli.errors import CoritError
+from corit_cli.gsnr import Moments
 from corit_cli.model.corit import Reading
 from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from corit_cli import metrics
-from corit_cli.analysis.gsnr import jackknife_groups, jackknife_interval
 from corit_cli.analysis.sampling import deal
+from corit_cli.gsnr import jackknife_groups, jackknife_interval
 from corit_cli.metrics import Estimate
 
 FOLDS = 5

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corit_cli.analysis.gradients import bce_per_sample, layer_outputs
-from corit_cli.analysis.gsnr import jackknife_interval
+from corit_cli.gsnr import jackknife_interval
 from corit_cli.metrics import Estimate
 from corit_cli.model import cgp
 from corit_cli.model.corit import CoRIT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from corit_cli.analysis.gsnr import GSNRDifference, GSNREstimate
 from corit_cli.data.manifest import Sample
+from corit_cli.gsnr import GSNRDifference, GSNREstimate
 from corit_cli.metrics import Estimate, plain
 from corit_cli.model.settings import CoRITSettings
 

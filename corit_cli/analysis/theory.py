@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from corit_cli.analysis import gsnr
+from corit_cli import gsnr
 from corit_cli.analysis.arms import HeadArm, Split
 from corit_cli.analysis.cor import COR, Criteria, critical_radius, rounded
-from corit_cli.analysis.gsnr import GSNREstimate, Moments
 from corit_cli.config import Optimization
+from corit_cli.gsnr import GSNREstimate, Moments
 from corit_cli.metrics import Estimate
 from corit_cli.model.head import Head
 

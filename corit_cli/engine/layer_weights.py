@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corit_cli.analysis import gsnr
-from corit_cli.analysis.gsnr import Moments
+from corit_cli import gsnr
 from corit_cli.errors import CoritError
+from corit_cli.gsnr import Moments
 
 #: No layer is switched off altogether: a head could not be told from one without it.
 LEAST = 1e-3

@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from corit_cli.analysis.gsnr import INDISTINCT
 from corit_cli.analysis.study import Row, Study
 from corit_cli.engine.checkpoint import write_atomically
 from corit_cli.errors import CoritError
+from corit_cli.gsnr import INDISTINCT
 
 COLOURS = ("#6b6b6b", "#c0392b", "#2a7f62", "#2c5f9e")
 GREY = "#888888"

@@ -8,7 +8,7 @@ from torch import nn
 
 from corit_cli.analysis import gradients
 from corit_cli.analysis.gradients import Sketch, bce_per_sample, layer_of, measure
-from corit_cli.analysis.gsnr import Moments, estimate
+from corit_cli.gsnr import Moments, estimate
 from corit_cli.model.settings import baseline
 from tests.analysis.test_ghost import SETTINGS, gradients_one_by_one, random_batch, random_model, randomise
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from corit_cli.analysis import gsnr, layers
+from corit_cli import gsnr
+from corit_cli.analysis import layers
 from corit_cli.analysis.gradients import layer_of
 from corit_cli.analysis.layers import study
 from corit_cli.analysis.study import Compared, Study, StudySettings

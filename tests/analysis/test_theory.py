@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from corit_cli.analysis import theory as module
 from corit_cli.analysis.arms import Split
 from corit_cli.analysis.cor import COR
-from corit_cli.analysis.gsnr import GSNREstimate
 from corit_cli.analysis.theory import Condition, head_gsnr, rank_correlation, theory
 from corit_cli.config import Optimization
+from corit_cli.gsnr import GSNREstimate
 from corit_cli.model.head import Head
 
 

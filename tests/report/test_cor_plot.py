@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from corit_cli.analysis.cor import COR, Criteria, Run, critical_radius
-from corit_cli.analysis.gsnr import Moments, estimate
 from corit_cli.analysis.sweep import Found, Sweep
 from corit_cli.analysis.theory import Condition, Theory
 from corit_cli.errors import CoritError
+from corit_cli.gsnr import Moments, estimate
 from corit_cli.metrics import Estimate
 from corit_cli.report.cor_plot import cor_plot, theory_plot
 

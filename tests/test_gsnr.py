@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from corit_cli.analysis.gsnr import (
+from corit_cli.gsnr import (
     INDISTINCT,
     Moments,
     compare,

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -109,14 +110,14 @@ class Extractor:
                 reading.append(z[row])
         return readings
 
-    def unflatten(self, flat: Tensor) -> list[Tensor]:
-        """One image's readings out of their concatenation, as the cache holds them."""
-        shapes = [(len(reader.windows), reader.corit.features) for reader in self.readers]
-        parts = flat.split([windows * features for windows, features in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    def only(self, numbers: Sequence[int]) -> Extractor:
+        """The same extractor with some of its readers, by their ``numbers``."""
+        part = copy(self)
+        part.readers = [self.readers[r] for r in numbers]
+        return part
 
-    def fingerprints(self) -> list[str]:
-        """For each reader, window and part, in the order of the readings, everything it depends on besides the image.
+    def fingerprints(self) -> list[list[str]]:
+        """For each reader, everything that each window's parts depend on besides the image, in the readings' order.
 
         A plain stream's class tokens depend on no contrast view, so runs that read them differently share them.
         """
@@ -124,10 +125,12 @@ class Extractor:
         stream = [s.views, s.inject_at, s.mask, s.alpha] if s.inject_at else []
         common = [FEATURES_VERSION, self.backbone.sha256, self.crops.size]
         return [
-            json.dumps([*common, self.crops.windows[w], kind, layer, None if kind == "cls" else s.views, stream])
+            [
+                json.dumps([*common, self.crops.windows[w], kind, layer, None if kind == "cls" else s.views, stream])
+                for w in reader.windows
+                for kind, layer in reader.corit.parts
+            ]
             for reader in self.readers
-            for w in reader.windows
-            for kind, layer in reader.corit.parts
         ]
 
 
@@ -329,26 +332,32 @@ def extract(
 ) -> tuple[Tensor, dict[int, str]]:
     """Features of all ``jobs``, (n, F), averaged over each image's windows, from the cache where it has them.
 
-    Returns them with the errors by position; a failed job's row is NaN. ``progress`` is told how many more are done.
+    Only the readers that the cache lacks are run, so that another view costs no second reading of the class tokens.
+    Returns the features with the errors by position; a failed job's row is NaN. ``progress`` is told how many more jobs
+    are done.
     """
     paths = list(dict.fromkeys(job.path for job in jobs))
     digests = dict(zip(paths, ahead(content_sha256, paths, workers=4, window=64), strict=True))
     prints = extractor.fingerprints()
-    length = sum(len(reader.windows) * reader.corit.features for reader in extractor.readers)
 
-    def keys(job: Job) -> list[str]:
+    def keys(job: Job, reader: int) -> list[str]:
         image = f"{digests[job.path]}|{job.variant.fingerprint}"
-        return [hashlib.sha256(f"{image}|{print_}".encode()).hexdigest() for print_ in prints]
+        return [hashlib.sha256(f"{image}|{print_}".encode()).hexdigest() for print_ in prints[reader]]
 
     z = torch.full((len(jobs), extractor.width), float("nan"))
-    missing = []
+    places = z.split([reader.corit.features for reader in extractor.readers], dim=1)  # views into z, one a reader
+    missing: dict[tuple[int, ...], list[int]] = {}  # jobs by the readers that have to read them
     for i, job in enumerate(jobs):
-        found = cache.get(keys(job)) if cache and digests[job.path] else None
-        if found is None or found.numel() != length:
-            missing.append(i)
-        else:
-            z[i] = pool(extractor.unflatten(found))
-    progress(len(jobs) - len(missing))
+        lacking = []
+        for r, reader in enumerate(extractor.readers):
+            found = cache.get(keys(job, r)) if cache and digests[job.path] else None
+            if found is None or found.numel() != len(reader.windows) * reader.corit.features:
+                lacking.append(r)
+            else:
+                places[r][i] = found.view(len(reader.windows), -1).mean(0)
+        if lacking:
+            missing.setdefault(tuple(lacking), []).append(i)
+    progress(len(jobs) - sum(len(chosen) for chosen in missing.values()))
     errors: dict[int, str] = {}
 
     picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
@@ -356,12 +365,17 @@ def extract(
     def load(job: Job) -> tuple[list[np.ndarray], None]:
         return [crop(job.variant.apply(picture(job.path)), extractor.crops)], None
 
-    for i, item in zip(missing, stream(extractor, (jobs[i] for i in missing), load), strict=True):
-        if item.error is not None:
-            errors[i] = item.error
-        else:
-            z[i] = pool(item.readings[0])
-            if cache:
-                cache.put(keys(jobs[i]), torch.cat([reading.flatten() for reading in item.readings[0]]))
-        progress(1)
-    return z, errors
+    for lacking, chosen in missing.items():
+        items = stream(extractor.only(lacking), (jobs[i] for i in chosen), load)
+        for i, item in zip(chosen, items, strict=True):
+            if item.error is not None:
+                errors[i] = item.error
+                z[i] = float("nan")
+            else:
+                for r, reading in zip(lacking, item.readings[0], strict=True):
+                    places[r][i] = reading.mean(0)
+                if cache:
+                    names = [key for r in lacking for key in keys(jobs[i], r)]
+                    cache.put(names, torch.cat([reading.flatten() for reading in item.readings[0]]))
+            progress(1)
+    return z, dict(sorted(errors.items()))

@@ -172,6 +172,20 @@ def test_what_can_be_shared_is_shared_and_nothing_else(
     torch.testing.assert_close(z, extract(other, [Job(files[0])])[0], atol=1e-6, rtol=1e-5)
 
 
+def test_only_readers_that_lack_something_are_run(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    jobs = [Job(f) for f in files[:3]]
+    extract(extractor, jobs[:2], cache)
+    blurrier = Extractor(extractor.backbone, replace(SETTINGS, views=("blur:2.0",)), CROPS)
+    runs = []
+    for number, reader in enumerate(blurrier.readers):
+        reader.corit.register_forward_hook(lambda module, args, out, n=number: runs.append((n, len(args[0]))))
+    z, errors = extract(blurrier, jobs, cache)
+    # Two native windows an image for the contrast; of the third image, which nobody has read, the resized one, too.
+    assert {n: sum(k for m, k in runs if m == n) for n in (0, 1)} == {0: 1, 1: 6} and not errors
+    torch.testing.assert_close(z, extract(blurrier, jobs)[0], atol=1e-6, rtol=1e-5)
+
+
 def test_a_variant_is_another_image(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache.sqlite")
     variants = [Variant(), Variant(codec=(60, 60)), Variant(degradations=("blur:2",), seed=1)]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from held_out import Bench, Row, first_of_each
+from search import DECAY, TWICE
 
 from corit_cli.analysis.arms import HeadArm, Split
 from corit_cli.analysis.cor import Criteria, critical_radius, rounded
@@ -35,16 +36,17 @@ TRAIN, VAL = 300, 150
 
 
 def rows() -> list[Row]:
-    """From the last block's linear probe to the shipped detector's settings, and what RSI and RRM would add to them."""
+    """From the last block's linear probe to SAM, what RSI and RRM would add, and the shipped detector."""
     shipped, plain = DETECTOR, replace(TrainSettings(), rho=0.0)
     injected = replace(shipped, inject_at=(3,))
     return [
         Row("probe", baseline(12), plain),
         Row("+ HRI", shipped.plain(), plain),
         Row("+ CGP", shipped, plain),
-        Row("+ SAM (default)", shipped),
+        Row("+ SAM", shipped),
         Row("+ RSI at 3, no mask", replace(injected, mask="none")),
         Row("+ RRM", injected),
+        Row("+ SAM, two copies, decay 0.1 (default)", shipped, DECAY, recipe=TWICE),
     ]
 
 

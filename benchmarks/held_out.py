@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from corit_cli import metrics
@@ -97,29 +98,59 @@ class Bench:
         chosen = {s: (self.sources == s) & scored for s in self.tested}
         return {s: metrics.auc(self.labels[mask], scores[mask]) for s, mask in chosen.items() if mask.any()}
 
-    def table(self, title: str, scores: dict[str, np.ndarray], chosen: np.ndarray, extra: dict | None = None) -> None:
-        """Print mean AUC over sources, its paired margin over the first row, and each source's, as Markdown.
+    def table(
+        self,
+        title: str,
+        scores: dict[str, np.ndarray],
+        chosen: np.ndarray,
+        extra: dict | None = None,
+        against: str | None = None,
+    ) -> None:
+        """Print mean AUC over sources, its paired margin over the row ``against`` (the first), and each source's, as
+        Markdown.
 
-        ``extra`` maps further column headings to {row: cell}.
+        Intervals in brackets resample the images of these very sources; those in parentheses are Student's over the
+        sources, for which the tested ones are a sample. ``extra`` maps further column headings to {row: cell}.
         """
         chosen = chosen & np.isin(self.sources, self.tested)
         labels, groups = self.labels[chosen], self.sources[chosen]
         picked = {name: s[chosen] for name, s in scores.items()}
         distributions, values = metrics.bootstrap_auc(labels, picked, groups)
-        first, extra = next(iter(picked)), extra or {}
-        heads = ["", "mean AUC [95%]", f"minus {first}", *extra, *(source.split("/")[0] for source in self.tested)]
+        first, extra = against or next(iter(picked)), extra or {}
+        each = {
+            name: np.array([metrics.auc(labels[groups == g], s[groups == g]) for g in self.tested])
+            for name, s in picked.items()
+        }
+        heads = [
+            "",
+            "mean AUC [95%] (as sources vary)",
+            f"minus {first}",
+            *extra,
+            *(source.split("/")[0] for source in self.tested),
+        ]
         print(f"\n**{title}** ({chosen.sum()} images of {len(self.tested)} sources)\n")
         print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-        for name, s in picked.items():
+        for name in picked:
             gap = metrics.interval(values[name] - values[first], distributions[name] - distributions[first])
             cells = [
                 name,
-                str(metrics.interval(values[name], distributions[name])),
-                "" if name == first else f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
+                f"{metrics.interval(values[name], distributions[name])} ({_student(each[name], '.3f')})",
+                "" if name == first else f"{signed(gap)} ({_student(each[name] - each[first], '+.3f')})",
                 *(column.get(name, "") for column in extra.values()),
-                *(f"{metrics.auc(labels[groups == g], s[groups == g]):.3f}" for g in self.tested),
+                *(f"{auc:.3f}" for auc in each[name]),
             ]
             print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def signed(gap: metrics.Estimate) -> str:
+    """A difference with its interval."""
+    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def _student(values: np.ndarray, form: str) -> str:
+    """Student's 95% interval for the mean of what the ``values`` (n,) are a sample of."""
+    reach = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / len(values) ** 0.5
+    return " to ".join(format(values.mean() + sign * reach, form) for sign in (-1, 1))
 
 
 def _clean(planned: Planned) -> bool:

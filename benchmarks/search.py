@@ -7,7 +7,8 @@ The columns "after" tell how mean AUC changes when the same heads see the images
 optimistic to the extent that one picks among them. With --nested, four times as long, a last row leaves the choice
 out of the figure: for each source the candidate is taken that does best on the other sources, each of them scored by a
 head that saw neither; the source itself has no say. The list itself was drawn up after looking at the same sources,
-which no nesting undoes. --rows keeps the probe and the candidates whose names hold TEXT.
+which no nesting undoes. --rows keeps the candidates whose names hold TEXT, with the probe and
+"HRI 7-12, CGP 4-6".
 
 With --one-change the rows are others: each changes one thing of "HRI 7-12, CGP 4-6", on the images as they are.
 --limit takes so many images of each class, source and split, since most of these rows need passes of their own.
@@ -23,8 +24,9 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from held_out import Bench, Row, first_of_each
+from held_out import Bench, Row, first_of_each, signed
 
+from corit_cli import metrics
 from corit_cli.config import Recipe, TrainSettings
 from corit_cli.data.images import CropConfig
 from corit_cli.data.manifest import load_samples
@@ -37,6 +39,8 @@ DEGRADED = Recipe(degrade=("jpeg:50-95", "resize:0.5-1.5", "blur:0.3-1.5", "webp
 TWICE = replace(DEGRADED, copies=2)
 DECAY = replace(TrainSettings(), weight_decay=0.1)
 SQRT = replace(TrainSettings(), balance="source")
+#: What the rows of --one-change differ from.
+UNCHANGED = "HRI 7-12, CGP 4-6"
 PROBE = Row("probe", baseline(12), replace(SQRT, rho=0.0))
 #: Robustness tests, on so many images of each class, source and split.
 CHAINS_TESTED, LIMIT = ("jpeg-75", "resize-0.5"), 8
@@ -78,7 +82,7 @@ def one_change(autoencoder: str | None) -> list[Row]:
 
     rows = [
         PROBE,
-        Row("HRI 7-12, CGP 4-6", DETECTOR),
+        Row(UNCHANGED, DETECTOR),
         Row("without CGP", DETECTOR.plain()),
         *(reads(f"view {view}", views=(view,)) for view in ("blur:0.5", "blur:2.0", "resample:2", "jpeg:75")),
         reads("three views", views=("blur:1.0", "resample:2", "jpeg:75")),
@@ -87,7 +91,7 @@ def one_change(autoencoder: str | None) -> list[Row]:
         reads("RSI at 3, no mask", inject_at=(3,), mask="none"),
         reads("RSI at 3, quantile mask", inject_at=(3,)),
         reads("RSI at 3-6, quantile mask", inject_at=(3, 4, 5, 6)),
-        trained("head: an MLP of 256", hidden=256, lr=0.003),
+        trained("head: an MLP of 256, step size 0.003", hidden=256, lr=0.003),
         *(trained(f"SAM's radius {rho:g}", rho=rho) for rho in (0.0, 0.1, 1.0, 2.0)),
         trained("layer weights by GSNR", layer_weights="gsnr"),
         trained("layer weights learned", layer_weights="learned"),
@@ -100,8 +104,9 @@ def one_change(autoencoder: str | None) -> list[Row]:
     return rows
 
 
-def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str]) -> None:
-    """Print the table of all candidates, how each bears the ``chains`` and, where asked for, the nested choice."""
+def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str], against: str) -> None:
+    """Print the table of all candidates, each ``against`` one of them, how each bears the ``chains`` and, where asked
+    for, the nested choice."""
     tested, scores, inner = bench.tested, {}, {}
     few = {s.path for s in first_of_each(bench.samples, LIMIT)}
     subset = [i for i, s in enumerate(bench.samples) if s.path in few and s.source in tested]
@@ -116,8 +121,10 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str])
         for chain in chains:
             jobs = [Job(bench.samples[i].path, Variant(chain=CHAINS[chain])) for i in subset]
             degraded = bench.scores(heads, bench.features(row, jobs), subset)
-            change = [np.mean(list(bench.aucs(s).values())) for s in (degraded, clean)]
-            falls[f"after {chain}"][row.name] = f"{change[0] - change[1]:+.3f}"
+            both = {"after": degraded[subset], "before": clean[subset]}
+            draws, values = metrics.bootstrap_auc(bench.labels[subset], both, bench.sources[subset])
+            change = metrics.interval(values["after"] - values["before"], draws["after"] - draws["before"])
+            falls[f"after {chain}"][row.name] = signed(change)
         # What a source's choice may go by: the others' AUC by heads that saw neither of the two.
         inner[row.name] = {source: [] for source in tested}
         for a, b in combinations(tested, 2) if nested else ():
@@ -134,7 +141,7 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str])
             mask = bench.sources == source
             blind[mask] = scores[chosen[source]][mask]
         scores["**nested choice**"] = blind
-    bench.table("Leave-source-out", scores, np.ones(len(bench.samples), bool), falls)
+    bench.table("Leave-source-out", scores, np.ones(len(bench.samples), bool), falls, against)
     if nested:
         said = "; ".join(f"{s.split('/')[0]}: {c}" for s, c in chosen.items())
         print(f"\nChosen, by the source that had no say: {said}")
@@ -156,6 +163,6 @@ if __name__ == "__main__":
     if arguments.limit:
         samples = first_of_each(samples, arguments.limit)
     probe, *others = one_change(arguments.autoencoder) if arguments.one_change else candidates()
-    kept = [probe, *(row for row in others if arguments.rows in row.name)]
-    chains = () if arguments.one_change else CHAINS_TESTED
-    main(Bench(samples, arguments.cache), kept, arguments.nested, chains)
+    kept = [probe, *(row for row in others if arguments.rows in row.name or row.name == UNCHANGED)]
+    chains, against = ((), UNCHANGED) if arguments.one_change else (CHAINS_TESTED, PROBE.name)
+    main(Bench(samples, arguments.cache), kept, arguments.nested, chains, against)

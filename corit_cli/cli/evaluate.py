@@ -99,6 +99,8 @@ def evaluate(
     for file in (csv_file, html):
         if file is not None and not file.parent.is_dir():
             raise CoritError(f"{file}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise CoritError(f"{file} is a folder: name the file to write")
     if len({file.stem for file in peers}) < len(peers):
         raise CoritError("two --scores files have the same name: a detector goes by its file's name, rename one")
 

@@ -149,6 +149,8 @@ def corit_settings(
 
 def crop_config(mode: str | None, crops: int | None, size: int) -> CropConfig:
     """How images are cut for a backbone that reads ``size`` pixels."""
+    if mode == "resize" and crops is not None:
+        raise CoritError("--crops counts native windows: --crop resize has none")
     changes = {"mode": mode, "crops": crops}
     return replace(CropConfig(size=size), **{k: v for k, v in changes.items() if v is not None})
 

@@ -234,6 +234,8 @@ def train(
         _check_folder(out_folder, state, overwrite, resume)
     if not degrade and match_codec is None and copies:
         raise CoritError("--copies makes degraded copies: say how with --degrade")
+    if degrade and copies == 0:
+        raise CoritError("--degrade is for copies, and --copies 0 makes none: leave one of them out")
     try:
         if scope != "head" and optimizer == "sgd" and tune_lr is None:
             raise ValueError("--tune with --optimizer sgd needs --tune-lr: the default is AdamW's")
@@ -272,6 +274,10 @@ def train(
     except ValueError as error:
         raise CoritError(str(error)) from None
     corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha, DETECTOR)
+    if (mask is not None or alpha is not None) and not corit.inject_at:
+        raise CoritError("--mask and --alpha say how to inject: say where with --inject-at")
+    if view is not None and not corit.contrasted:
+        raise CoritError("--view is contrasted with by --cgp, --pool and --inject-at, of which none is left")
     if places and not corit.cgp:
         raise CoritError("--local reads the layers of --cgp: it does not go with --no-cgp")
 

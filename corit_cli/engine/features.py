@@ -363,7 +363,8 @@ def extract(
     picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
 
     def load(job: Job) -> tuple[list[np.ndarray], None]:
-        return [crop(job.variant.apply(picture(job.path)), extractor.crops)], None
+        # A copy, since saving a Pillow image, as JPEG degradation does, keeps the settings in the image itself.
+        return [crop(job.variant.apply(picture(job.path).copy()), extractor.crops)], None
 
     for lacking, chosen in missing.items():
         items = stream(extractor.only(lacking), (jobs[i] for i in chosen), load)

@@ -84,7 +84,7 @@ def finetune(
 
     owners = torch.tensor([row.sample for row in read.data.rows])
     in_fit = torch.isin(owners, torch.tensor(fit_part))
-    fitted, aside = _rows(read.data, in_fit), _rows(read.data, ~in_fit & read.data.originals)
+    fitted, aside = _rows(read.data, in_fit & read.data.trained), _rows(read.data, ~in_fit & read.data.originals)
     if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
         raise CoritError("after leaving out the images that cannot be read, one class is empty")
     model.head = fitted.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))

@@ -14,6 +14,8 @@ from corit_cli.gsnr import Moments
 
 #: No layer is switched off altogether: a head could not be told from one without it.
 LEAST = 1e-3
+#: Units that signal and noise can be told apart with.
+UNITS = 3
 
 
 def gsnr_weights(x: Tensor, labels: Tensor, weights: Tensor, units: Sequence[Hashable], parts: int) -> Tensor:
@@ -25,8 +27,8 @@ def gsnr_weights(x: Tensor, labels: Tensor, weights: Tensor, units: Sequence[Has
     the samples' ``weights`` (n,). Raises CoritError on fewer than three units.
     """
     groups = gsnr.jackknife_groups(units)
-    if len(groups) < 3:
-        raise CoritError(f"layer weights by GSNR need images of at least 3 sources, not {len(groups)}")
+    if len(groups) < UNITS:
+        raise CoritError(f"layer weights by GSNR need images of at least {UNITS} sources, not {len(groups)}")
     gradients = ((0.5 - labels.float()) * weights)[:, None] * x  # (n, F)
     gradients = gradients.unflatten(1, (parts, -1)).double()  # (n, parts, d)
     chosen = [torch.tensor(group) for group in groups]

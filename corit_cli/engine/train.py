@@ -15,7 +15,7 @@ from corit_cli.config import Recipe, TrainSettings
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.manifest import Sample, group_folds, group_split
-from corit_cli.data.variants import Variant
+from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.engine.checkpoint import Checkpoint
 from corit_cli.engine.distributed import ALONE, World
 from corit_cli.engine.features import Extractor, FeatureCache, Job
@@ -27,6 +27,7 @@ from corit_cli.engine.fit import (
     fit_head,
     fit_thresholds,
 )
+from corit_cli.engine.layer_weights import UNITS
 from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
 from corit_cli.model.settings import baseline
@@ -34,18 +35,21 @@ from corit_cli.model.settings import baseline
 
 @dataclass(frozen=True)
 class Planned:
-    """One row of the training set: which sample it comes from, what is done to it, and its label afterwards."""
+    """One row of the training set: which sample it comes from, what is done to it, its label afterwards, and whether
+    heads are trained on it or only scored."""
 
     sample: int
     job: Job
     label: int
+    trained: bool = True
 
 
 def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> list[Planned]:
     """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, and degraded copies of all.
 
     A forgery is saved the way its photograph was (JPEG at the same quality, or losslessly), so that the codec does
-    not give it away.
+    not give it away. Where every image is re-encoded, each is there as it is too, to be scored: files to be detected
+    are not re-encoded.
     """
     forges = [parse_forge(spec) for spec in recipe.forge]
     rows = []
@@ -64,6 +68,8 @@ def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> l
             for copy in range(1, recipe.copies + 1):
                 degraded = replace(variant, degradations=recipe.degrade, seed=recipe.seed * 1000 + copy)
                 rows.append(Planned(i, Job(sample.path, degraded), label))
+        if recipe.match_codec:
+            rows.append(Planned(i, Job(sample.path), sample.label, trained=False))
     return rows
 
 
@@ -84,19 +90,24 @@ class TrainingSet:
         return cls(rows, z, labels, [samples[row.sample].source for row in rows], parts)
 
     def fit(self, settings: TrainSettings, keep: Tensor | None = None, **progress: Callable) -> Head:
-        """A head on all rows, or on those where ``keep`` (n,) is true."""
-        keep = torch.ones(len(self.rows), dtype=torch.bool) if keep is None else keep
+        """A head on the rows to be trained on, or on those of them where ``keep`` (n,) is true."""
+        keep = self.trained if keep is None else keep & self.trained
         sources = [s for s, k in zip(self.sources, keep.tolist(), strict=True) if k]
         weights = balance_weights(self.labels[keep].tolist(), sources, settings.balance)
         return fit_head(self.z[keep], self.labels[keep], weights, settings, parts=self.parts, units=sources, **progress)
 
     @property
+    def trained(self) -> Tensor:
+        """Which rows heads are trained on, (n,) bool."""
+        return torch.tensor([row.trained for row in self.rows], dtype=torch.bool)
+
+    @property
     def originals(self) -> Tensor:
-        """Which rows are clean originals, neither forged nor degraded, (n,) bool."""
-        return torch.tensor([not row.job.variant.forge and not row.job.variant.degradations for row in self.rows])
+        """Which rows are images as they are, (n,) bool."""
+        return torch.tensor([row.job.variant == ORIGINAL for row in self.rows], dtype=torch.bool)
 
     def cross_fit(self, folds: Sequence[Sequence[int]], settings: TrainSettings) -> dict[int, float]:
-        """Logits of the clean originals in ``folds`` (lists of sample numbers) by heads that never saw their fold.
+        """Logits of the originals in ``folds`` (lists of sample numbers) by heads that never saw their fold.
 
         Returns {sample number: logit}. A fold without which only one class would be left is passed over.
         """
@@ -170,6 +181,8 @@ def train(
     """
     progress = progress or Progress()
     train_part, val_part = split(samples, val_fraction, settings.seed)
+    if settings.layer_weights == "gsnr":
+        _check_sources(samples, train_part, folds_of(samples, train_part, settings))
     read = Read.of(samples, train_part, val_part, extractor, recipe, cache, probe, progress, world)
     head = read.data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
     held_out = read.data.cross_fit(folds_of(samples, train_part, settings), settings)
@@ -182,6 +195,16 @@ def train(
         {"settings": asdict(settings), "recipe": asdict(recipe)},
         describe(samples, train_part, val_part),
     )
+
+
+def _check_sources(samples: Sequence[Sample], train_part: Sequence[int], folds: Sequence[Sequence[int]]) -> None:
+    """Raise CoritError, before anything is read, when too few sources are left for GSNR where a fold is held out."""
+    least = min(len({samples[i].source for i in set(train_part) - set(fold)}) for fold in folds)
+    if least < UNITS:
+        raise CoritError(
+            f"layer weights by GSNR need images of at least {UNITS} sources besides those held out to calibrate on, "
+            f"not {least}: give images of more sources, or more --folds"
+        )
 
 
 def split(samples: Sequence[Sample], val_fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -141,6 +141,7 @@ def test_one_class(evaluate, dataset: Path) -> None:
         (("--scores", "a/x.csv", "--scores", "b/x.csv"), "the same name"),
         (("--csv", "no/where.csv"), "there is no folder no"),
         (("--html", "no/where.html"), "there is no folder no"),
+        (("--csv", "."), ". is a folder"),
         (("--fast",), "not both"),
     ],
 )

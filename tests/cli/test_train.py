@@ -101,6 +101,10 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--tune", "ln", "--optimizer", "sgd"], ["--tune-lr"]),
         ([".", "--tune", "ln", "--resume"], ["no interrupted run"]),
         ([".", "--tune", "ln", "--resume", "--overwrite"], ["one of them"]),
+        ([".", "--degrade", "jpeg", "--copies", "0"], ["--copies 0 makes none"]),
+        ([".", "--mask", "none"], ["--inject-at"]),
+        ([".", "--no-cgp", "--view", "blur:2"], ["none is left"]),
+        ([".", "--layer-weights", "even"], ["uniform, gsnr or learned"]),
         (["."], ["no images"]),
     ],
 )

@@ -13,7 +13,7 @@ from corit_cli.config import Recipe, TrainSettings
 from corit_cli.data.images import CropConfig
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.engine import predict
-from corit_cli.engine.features import Extractor, FeatureCache
+from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
 from corit_cli.engine.predict import Detector
 from corit_cli.engine.train import Trained, TrainingSet, plan, train
 from corit_cli.engine.weights import Backbone, load_backbone
@@ -54,7 +54,7 @@ def test_layer_weights_are_told_by_part_and_leave_the_probe_alone(dataset: Path,
     assert np.mean(list(shares.values())) == pytest.approx(1, abs=0.01) and len(set(shares.values())) == 4
     assert "layer_weights" not in trained.checkpoint.metrics
     np.testing.assert_array_equal(weighed.validation.probe, trained.validation.probe)
-    with pytest.raises(CoritError, match="at least 3 sources"):
+    with pytest.raises(CoritError, match="at least 3 sources besides"):
         train(load_samples(dataset), extractor(), replace(QUICK, layer_weights="gsnr"), Recipe())
 
 
@@ -112,7 +112,24 @@ def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
     assert {row.job.variant.saved for row in forged} == {83}  # the way the photograph was, before any degradation
     assert {row.job.variant.codec for row in rows} == {None}
     matched = plan(samples, [0, 1], Recipe(forge=("reconstruct:somewhere",), match_codec=(70, 80)))
-    assert {row.job.variant.codec for row in matched} == {(70, 80)}
+    assert {row.job.variant.codec for row in matched if row.trained} == {(70, 80)}
+    as_they_are = [row for row in matched if not row.trained]
+    assert [(row.job, row.label) for row in as_they_are] == [(Job(s.path), s.label) for s in samples]
+
+
+def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files_as_they_are(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe(match_codec=(40, 50)))
+    z, _ = extract(extractor(), [row.job for row in rows])
+    data = TrainingSet.of(samples, rows, z)
+    fold = [i for i, s in enumerate(samples) if s.source == "source1"]
+    found = data.cross_fit([fold], QUICK)
+    encoded = torch.tensor([row.trained and row.sample not in fold for row in rows])
+    alone = TrainingSet.of(samples, [r for r, k in zip(rows, encoded, strict=True) if k], z[encoded]).fit(QUICK)
+    with torch.inference_mode():
+        expected = alone(extract(extractor(), [Job(samples[i].path) for i in fold])[0])
+    assert list(found) == fold
+    np.testing.assert_allclose(list(found.values()), expected.numpy(), atol=1e-5)
 
 
 def test_forgeries_that_cannot_be_made_stop_the_run(dataset: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from corit_cli import metrics
@@ -134,8 +133,8 @@ class Bench:
             gap = metrics.interval(values[name] - values[first], distributions[name] - distributions[first])
             cells = [
                 name,
-                f"{metrics.interval(values[name], distributions[name])} ({_student(each[name], '.3f')})",
-                "" if name == first else f"{signed(gap)} ({_student(each[name] - each[first], '+.3f')})",
+                f"{metrics.interval(values[name], distributions[name])} ({_varying(each[name], '.3f')})",
+                "" if name == first else f"{signed(gap)} ({_varying(each[name] - each[first], '+.3f')})",
                 *(column.get(name, "") for column in extra.values()),
                 *(f"{auc:.3f}" for auc in each[name]),
             ]
@@ -147,10 +146,10 @@ def signed(gap: metrics.Estimate) -> str:
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
-def _student(values: np.ndarray, form: str) -> str:
-    """Student's 95% interval for the mean of what the ``values`` (n,) are a sample of."""
-    reach = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / len(values) ** 0.5
-    return " to ".join(format(values.mean() + sign * reach, form) for sign in (-1, 1))
+def _varying(values: np.ndarray, form: str) -> str:
+    """The interval of the sources' mean when it is the sources that are drawn."""
+    mean = metrics.mean_interval(values)
+    return f"{mean.low:{form}} to {mean.high:{form}}"
 
 
 def _clean(planned: Planned) -> bool:

@@ -30,6 +30,17 @@ def rate(hits: np.ndarray) -> str:
     return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
+def as_sources_vary(hits: np.ndarray, sources: np.ndarray) -> str:
+    """The 95% bootstrap interval of a share of all images when it is the sources that are drawn, in percent."""
+    names = np.unique(sources)
+    if len(names) < 2:
+        return "–"
+    counts = np.array([[hits[sources == name].sum(), (sources == name).sum()] for name in names])  # (sources, 2)
+    drawn = counts[np.random.default_rng(0).integers(0, len(names), (2000, len(names)))].sum(1)  # (2000, 2)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    return f"{low:.0%} to {high:.0%}"
+
+
 def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.ndarray) -> str:
     """One source's row."""
     both = len(set(labels)) == 2
@@ -59,7 +70,10 @@ def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCac
 
 def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:
     """Print the probabilities from which on at most 1% and 5% of real images of new sources are called fake, and the
-    rates for each kind of photograph when each source is judged by a threshold that it had no part in at all."""
+    rates for each kind of photograph when each source is judged by a threshold that its own scores had no part in.
+
+    Intervals in brackets take images for independent; those in parentheses draw whole sources.
+    """
     logits = held_out_logits(detector, samples, cache)
     numbers = sorted(logits)
     labels = np.array([samples[i].label for i in numbers])
@@ -83,7 +97,8 @@ def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path
             called[mask] = scores[mask] >= threshold(~mask, target)
         for name in ["all", *np.unique(kind)]:
             chosen = everything if name == "all" else kind == name
-            rates = (rate(called[chosen & (labels == label)]) for label in (0, 1))
+            masks = [chosen & (labels == label) for label in (0, 1)]
+            rates = (f"{rate(called[m])} ({as_sources_vary(called[m], sources[m])})" for m in masks)
             print(f"| {target:.0%} | {p:.3f} | {name} | {' | '.join(rates)} |")
 
 

@@ -317,6 +317,21 @@ def interval(value: float, distribution: Array) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
+def mean_interval(values: Array) -> Estimate:
+    """The mean of values (n,), such as sources' AUCs, with Student's 95% interval over what they are a sample of.
+
+    NaN ends for fewer than two values.
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, dtype=np.float64)
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean, float("nan"), float("nan"))
+    reach = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / n**0.5)
+    return Estimate(mean, mean - reach, mean + reach)
+
+
 def auc_interval(
     labels: Array, scores: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None
 ) -> Estimate:

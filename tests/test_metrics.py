@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from corit_cli import metrics
@@ -269,3 +269,18 @@ def test_the_mean_of_nothing_is_nan() -> None:
 def test_what_is_not_finite_is_none_in_json() -> None:
     document = {"a": [1, float("nan"), {"b": float("inf")}], 2: (0.5, None, "x", True)}
     assert metrics.plain(document) == {"a": [1, None, {"b": None}], "2": [0.5, None, "x", True]}
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    found = metrics.mean_interval(np.array(values))
+    if np.ptp(values) < 1e-9:
+        assert found.low == pytest.approx(found.high)
+        return
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_one_value_has_a_mean_and_no_interval() -> None:
+    found = metrics.mean_interval(np.array([0.7]))
+    assert found.value == 0.7 and np.isnan([found.low, found.high]).all()

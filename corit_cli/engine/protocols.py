@@ -46,13 +46,18 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All groups, the means over them, and groups that were passed over, each with the reason."""
+    """All groups, the means over them, and groups that were passed over, each with the reason.
+
+    The means' intervals draw the images of these groups anew; those of ``as_groups_vary`` (of ``ours``, ``probe`` and
+    ``difference``) take the groups for a sample of all there are, which is what an unknown source is drawn from.
+    """
 
     name: str
     groups: list[HeldOut]
     ours: Estimate
     probe: Estimate
     difference: Estimate
+    as_groups_vary: dict[str, Estimate]
     passed_over: dict[str, str]
 
 
@@ -191,4 +196,8 @@ def _run(
     for group, held in groups.items():
         real, fake = (int((labels[held.mask] == c).sum()) for c in (0, 1))
         table.append(HeldOut(group, real, fake, *triple([group]), held.against))
-    return Protocol(name, table, *triple(list(groups)), passed_over)
+    varying = {
+        figure: metrics.mean_interval(np.array([getattr(held, figure).value for held in table]))
+        for figure in ("ours", "probe", "difference")
+    }
+    return Protocol(name, table, *triple(list(groups)), varying, passed_over)

@@ -137,11 +137,17 @@ def _peer_grid(peer: Peer) -> Grid:
 
 def _protocol_grid(protocol: Protocol) -> Grid:
     def line(of: HeldOut | Protocol) -> list[str]:
-        return [number(of.ours), number(of.probe), number(of.difference, signed=True)]
+        return cells(of.ours, of.probe, of.difference)
+
+    def cells(ours: Estimate, probe: Estimate, difference: Estimate) -> list[str]:
+        return [number(ours), number(probe), number(difference, signed=True)]
 
     rows = [[g.name, str(g.real), str(g.fake), *line(g)] for g in protocol.groups]
-    rows.append([f"mean of {len(rows)}", "", "", *line(protocol)])
     notes = ["Each group is scored by a head trained as this detector's was, on all the others."]
+    rows.append([f"mean of {len(protocol.groups)}", "", "", *line(protocol)])
+    if len(protocol.groups) > 1:
+        rows.append(["the same, as groups vary", "", "", *cells(**protocol.as_groups_vary)])
+        notes.append("The mean's first interval is for other images of these groups, the second for other groups.")
     borrowed = [g.name for g in protocol.groups if g.against == "a third of all real images"]
     if borrowed:
         notes.append(f"Against a third of all real images, held out as well: {', '.join(borrowed)}.")

@@ -24,8 +24,9 @@ def example(name: str = "rival") -> Evaluation:
     scores[0] = np.nan
     found.peers = [compare(images, Scores(name, images.samples, scores, None, 2))]
     e = Estimate(0.75, 0.5, 0.875)
+    varying = {"ours": e, "probe": e, "difference": Estimate(0.125, -0.5, 0.75)}
     group = HeldOut("gan", 9, 8, e, e, Estimate(0.125, -0.25, 0.5), "a third of all real images")
-    found.protocols = [Protocol("leave-generator-out", [group], e, e, e, {"vae": "too few"})]
+    found.protocols = [Protocol("leave-generator-out", [group, group], e, e, e, varying, {"vae": "too few"})]
     return found
 
 

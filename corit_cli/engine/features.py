@@ -363,8 +363,10 @@ def extract(
     picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
 
     def load(job: Job) -> tuple[list[np.ndarray], None]:
-        # A copy, since saving a Pillow image, as JPEG degradation does, keeps the settings in the image itself.
-        return [crop(job.variant.apply(picture(job.path).copy()), extractor.crops)], None
+        image = picture(job.path)
+        if job.variant != ORIGINAL:  # saving a Pillow image, as JPEG degradation does, keeps the settings in the image
+            image = job.variant.apply(image.copy())
+        return [crop(image, extractor.crops)], None
 
     for lacking, chosen in missing.items():
         items = stream(extractor.only(lacking), (jobs[i] for i in chosen), load)

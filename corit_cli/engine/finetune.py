@@ -30,7 +30,7 @@ from corit_cli.engine.features import Extractor, FeatureCache, Job, Reader, ahea
 from corit_cli.engine.fit import balance_weights
 from corit_cli.engine.resume import State, moments, restore_moments
 from corit_cli.engine.sam import SAM
-from corit_cli.engine.train import Progress, Read, Trained, TrainingSet, calibrate, describe, split
+from corit_cli.engine.train import Progress, Read, Trained, TrainingSet, calibrate, check_sources, describe, split
 from corit_cli.engine.tune import draw_low_rank, mean_over_windows, merged, parse_scope, thaw, tuned_extractor
 from corit_cli.errors import CoritError
 from corit_cli.model.corit import CoRIT
@@ -67,6 +67,7 @@ def finetune(
     tuning = replace(tuning, precision=pick_precision(tuning.precision, extractor.device.type))
     train_part, val_part = split(samples, val_fraction, settings.seed)
     fit_part = set_aside(samples, train_part, settings.seed)
+    check_sources(samples, train_part, [sorted(set(train_part) - set(fit_part))], settings)
     model = Model(extractor, tuning, settings)  # so that a scope that does not fit is said at once
     about = {
         "--tune settings": asdict(tuning),

@@ -61,7 +61,8 @@ def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> l
             try:
                 quality = inspect(sample.path).jpeg_quality
             except ImageError:
-                continue  # the file itself is reported when its own features are taken
+                rows.append(Planned(i, Job(sample.path), sample.label))  # to be reported when it is read
+                continue
             versions += [(replace(clean, forge=forge, saved=quality, seed=recipe.seed), 1) for forge in forges]
         for variant, label in versions:
             rows.append(Planned(i, Job(sample.path, variant), label))
@@ -181,8 +182,7 @@ def train(
     """
     progress = progress or Progress()
     train_part, val_part = split(samples, val_fraction, settings.seed)
-    if settings.layer_weights == "gsnr":
-        _check_sources(samples, train_part, folds_of(samples, train_part, settings))
+    check_sources(samples, train_part, folds_of(samples, train_part, settings), settings)
     read = Read.of(samples, train_part, val_part, extractor, recipe, cache, probe, progress, world)
     head = read.data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
     held_out = read.data.cross_fit(folds_of(samples, train_part, settings), settings)
@@ -197,10 +197,12 @@ def train(
     )
 
 
-def _check_sources(samples: Sequence[Sample], train_part: Sequence[int], folds: Sequence[Sequence[int]]) -> None:
+def check_sources(
+    samples: Sequence[Sample], train_part: Sequence[int], folds: Sequence[Sequence[int]], settings: TrainSettings
+) -> None:
     """Raise CoritError, before anything is read, when too few sources are left for GSNR where a fold is held out."""
     least = min(len({samples[i].source for i in set(train_part) - set(fold)}) for fold in folds)
-    if least < UNITS:
+    if settings.layer_weights == "gsnr" and least < UNITS:
         raise CoritError(
             f"layer weights by GSNR need images of at least {UNITS} sources besides those held out to calibrate on, "
             f"not {least}: give images of more sources, or more --folds"

@@ -147,7 +147,9 @@ def _protocol_grid(protocol: Protocol) -> Grid:
     rows.append([f"mean of {len(protocol.groups)}", "", "", *line(protocol)])
     if len(protocol.groups) > 1:
         rows.append(["the same, as groups vary", "", "", *cells(**protocol.as_groups_vary)])
-        notes.append("The mean's first interval is for other images of these groups, the second for other groups.")
+        notes.append(
+            "The mean's first interval is for other images of these groups, the second, Student's, for other groups."
+        )
     borrowed = [g.name for g in protocol.groups if g.against == "a third of all real images"]
     if borrowed:
         notes.append(f"Against a third of all real images, held out as well: {', '.join(borrowed)}.")

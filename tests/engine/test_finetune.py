@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -395,7 +396,7 @@ def test_a_saved_detector_says_what_training_said(scope: str, samples: list[Samp
     predictions = list(detector.predict([s.path for s in found.validation.samples]))
     np.testing.assert_allclose([p.probability for p in predictions], found.validation.probabilities, atol=2e-6)
     assert detector.extractor.backbone.sha256 != backbone.sha256 == detector.checkpoint.backbone["sha256"]
-    assert set(detector.extractor.fingerprints()).isdisjoint(e.fingerprints())
+    assert set(chain(*detector.extractor.fingerprints())).isdisjoint(chain(*e.fingerprints()))
 
     loaded = Checkpoint.load(tmp_path / "detector")
     assert_equal(loaded.tuned, found.checkpoint.tuned)
@@ -470,11 +471,20 @@ def test_a_batch_must_reach_all_processes(samples: list[Sample], tmp_path: Path)
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_scope_that_does_not_fit_is_said_before_anything_is_read(samples: list[Sample], tmp_path: Path) -> None:
-    class Refuse(Progress):
-        def features(self, title: str, total: int):
-            raise AssertionError
+class Refuse(Progress):
+    """Fails when images are read."""
 
+    def features(self, title: str, total: int):
+        raise AssertionError
+
+
+def test_too_few_sources_for_gsnr_are_said_before_anything_is_read(samples: list[Sample], tmp_path: Path) -> None:
+    few = [s for s in samples if s.source in ("source0", "source1", "source2")]
+    with pytest.raises(CoritError, match="at least 3 sources besides"):
+        run(few, tmp_path, TUNING, settings=replace(HEAD, layer_weights="gsnr"), progress=Refuse())
+
+
+def test_a_scope_that_does_not_fit_is_said_before_anything_is_read(samples: list[Sample], tmp_path: Path) -> None:
     with pytest.raises(CoritError, match="last:4 asks for more blocks than the 3"):
         run(samples, tmp_path, replace(TUNING, scope="last:4"), progress=Refuse())
 

@@ -115,6 +115,10 @@ def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
     assert {row.job.variant.codec for row in matched if row.trained} == {(70, 80)}
     as_they_are = [row for row in matched if not row.trained]
     assert [(row.job, row.label) for row in as_they_are] == [(Job(s.path), s.label) for s in samples]
+    # A photograph that cannot be looked into is planned as it is, so that its reading reports it.
+    (tmp_path / "broken.jpg").write_text("no picture")
+    broken = Sample(tmp_path / "broken.jpg", 0)
+    assert [row.job for row in plan([broken], [0], Recipe(forge=("self_blend",)))] == [Job(broken.path)]
 
 
 def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files_as_they_are(dataset: Path) -> None:

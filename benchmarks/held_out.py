@@ -22,6 +22,7 @@ from corit_cli.engine.train import Planned, TrainingSet, plan
 from corit_cli.engine.weights import load_backbone
 from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings
+from corit_cli.report.evaluation import number
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,11 @@ class Bench:
             cells = [
                 name,
                 f"{metrics.interval(values[name], distributions[name])} ({_varying(each[name], '.3f')})",
-                "" if name == first else f"{signed(gap)} ({_varying(each[name] - each[first], '+.3f')})",
+                "" if name == first else f"{number(gap, signed=True)} ({_varying(each[name] - each[first], '+.3f')})",
                 *(column.get(name, "") for column in extra.values()),
                 *(f"{auc:.3f}" for auc in each[name]),
             ]
             print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def signed(gap: metrics.Estimate) -> str:
-    """A difference with its interval."""
-    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
 def _varying(values: np.ndarray, form: str) -> str:

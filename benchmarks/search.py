@@ -24,7 +24,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from held_out import Bench, Row, first_of_each, signed
+from held_out import Bench, Row, first_of_each
 
 from corit_cli import metrics
 from corit_cli.config import Recipe, TrainSettings
@@ -34,6 +34,7 @@ from corit_cli.data.robustness import CHAINS
 from corit_cli.data.variants import Variant
 from corit_cli.engine.features import Job, default_cache_path
 from corit_cli.model.settings import DETECTOR, CoRITSettings, baseline, parse_layers
+from corit_cli.report.evaluation import number
 
 DEGRADED = Recipe(degrade=("jpeg:50-95", "resize:0.5-1.5", "blur:0.3-1.5", "webp:60-95"), copies=1)
 TWICE = replace(DEGRADED, copies=2)
@@ -124,7 +125,7 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str],
             both = {"after": degraded[subset], "before": clean[subset]}
             draws, values = metrics.bootstrap_auc(bench.labels[subset], both, bench.sources[subset])
             change = metrics.interval(values["after"] - values["before"], draws["after"] - draws["before"])
-            falls[f"after {chain}"][row.name] = signed(change)
+            falls[f"after {chain}"][row.name] = number(change, signed=True)
         # What a source's choice may go by: the others' AUC by heads that saw neither of the two.
         inner[row.name] = {source: [] for source in tested}
         for a, b in combinations(tested, 2) if nested else ():

@@ -59,8 +59,9 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
         "--no-probe",
     ]
     photo = next((dataset / "source0" / "real").iterdir())
-    result = corit("train", dataset, *tiny, "--out", tmp_path / "plain")
+    result = corit("train", dataset, *tiny, "--layer-weights", "learned", "--out", tmp_path / "plain")
     assert result.returncode == 0, result.stderr
+    assert "Layer weights: cls 2 " in result.stdout and "cgp 2 " in result.stdout
     one_line_error(corit("detect", photo, "-c", tmp_path / "plain", "--heatmap", tmp_path / "maps"), "--local")
     result = corit(
         "train", dataset, *tiny, "--out", tmp_path / "det", "--local", "self_blend", "--local", "resample@part"

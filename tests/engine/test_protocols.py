@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from corit_cli import metrics
 from corit_cli.config import Recipe, TrainSettings
 from corit_cli.data.images import CropConfig
 from corit_cli.data.manifest import Sample
@@ -73,6 +74,10 @@ def test_heads_never_see_what_they_are_tested_on(detector: Detector, data: list[
         assert group.difference.value == pytest.approx(group.ours.value - group.probe.value)
     assert found.ours.value == pytest.approx(np.mean([g.ours.value for g in found.groups]))
     assert found.difference.value == pytest.approx(found.ours.value - found.probe.value)
+    for figure in ("ours", "probe", "difference"):
+        values = np.array([getattr(g, figure).value for g in found.groups])
+        assert found.as_groups_vary[figure] == metrics.mean_interval(values)
+    assert found.ours.value != found.probe.value
 
 
 def test_the_same_run_gives_the_same_figures_cache_or_not(

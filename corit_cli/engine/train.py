@@ -182,10 +182,11 @@ def train(
     """
     progress = progress or Progress()
     train_part, val_part = split(samples, val_fraction, settings.seed)
-    check_sources(samples, train_part, folds_of(samples, train_part, settings), settings)
+    folds = folds_of(samples, train_part, settings)
+    check_sources(samples, train_part, folds, settings)
     read = Read.of(samples, train_part, val_part, extractor, recipe, cache, probe, progress, world)
     head = read.data.fit(settings, progress=lambda n, loss: progress.epoch(n, settings.epochs, loss))
-    held_out = read.data.cross_fit(folds_of(samples, train_part, settings), settings)
+    held_out = read.data.cross_fit(folds, settings)
     return read.trained(
         extractor,
         head,
@@ -201,8 +202,10 @@ def check_sources(
     samples: Sequence[Sample], train_part: Sequence[int], folds: Sequence[Sequence[int]], settings: TrainSettings
 ) -> None:
     """Raise CoritError, before anything is read, when too few sources are left for GSNR where a fold is held out."""
+    if settings.layer_weights != "gsnr":
+        return
     least = min(len({samples[i].source for i in set(train_part) - set(fold)}) for fold in folds)
-    if settings.layer_weights == "gsnr" and least < UNITS:
+    if least < UNITS:
         raise CoritError(
             f"layer weights by GSNR need images of at least {UNITS} sources besides those held out to calibrate on, "
             f"not {least}: give images of more sources, or more --folds"

@@ -67,6 +67,7 @@ def cor_sweep(
     data: Annotated[
         Path | None,
         typer.Option(
+            "--data",
             metavar="DATA",
             help="A folder with real/ and fake/ in it, or a manifest. Default: what corit brings along.",
             rich_help_panel=TRAINED,

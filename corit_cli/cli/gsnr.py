@@ -46,6 +46,7 @@ def gsnr(
     data: Annotated[
         Path | None,
         typer.Option(
+            "--data",
             metavar="DATA",
             help="A folder with real/ and fake/ in it, or a manifest. Default: photographs that corit brings along "
             "and an autoencoder's reconstructions of them.",

@@ -91,6 +91,7 @@ InjectAt = Annotated[
 Mask = Annotated[
     str | None,
     typer.Option(
+        "--mask",
         metavar="MASK",
         help="RRM: none, quantile:LO-HI, soft:LO-HI, topk:SHARE, snr:SHARE.",
         rich_help_panel=MODEL,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from corit_cli import __version__
@@ -44,6 +45,14 @@ def test_every_command_shows_examples_unbroken(command: str, columns: int) -> No
     examples = shown[1:]  # the first is the usage
     written = [line.strip() for line in (command_of(command).__doc__ or "").splitlines()]
     assert 2 <= len(examples) <= 4 and set(examples) <= set(written)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_bear_the_names_of_their_parameters(command: str) -> None:
+    """Some Typer versions take a metavar that equals the name in capitals for the option's name."""
+    parameters = get_command(app).get_command(None, command).params
+    names = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
+    assert len(names) > 5 and names == [name.lower() for name in names]
 
 
 def command_of(name: str) -> Callable:

@@ -115,7 +115,21 @@ def test_mistakes_are_one_line(corit, arguments: list[str], words: list[str]) ->
 
 def tune_arguments(dataset: Path, folder: Path, out: Path, *more: object) -> list[str]:
     small = ("--backbone", folder / "tower.safetensors", "--view", "blur:1.0", "--cgp", "2,3", "--integrate", "2,3")
-    arguments = ("train", dataset, "--out", out, "--tune", "last:1", "--tune-batch-size", 8, *small, "--crop", "native")
+    arguments = (
+        "train",
+        dataset,
+        "--out",
+        out,
+        "--tune",
+        "last:1",
+        "--tune-batch-size",
+        8,
+        *small,
+        "--crop",
+        "native",
+        "--device",
+        "cpu",
+    )
     return [str(a) for a in (*arguments, *more)]
 
 

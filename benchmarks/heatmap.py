@@ -8,9 +8,9 @@ split, where it names one). Of each the middle 384 x 384 pixels are taken, forge
 AUC is the chance that a patch inside the region gets a higher value than one outside. 0.5 is chance only for a map that
 knows nothing of places, as regions lie near the middle: "the original" is the heatmap of the same picture before it was
 forged, inside the same masks, and "a blob in the middle" what one gets by looking at no picture at all. The rows below
-are what one might have drawn without a head for places: the contrast's norm, its distance from the image's median, and
-the contrast times the gradient of the detector's logit. With --teach the heatmap's head is also taught on that
-manifest's training split without the very forgery it is then tried on. Means over images, with 95% bootstraps.
+are what one might have drawn without a head for places: the contrast's norm and its distance from the image's median.
+With --teach the heatmap's head is also taught on that manifest's training split without the very forgery it is then
+tried on. Means over images, with 95% bootstraps.
 """
 
 from __future__ import annotations
@@ -19,18 +19,16 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from corit_cli import metrics
 from corit_cli.data.degrade import parse_degradation
 from corit_cli.data.forge import Forge, middle, parse_forge
-from corit_cli.data.images import IMAGE_SUFFIXES, crop, read_image
+from corit_cli.data.images import IMAGE_SUFFIXES, read_image
 from corit_cli.data.manifest import load_samples
 from corit_cli.engine.checkpoint import Localizer
 from corit_cli.engine.evidence import contrasted, evidence, smooth, tile
@@ -46,51 +44,23 @@ Maps = dict[str, np.ndarray]
 SAVED = {"as forged": (), "JPEG 90": ("jpeg:90",), "JPEG 75": ("jpeg:75",), "resized to 80%": ("resize:0.8",)}
 
 
-def without_a_head(detector: Detector, image: Image.Image) -> Maps:
+@torch.inference_mode()
+def without_a_head(extractor: Extractor, image: Image.Image) -> Maps:
     """Maps (rows, columns) that need no head for places, on the same grid and as smooth as the heatmap."""
-    extractor = detector.extractor
-    tiling, reader = tile(extractor, image.size), contrasted(extractor)
-    readings = extractor([crop(image, extractor.crops)])[0]
-    fixed = [r.mean(0) for r in readings]
-    sums: Maps = defaultdict(lambda: np.zeros(tiling.shape))
-    count, grid = np.zeros(tiling.shape), reader.corit.tower.config.grid
+    tiling, corit = tile(extractor, image.size), contrasted(extractor).corit
+    total, count, grid = np.zeros(tiling.shape), np.zeros(tiling.shape), corit.tower.config.grid
     for row, column in tiling.corners:
         pixels = torch.from_numpy(tiling.window(image, row, column).copy()).permute(2, 0, 1)[None].float() / 255
-        here = np.s_[row : row + grid, column : column + grid]
-        count[here] += 1
-        for name, values in _window(detector, pixels, fixed).items():
-            sums[name][here] += values.view(grid, grid).numpy()
-    everywhere = np.ones(tiling.shape, bool)
-    maps = {name: smooth(total / count, everywhere) for name, total in sums.items()}
-    energy = maps["contrast's norm"]
-    return maps | {"its distance from the median": np.abs(energy - np.median(energy))}
-
-
-def _window(detector: Detector, pixels: Tensor, fixed: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Maps (P,) of one window (1, 3, S, S); ``fixed`` are all readers' features (F_r,) of the whole image."""
-    reader = contrasted(detector.extractor)
-    corit, position = reader.corit, detector.extractor.readers.index(reader)
-    products, norms = [], []
-    with torch.enable_grad():
-        state = corit.start(pixels)
-        state = replace(state, x=state.x.detach().requires_grad_())
-        tokens, contrasts = [], []
+        state, norms = corit.start(pixels), []
         for layer in range(1, max(corit.settings.cgp)):  # deeper down a contrast has its class token only
             state = corit.run(state, layer)
-            tokens.append(state.x)
-            contrasts.append(cgp.contrast(state.x, state.views.unflatten(0, (-1, 1))).mean(0).detach())  # (1, N, d)
-        parts = [
-            corit.read(state := corit.run(state, corit.end)).z if i == position else z[None]
-            for i, z in enumerate(fixed)
-        ]
-        gradients = torch.autograd.grad(detector.head(torch.cat(parts, 1)).sum(), tokens)
-    for c, g in zip(contrasts, gradients, strict=True):
-        products.append((c * g)[0, 1:].sum(-1))
-        norms.append(c[0, 1:].norm(dim=-1))
-    return {
-        "contrast's norm": torch.stack(norms).mean(0),
-        "contrast x the score's gradient": torch.stack(products).mean(0),
-    }
+            contrast = cgp.contrast(state.x, state.views.unflatten(0, (-1, 1))).mean(0)  # (1, N, d)
+            norms.append(contrast[0, 1:].norm(dim=-1))  # (P,)
+        here = np.s_[row : row + grid, column : column + grid]
+        total[here] += torch.stack(norms).mean(0).view(grid, grid).numpy()
+        count[here] += 1
+    energy = smooth(total / count, np.ones(tiling.shape, bool))
+    return {"contrast's norm": energy, "its distance from the median": np.abs(energy - np.median(energy))}
 
 
 def blob(shape: tuple[int, int]) -> np.ndarray:
@@ -120,14 +90,14 @@ def taught_without(manifest: Path, extractor: Extractor, forges: Sequence[Forge]
     taught = photographs(samples, part, TAUGHT, extractor.crops.size)
     seen = list(pairs(taught, extractor, forges, [0, 0], progress))
     heads = {f.spelling: teach(p for p in seen if p.kind != f.spelling) for f in forges}
-    return {name: Localizer(head, 0.0, 1.0) for name, head in heads.items()}
+    return {name: Localizer(head, extractor.settings, extractor.crops, 0.0, 1.0) for name, head in heads.items()}
 
 
 def measure(
     detector: Detector, paths: list[Path], forges: list[Forge], limit: int, others: dict[str, Localizer]
 ) -> dict[tuple[str, str], list[float]]:
     """AUCs by (row, forgery's name), one an image."""
-    extractor = detector.extractor
+    extractor = detector.contrasts
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     localizer, used = detector.checkpoint.localizer, 0
     for number, path in enumerate(paths):
@@ -152,7 +122,7 @@ def measure(
                 if not chain:
                     maps["the original"] = original
                     maps["a blob in the middle"] = blob(tiling.shape)
-                    maps |= without_a_head(detector, shown)
+                    maps |= without_a_head(extractor, shown)
                 inside = patch_mask(mask, tiling.box, tiling.shape) >= FORGED
                 if inside.any() and not inside.all():
                     for name, values in maps.items():
@@ -189,6 +159,8 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
     kinds = [parse_forge(s) for s in arguments.forge or ["self_blend", "recompress@part", "resample@part"]]
-    found_detector = Detector.load(arguments.checkpoint)
-    without = taught_without(arguments.teach, found_detector.extractor, kinds) if arguments.teach else {}
+    found_detector = Detector.load(arguments.checkpoint, "cpu")
+    if found_detector.contrasts is None:
+        sys.exit("this detector draws no heatmaps")
+    without = taught_without(arguments.teach, found_detector.contrasts, kinds) if arguments.teach else {}
     report(measure(found_detector, real_images(arguments.images), kinds, arguments.limit, without))

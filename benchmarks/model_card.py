@@ -1,4 +1,4 @@
-"""The tables of docs/model-card.md: the shipped detectors on the validation split of the manifest they were trained on.
+"""The tables of docs/model-card.md: the shipped detector on the validation split of the manifest it was trained on.
 
 python benchmarks/model_card.py MANIFEST [--cache FILE]
 """
@@ -103,7 +103,7 @@ def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path
 
 
 def main(manifest: Path, cache: FeatureCache) -> None:
-    """Print the data by source, then tables for each detector."""
+    """Print the data by source, then the detector's tables."""
     print("| source | training: real, fake | validation: real, fake |\n|---|---|---|")
     for source, counts in sorted(Detector.load().checkpoint.data["sources"].items()):
         cells = (f"{counts.get(f'{part}_real', 0)}, {counts.get(f'{part}_fake', 0)}" for part in ("train", "val"))
@@ -112,34 +112,30 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     samples = [s for s in everything if s.split == "val"]
     labels = np.array([s.label for s in samples])
     sources = np.array([s.source for s in samples])
-    for title, fast in (("Default", False), ("--fast", True)):
-        detector = Detector.load(fast=fast)
-        z, errors = extract(detector.extractor, [Job(s.path) for s in samples], cache)
-        assert not errors, errors
-        checkpoint = detector.checkpoint
-        with torch.inference_mode():
-            probabilities = checkpoint.calibration(checkpoint.head(z)).double().numpy().round(6)
-        verdicts = np.array([checkpoint.thresholds.verdict(p) for p in probabilities])
-        held_out = checkpoint.metrics["held_out_sources"]
-        t = checkpoint.thresholds
-        print(f"\n**{title}**: fake from {t.fake:.3f}, real up to {t.real:.3f}, uncertain between\n")
-        print(
-            "| source | real / fake | AUC [95%] | AP | right at 0.5 | real called fake | fake called fake | uncertain |"
-        )
-        print("|---|---|---|---|---|---|---|---|")
-        for source in np.unique(sources):
-            chosen = sources == source
-            print(line(source, labels[chosen], probabilities[chosen], verdicts[chosen]))
-        print(line("**all**", labels, probabilities, verdicts))
-        ece = metrics.expected_calibration_error(labels, probabilities)
-        print(f"\nCalibration error on these images: {ece:.3f}.")
-        print(f"\nOn {held_out['images']} training images, each scored by a head that never saw its source:\n")
-        print("| | called real | uncertain | called fake |")
-        print("|---|---|---|---|")
-        for kind in ("real", "fake"):
-            shares = (held_out[f"{kind}_called_{verdict}"] for verdict in ("real", "uncertain", "fake"))
-            print(f"| {kind} images | {' | '.join(f'{share:.1%}' for share in shares)} |")
-        operating_points(detector, everything, kinds_of(manifest), cache)
+    detector = Detector.load()
+    z, errors = extract(detector.extractor, [Job(s.path) for s in samples], cache)
+    assert not errors, errors
+    checkpoint = detector.checkpoint
+    with torch.inference_mode():
+        probabilities = checkpoint.calibration(checkpoint.head(z)).double().numpy().round(6)
+    verdicts = np.array([checkpoint.thresholds.verdict(p) for p in probabilities])
+    held_out, t = checkpoint.metrics["held_out_sources"], checkpoint.thresholds
+    print(f"\nFake from {t.fake:.3f}, real up to {t.real:.3f}, uncertain between:\n")
+    print("| source | real / fake | AUC [95%] | AP | right at 0.5 | real called fake | fake called fake | uncertain |")
+    print("|---|---|---|---|---|---|---|---|")
+    for source in np.unique(sources):
+        chosen = sources == source
+        print(line(source, labels[chosen], probabilities[chosen], verdicts[chosen]))
+    print(line("**all**", labels, probabilities, verdicts))
+    ece = metrics.expected_calibration_error(labels, probabilities)
+    print(f"\nCalibration error on these images: {ece:.3f}.")
+    print(f"\nOn {held_out['images']} training images, each scored by a head that never saw its source:\n")
+    print("| | called real | uncertain | called fake |")
+    print("|---|---|---|---|")
+    for kind in ("real", "fake"):
+        shares = (held_out[f"{kind}_called_{verdict}"] for verdict in ("real", "uncertain", "fake"))
+        print(f"| {kind} images | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    operating_points(detector, everything, kinds_of(manifest), cache)
 
 
 def kinds_of(manifest: Path) -> dict[Path, str]:

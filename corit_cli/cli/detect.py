@@ -45,9 +45,6 @@ def detect(
         Path | None,
         typer.Option("--checkpoint", "-c", metavar="FOLDER", help="A detector that corit train made."),
     ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="A second detector, which reads one window an image instead of two.")
-    ] = False,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit with 3 if any file is fake (uncertain: fake or uncertain).")
     ] = None,
@@ -128,7 +125,7 @@ def detect(
     from corit_cli.engine.predict import Detector
 
     with err.status("loading the detector"):
-        detector = Detector.load(checkpoint, device, fast)
+        detector = Detector.load(checkpoint, device)
     told = provenance or html is not None
     predictions = detector.predict(
         files, workers, faces=faces, stability=stability, provenance=told, frames=frames, rate=rate

@@ -33,9 +33,6 @@ def evaluate(
         Path | None,
         typer.Option("--checkpoint", "-c", metavar="FOLDER", help="A detector that corit train made."),
     ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="The shipped detector that reads one window an image instead of two.")
-    ] = False,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only the images of this split, such as val.")
     ] = None,
@@ -117,7 +114,7 @@ def evaluate(
     from corit_cli.report.evaluation import write_page
 
     with err.status("loading the detector"):
-        detector = Detector.load(checkpoint, device, fast)
+        detector = Detector.load(checkpoint, device)
     # Mistakes show before the work.
     check(detector.checkpoint, samples, protocols)
     others = [read_peer(file, samples, data) for file in peers]

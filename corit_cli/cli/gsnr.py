@@ -305,7 +305,8 @@ def _show_proxies(found: Study) -> None:
             "cosine, real",
             "cosine, fake",
         ]
-    table = _table("Every layer's class token, and the contrast (CGP) after fitting the head", columns)
+    contrast = ", and the contrast (CGP) after fitting the head" if proxy else ""
+    table = _table(f"Every layer's class token{contrast}", columns)
     for layer in sorted({*found.probes, *(proxy.layers if proxy else ())}):
         line = [str(layer), _plus_minus(found.probes.get(layer))]
         p = proxy.layers.get(layer) if proxy else None
@@ -314,12 +315,13 @@ def _show_proxies(found: Study) -> None:
             line += [_plus_minus(value) for value in values]
         table.add_row(*line)
     _print(table)
+    out.print("Probe AUC: cross-validated, on all images. ± is half a 95% interval.", soft_wrap=True)
     if proxy is None:
         return
     out.print(
-        "Probe AUC: cross-validated, on all images. |c|/|h|: the contrast's norm relative to the tokens', mean over "
+        "|c|/|h|: the contrast's norm relative to the tokens', mean over "
         "patches. Rank agreement: Spearman's correlation over patches of |c| with the norm of the loss gradient at the "
-        "same tokens. Cosine: of c with that gradient. ± is half a 95% interval.",
+        "same tokens. Cosine: of c with that gradient.",
         soft_wrap=True,
     )
     v = proxy.variance

@@ -46,7 +46,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
     ) -> None:
         taught = detector.checkpoint.localizer is not None
         if folder is not None and not taught:
-            raise CoritError("this detector draws no heatmaps: take one that was trained with --local, and not --fast")
+            raise CoritError("this detector draws no heatmaps: take one that was trained with --local")
         self.detector, self.folder, self.html = detector, folder, html
         self.mapped = taught and (folder is not None or few)
         self.frames, self.rate = frames, rate
@@ -80,7 +80,6 @@ class Illustrator(AbstractContextManager["Illustrator"]):
 
     def _picture(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
         from corit_cli.data.images import ImageError, read_image
-        from corit_cli.engine.evidence import evidence
         from corit_cli.report.heatmap import paint, save_overlay
 
         try:
@@ -91,7 +90,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         if not self.mapped:
             return image, None, {}
         try:
-            found = evidence(self.detector.extractor, self.detector.checkpoint.localizer, image)
+            found = self.detector.evidence(image)
         except CoritError as error:  # too small
             warn(f"{prediction.path}: {error}")
             return image, None, {}

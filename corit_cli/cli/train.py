@@ -276,10 +276,8 @@ def train(
     corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha, DETECTOR)
     if (mask is not None or alpha is not None) and not corit.inject_at:
         raise CoritError("--mask and --alpha say how to inject: say where with --inject-at")
-    if view is not None and not corit.contrasted:
-        raise CoritError("--view is contrasted with by --cgp, --pool and --inject-at, of which none is left")
-    if places and not corit.cgp:
-        raise CoritError("--local reads the layers of --cgp: it does not go with --no-cgp")
+    if view is not None and not corit.contrasted and not places:
+        raise CoritError("--view is contrasted with by --cgp, --pool, --inject-at and --local, of which none is left")
 
     from corit_cli.data.manifest import load_samples
 
@@ -376,7 +374,7 @@ def _teach_places(
     seed: int,
 ) -> None:
     """Give the checkpoint a localizer, and its figures; say so where none can be had."""
-    from corit_cli.engine.localize import localize
+    from corit_cli.engine.localize import contrasts_for, localize
     from corit_cli.engine.train import split
     from corit_cli.engine.tune import tuned_extractor
 
@@ -387,7 +385,7 @@ def _teach_places(
             checkpoint.localizer, checkpoint.metrics["localizer"] = localize(
                 samples,
                 *split(samples, val_fraction, seed),
-                tuned_extractor(extractor, checkpoint.tuned),
+                contrasts_for(tuned_extractor(extractor, checkpoint.tuned)),
                 kinds,
                 seed,
                 lambda done, total: bar.update(task, completed=done, total=total),

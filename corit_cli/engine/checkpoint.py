@@ -35,11 +35,14 @@ TOWER, LOCALIZER = "tower.", "localizer."
 class Localizer:
     """What a heatmap is drawn by: ``head`` maps patch contrasts (..., F) to log odds of having been forged (...).
 
-    ``common`` and ``rare`` are the smoothed values that one patch in ten and one in a hundred of untouched photographs
-    exceed; ``forges`` names the forgeries that taught it.
+    ``settings`` and ``crops`` say which contrasts, in which windows: the detector itself may read none. ``common`` and
+    ``rare`` are the smoothed values that one patch in ten and one in a hundred of untouched photographs exceed;
+    ``forges`` names the forgeries that taught it.
     """
 
     head: Head
+    settings: CoRITSettings
+    crops: CropConfig
     common: float
     rare: float
     forges: tuple[str, ...] = ()
@@ -100,6 +103,8 @@ class Checkpoint:
         if self.localizer is not None:
             config["localizer"] = {
                 "features": self.localizer.head.mean.shape[0],
+                "settings": asdict(self.localizer.settings),
+                "crops": asdict(self.localizer.crops),
                 "common": self.localizer.common,
                 "rare": self.localizer.rare,
                 "forges": self.localizer.forges,
@@ -169,7 +174,12 @@ def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -
     head.load_state_dict(tensors, strict=True)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise RuntimeError("a localizer that is not finite")
-    return Localizer(head.eval(), float(about["common"]), float(about["rare"]), tuple(about["forges"]))
+    if "settings" not in about:
+        raise ValueError("a localizer that does not say what it reads: train again with --local")
+    settings, crops = CoRITSettings(**_tuples(about["settings"])), CropConfig(**about["crops"])
+    if not settings.cgp:
+        raise ValueError("a localizer that reads nothing")
+    return Localizer(head.eval(), settings, crops, float(about["common"]), float(about["rare"]), tuple(about["forges"]))
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class _Axis:
 
 def evidence(
     extractor: Extractor,
-    localizer: Localizer | None,
+    localizer: Localizer,
     image: Image.Image,
     windows: int = WINDOWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -91,10 +91,8 @@ def evidence(
     Where contrasts are read from the resized image, that one window is all. ``progress`` is told how many windows of
     how many are done.
 
-    Raises CoritError when there is no localizer, or the image is smaller than a window.
+    Raises CoritError when the extractor reads no contrast, or the image is smaller than a window.
     """
-    if localizer is None:
-        raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
     corit = contrasted(extractor).corit
     side = extractor.crops.size
     if min(image.size) < side:  # enlarged pixels look changed all over
@@ -161,7 +159,7 @@ def contrasted(extractor: Extractor) -> Reader:
     """The extractor's reader of contrasts. Raises CoritError when there is none."""
     found = [reader for reader in extractor.readers if reader.corit.settings.cgp]
     if not found:
-        raise CoritError("this detector reads no contrast, so it cannot show where a picture was changed")
+        raise CoritError("no contrast is read, so nothing shows where a picture was changed")
     return found[-1]
 
 

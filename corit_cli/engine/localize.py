@@ -1,9 +1,9 @@
 """Where a picture was changed: a linear head on patch contrasts, taught by forgeries whose masks are known.
 
-The detector's own head hears of whole images, and its gradient says nothing of places (docs/results.md). So places have
-a head of their own: w . c_p + b for a patch's contrasts c_p (:meth:`CoRIT.regional`), the logistic regression of
-"forged or not" over patches of real photographs that were changed in one region by ``data/forge.py``. It is ours,
-not the paper's. Whether a picture is called fake does not depend on it.
+The detector's own head hears of whole images and may read no contrast at all. So places have a head of their own:
+w . c_p + b for a patch's contrasts c_p (:meth:`CoRIT.regional`), the logistic regression of "forged or not" over
+patches of real photographs that were changed in one region by ``data/forge.py``. It is ours, not the paper's. Whether a
+picture is called fake does not depend on it.
 
 Contrasts also tell where in the window a patch stands, and forged regions mostly lie near the middle. A head could
 learn that instead. So every forged window is taught together with the same window of the untouched photograph, and at
@@ -25,13 +25,14 @@ from torch import Tensor
 from corit_cli import metrics
 from corit_cli.data.degrade import jpeg
 from corit_cli.data.forge import Forge, middle
-from corit_cli.data.images import ImageError, inspect, read_image
+from corit_cli.data.images import CropConfig, ImageError, inspect, read_image
 from corit_cli.data.manifest import Sample
 from corit_cli.engine.checkpoint import Localizer
 from corit_cli.engine.evidence import contrasted, smooth, tile
 from corit_cli.engine.features import Extractor, ahead
 from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
+from corit_cli.model.settings import DETECTOR, CoRITSettings
 
 #: Photographs that the head learns from, and that it is tried on, taken from all sources in turn.
 TAUGHT, TRIED = 400, 100
@@ -45,6 +46,16 @@ FORGED, UNTOUCHED = 0.5, 0.02
 PENALTY = 2e-5
 #: Shares of the patches of untouched photographs that exceed the two levels of a heatmap's scale.
 SHARES = (0.1, 0.01)
+
+
+def contrasts_for(extractor: Extractor) -> Extractor:
+    """What reads the contrasts of places for the detector of ``extractor``: the same where it reads CGP, otherwise
+    those that ``corit train`` reads by itself, from native windows. Raises CoritError for a tower too shallow."""
+    if extractor.settings.cgp:
+        return extractor
+    settings = CoRITSettings(extractor.settings.views or DETECTOR.views, cgp=DETECTOR.cgp, integrate=())
+    crops = CropConfig("native", extractor.crops.size)
+    return Extractor(extractor.backbone, settings, crops, extractor.device.type)
 
 
 def localize(
@@ -61,8 +72,8 @@ def localize(
     Also returns what it is worth on the validation part: how many photographs it was taught by and tried on, and for
     each kind of forgery the mean over photographs of the pixel AUC inside the masks, of the forged picture's map and of
     the untouched original's, which shows what content and place alone come to. ``progress`` is told how many
-    photographs are done, of how many. Raises CoritError when the detector reads no contrast, or no photograph of
-    either part is large enough.
+    photographs are done, of how many. Raises CoritError when the extractor reads no contrast, or no photograph
+    of either part is large enough.
     """
     contrasted(extractor)
     size = extractor.crops.size
@@ -94,7 +105,8 @@ def localize(
         forged, original = np.mean(found, 0).round(4).tolist()
         figures[kind] = {"photographs": len(found), "forged": forged, "original": original}
     about = {"taught_by": len(taught), "tried_on": len(tried), "pixel_auc": figures}
-    return Localizer(head, common, max(rare, common + 1e-3), tuple(kind.spelling for kind in kinds)), about
+    spellings = tuple(kind.spelling for kind in kinds)
+    return Localizer(head, extractor.settings, extractor.crops, common, max(rare, common + 1e-3), spellings), about
 
 
 def teach(examples: Iterable[Pair], seed: int = 0) -> Head:

@@ -23,6 +23,7 @@ from corit_cli.data.variants import Variant
 from corit_cli.data.video import VIDEO_SUFFIXES, Frame, sample_frames
 from corit_cli.data.video import inspect as inspect_video
 from corit_cli.engine.checkpoint import Checkpoint
+from corit_cli.engine.evidence import Evidence, evidence
 from corit_cli.engine.features import Extractor, pool, stream
 from corit_cli.engine.tune import retuned
 from corit_cli.engine.verdicts import (
@@ -42,9 +43,7 @@ from corit_cli.errors import CoritError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DEFAULT_DETECTOR, FAST_DETECTOR = "detector", "detector-fast"
-
-
+DEFAULT_DETECTOR = "detector"
 #: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
 FACES = ("off", "auto", "only")
 
@@ -60,18 +59,18 @@ class Detector:
     def __init__(self, checkpoint: Checkpoint, extractor: Extractor) -> None:
         self.checkpoint, self.extractor = checkpoint, extractor
         self.head = checkpoint.head
+        places = checkpoint.localizer
+        self.contrasts = places and Extractor(
+            extractor.backbone, places.settings, places.crops, extractor.device.type
+        )  # what heatmaps are drawn from
 
     @classmethod
-    def load(cls, checkpoint: str | Path | None = None, device: str = "auto", fast: bool = False) -> Detector:
+    def load(cls, checkpoint: str | Path | None = None, device: str = "auto") -> Detector:
         """The shipped detector, or the one in a ``checkpoint`` folder, on ``cpu``, ``cuda`` or whichever is there.
 
-        ``fast`` takes the shipped detector that reads one window an image. Raises CoritError when the checkpoint is
-        missing or damaged, or its backbone is not the one it was trained on.
+        Raises CoritError when the checkpoint is missing or damaged, or its backbone is not the one it was trained on.
         """
-        if checkpoint is not None and fast:
-            raise CoritError("--fast means a detector that ships with corit: give it or --checkpoint, not both")
-        shipped = weights_dir() / (FAST_DETECTOR if fast else DEFAULT_DETECTOR)
-        folder = shipped if checkpoint is None else Path(checkpoint)
+        folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else Path(checkpoint)
         found = Checkpoint.load(folder)
         device = pick_device(device)
         name = found.backbone["name"]
@@ -88,9 +87,16 @@ class Detector:
             raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
         if found.localizer is not None:
             reads = found.localizer.head.mean.shape[0]
-            if reads != len(found.settings.cgp) * backbone.tower.config.width:
+            if reads != len(found.localizer.settings.cgp) * backbone.tower.config.width:
                 raise CoritError(f"{folder}: its localizer reads {reads} features a patch, which nothing here gives")
         return cls(found, extractor)
+
+    def evidence(self, image: Image) -> Evidence:
+        """Where an RGB ``image`` may have been changed. Raises CoritError when the detector was not taught to tell, or
+        the image is smaller than a window."""
+        if self.contrasts is None or self.checkpoint.localizer is None:
+            raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
+        return evidence(self.contrasts, self.checkpoint.localizer, image)
 
     def predict(
         self,

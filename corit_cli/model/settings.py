@@ -56,7 +56,7 @@ class CoRITSettings:
 
 #: The method as docs/method.md defines it, which the instruments measure.
 METHOD = CoRITSettings()
-#: What ``corit train`` and the shipped detectors read: the best of what benchmarks/search.py tried.
+#: What ``corit train`` reads. The shipped detector leaves the contrasts to its heatmaps (docs/results.md says why).
 DETECTOR = CoRITSettings(integrate=(7, 8, 9, 10, 11, 12), cgp=(4, 5, 6))
 
 

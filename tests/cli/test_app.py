@@ -101,7 +101,7 @@ def run(*arguments: str, **variables: str) -> str:
     ("line", "expected"),
     [
         ("corit de", {"detect"}),
-        ("corit detect --fa", {"--fast", "--fail-on", "--faces"}),
+        ("corit detect --fa", {"--fail-on", "--faces"}),
         ("corit detect --faces ", {"off", "auto", "only"}),
         ("corit detect --faces o", {"off", "only"}),
         ("corit detect --fail-on ", {"fake", "uncertain"}),
@@ -116,7 +116,7 @@ def test_completion(line: str, expected: set[str]) -> None:
 
 def test_completion_in_other_shells() -> None:
     found = run(_CORIT_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="corit detect --fac")
-    assert "--faces" in found and "--fast" not in found
+    assert "--faces" in found and "--fail-on" not in found
     variables = {"_TYPER_COMPLETE_ARGS": "corit detect --fac", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     assert [line.split()[0] for line in run(_CORIT_COMPLETE="complete_fish", **variables).splitlines()] == ["--faces"]
 

@@ -148,11 +148,6 @@ def test_an_interrupt_keeps_what_was_found(folder: Path, tmp_path: Path, environ
     assert 3 <= len(rows) < 201 and all(row.count(",") >= 4 for row in rows)
 
 
-def test_fast_looks_at_one_window(corit, folder: Path) -> None:
-    normal, fast = (json.loads(corit("detect", folder / "good.jpg", "--jsonl", *f).stdout) for f in ((), ("--fast",)))
-    assert fast["error"] is None and fast["probability"] != normal["probability"]
-
-
 class TestCollect:
     def test_folders_globs_and_names(self, folder: Path) -> None:
         names = lambda *p, r=False: [Path(f).name for f in collect([str(x) for x in p], r)]  # noqa: E731

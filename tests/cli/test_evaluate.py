@@ -143,7 +143,6 @@ def test_one_class(evaluate, dataset: Path) -> None:
         (("--csv", "no/where.csv"), "there is no folder no"),
         (("--html", "no/where.html"), "there is no folder no"),
         (("--csv", "."), ". is a folder"),
-        (("--fast",), "not both"),
     ],
 )
 def test_mistakes_are_one_line(evaluate, arguments: tuple[str, ...], words: str) -> None:

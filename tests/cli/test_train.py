@@ -6,19 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from corit_cli.cli.app import app
 from corit_cli.cli.train import _hidden, _quality_range
 from corit_cli.engine.resume import State
 from tests.cli.conftest import one_line_error
-from tests.conftest import photograph
+from tests.conftest import TINY, photograph, random_tower
 
 
 def test_train_then_detect(corit, dataset: Path, tmp_path: Path) -> None:
@@ -72,6 +73,26 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "maps" / f"{photo.stem}.heatmap.png") as drawn:
         assert drawn.height > 48
+
+
+def test_a_detector_without_contrasts_shows_where_too(corit, dataset: Path, tmp_path: Path) -> None:
+    """Its heatmaps read contrasts of their own, of the tower as it was tuned."""
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    save_file(random_tower(replace(TINY, layers=6)).state_dict(), deep / "tower.safetensors")
+    (deep / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
+    tiny = ["--backbone", deep / "tower.safetensors", "--integrate", "6", "--no-cgp", "--no-probe", "--device", "cpu"]
+    tuning = ["--tune", "last:2", "--tune-epochs", 1, "--view", "blur:2", "--local", "self_blend"]
+    result = corit("train", dataset, *tiny, *tuning, "--out", tmp_path / "det")
+    assert result.returncode == 0, result.stderr
+    assert "Pixel AUC of the heatmap" in result.stdout
+    config = json.loads((tmp_path / "det" / "config.json").read_text())
+    assert config["settings"]["cgp"] == []
+    places = config["localizer"]["settings"]
+    assert places["cgp"] == [4, 5, 6] and places["views"] == ["blur:2"] and places["integrate"] == []
+    photo = next((dataset / "source0" / "real").iterdir())
+    result = corit("detect", photo, "-c", tmp_path / "det", "--heatmap", tmp_path / "maps")
+    assert result.returncode == 0 and len(list((tmp_path / "maps").iterdir())) == 1, result.stderr
 
 
 def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings
 
+PLACES = CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=())
+
 
 def checkpoint(hidden: int = 3) -> Checkpoint:
     torch.manual_seed(0)
@@ -90,17 +92,15 @@ def test_damaged_tuned_weights_are_refused(
 
 def test_a_localizer_stands_beside_the_head(tmp_path: Path) -> None:
     plain, saved = checkpoint(), checkpoint()
-    saved.localizer = Localizer(Head(8).eval(), 0.5, 1.25, ("self_blend",))
+    saved.localizer = Localizer(Head(8).eval(), PLACES, CropConfig("native", 32), 0.5, 1.25, ("self_blend",))
     assert saved.sha256 != plain.sha256
     saved.save(tmp_path / "det")
     loaded = Checkpoint.load(tmp_path / "det")
     z, patches = torch.randn(5, 12), torch.randn(2, 9, 8)
     assert torch.equal(loaded.head(z), saved.head(z)) and loaded.sha256 == saved.sha256
     assert torch.equal(loaded.localizer.head(patches), saved.localizer.head(patches))
-    assert loaded.localizer.forges == ("self_blend",) and (loaded.localizer.common, loaded.localizer.rare) == (
-        0.5,
-        1.25,
-    )
+    for name in ("settings", "crops", "common", "rare", "forges"):
+        assert getattr(loaded.localizer, name) == getattr(saved.localizer, name)
     plain.save(tmp_path / "plain")
     assert Checkpoint.load(tmp_path / "plain").localizer is None
 
@@ -108,11 +108,31 @@ def test_a_localizer_stands_beside_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"localizer.mean": None}, {"localizer.more": torch.ones(2)}], ids=["less", "more"])
 def test_a_damaged_localizer_is_refused(change: dict[str, torch.Tensor | None], tmp_path: Path) -> None:
     saved = checkpoint()
-    saved.localizer = Localizer(Head(8), 0.0, 1.0)
+    saved.localizer = Localizer(Head(8), PLACES, CropConfig("native", 32), 0.0, 1.0)
     saved.save(tmp_path / "det")
     tensors = load_file(tmp_path / "det" / "model.safetensors") | change
     save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "det" / "model.safetensors")
     with pytest.raises(CoritError, match="does not fit"):
+        Checkpoint.load(tmp_path / "det")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": None}, "does not say what it reads"),
+        ({"settings": {"cgp": [], "integrate": [2]}}, "reads nothing"),
+        ({"crops": {"mode": "sideways"}}, "crop mode"),
+        ({"common": None}, "KeyError"),
+    ],
+)
+def test_a_localizer_that_makes_no_sense_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.localizer = Localizer(Head(8), PLACES, CropConfig("native", 32), 0.0, 1.0)
+    saved.save(tmp_path / "det")
+    config = json.loads((tmp_path / "det" / "config.json").read_text())
+    places = {k: v for k, v in (config["localizer"] | change).items() if v is not None}
+    (tmp_path / "det" / "config.json").write_text(json.dumps(config | {"localizer": places}))
+    with pytest.raises(CoritError, match=message):
         Checkpoint.load(tmp_path / "det")
 
 

@@ -28,7 +28,7 @@ def extractor(settings: CoRITSettings = SETTINGS, crops: CropConfig = CROPS) -> 
 
 def localizer(layers: int = 3) -> Localizer:
     torch.manual_seed(7)
-    return Localizer(Head(32 * layers).eval(), 0.25, 0.5)
+    return Localizer(Head(32 * layers).eval(), SETTINGS, CROPS, 0.25, 0.5)
 
 
 # --- the map --------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_overlapping_windows_are_averaged(monkeypatch: pytest.MonkeyPatch) -> No
     head.layers[0].weight.data.fill_(96**0.5 / 96)
     head.layers[0].bias.data.zero_()
     found = evidence(
-        e, Localizer(head, 0.0, 1.0), photograph(1, (48, 32))
+        e, Localizer(head, SETTINGS, CROPS, 0.0, 1.0), photograph(1, (48, 32))
     )  # two windows of 4 x 4 cells, two columns apart
     np.testing.assert_allclose(found.map[0], [0, 0, 0.5, 0.5, 1, 1], atol=1e-5)
 
@@ -82,8 +82,6 @@ def test_the_resized_window_covers_the_middle_only() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(CoritError, match="--local"):
-        evidence(extractor(), None, photograph(1))
     with pytest.raises(CoritError, match="32 px a side"):
         evidence(extractor(), localizer(), photograph(1, (31, 90)))
     with pytest.raises(CoritError, match="no contrast"):

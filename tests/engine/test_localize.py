@@ -13,7 +13,17 @@ from corit_cli.data.images import CropConfig, read_image
 from corit_cli.data.manifest import Sample
 from corit_cli.engine.evidence import evidence, tile
 from corit_cli.engine.features import Extractor
-from corit_cli.engine.localize import FORGED, PENALTY, fit, localize, pairs, patch_mask, photographs, teach
+from corit_cli.engine.localize import (
+    FORGED,
+    PENALTY,
+    contrasts_for,
+    fit,
+    localize,
+    pairs,
+    patch_mask,
+    photographs,
+    teach,
+)
 from corit_cli.engine.weights import Backbone
 from corit_cli.errors import CoritError
 from corit_cli.metrics import auc
@@ -157,8 +167,21 @@ def test_what_cannot_be_taught_is_said(samples: list[Sample], tmp_path: Path) ->
         localize(samples, TRAIN, VAL, extractor(baseline(4)), kinds)
 
 
+def test_a_detector_without_contrasts_gets_some_for_its_heatmaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = extractor()
+    assert contrasts_for(reading) is reading
+    plain = extractor(CoRITSettings(("blur:2.0",), cgp=(), integrate=(2,)))
+    with pytest.raises(CoritError, match="has layers 1 to 4"):
+        contrasts_for(plain)
+    monkeypatch.setattr("corit_cli.engine.localize.DETECTOR", SETTINGS)
+    found = contrasts_for(plain)
+    assert found.settings == CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=())
+    assert found.crops.windows == ("native 1/1",) and found.crops.size == 32
+    assert contrasts_for(extractor(baseline(4))).settings.views == ("blur:1.0",)
+
+
 def test_the_shipped_heatmap_points_into_masks() -> None:
-    """On photographs of the sample set, which no shipped detector was trained on."""
+    """On photographs of the sample set, which the shipped detector was not trained on."""
     from corit_cli.engine.predict import Detector
     from corit_cli.engine.weights import weights_dir
 
@@ -167,7 +190,7 @@ def test_the_shipped_heatmap_points_into_masks() -> None:
     for number, path in enumerate(sorted((weights_dir() / "samples" / "real").iterdir())[::20]):
         image = read_image(path)
         forged = parse_forge("resample@part").forge(image, np.random.default_rng(number))
-        maps = [evidence(detector.extractor, detector.checkpoint.localizer, i) for i in (forged.image, image)]
+        maps = [detector.evidence(i) for i in (forged.image, image)]
         inside = patch_mask(forged.mask, maps[0].box, maps[0].map.shape) >= FORGED
         aucs.append([auc(inside.ravel(), shown.map.ravel()) for shown in maps])
     forged_auc, original_auc = np.mean(aucs, 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,8 @@ from corit_cli.data.images import CropConfig, crop, read_image
 from corit_cli.data.robustness import CHAINS
 from corit_cli.data.variants import Variant
 from corit_cli.engine import predict
-from corit_cli.engine.checkpoint import Checkpoint
+from corit_cli.engine.checkpoint import Checkpoint, Localizer
+from corit_cli.engine.evidence import evidence
 from corit_cli.engine.features import Extractor, pool
 from corit_cli.engine.fit import Calibration, Thresholds
 from corit_cli.engine.predict import Detector
@@ -128,6 +130,18 @@ def test_provenance_is_told_only_on_request(detector: Detector, file: Path, tmp_
 
 
 # --- videos ---------------------------------------------------------------------------------------
+
+
+def test_evidence_takes_a_detector_that_was_taught(detector: Detector) -> None:
+    image = photograph(1, (90, 60))
+    with pytest.raises(CoritError, match="--local"):
+        detector.evidence(image)
+    settings, crops = CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=()), CropConfig("native", 32)
+    taught = replace(detector.checkpoint, localizer=Localizer(Head(64).eval(), settings, crops, 0.0, 1.0))
+    found = Detector(taught, detector.extractor)
+    assert found.contrasts.settings == settings and found.contrasts.crops == crops
+    expected = evidence(found.contrasts, taught.localizer, image)
+    np.testing.assert_array_equal(found.evidence(image).map, expected.map)
 
 
 @pytest.fixture

@@ -104,18 +104,18 @@ def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path
 
 def main(manifest: Path, cache: FeatureCache) -> None:
     """Print the data by source, then the detector's tables."""
+    detector = Detector.load()
+    checkpoint = detector.checkpoint
     print("| source | training: real, fake | validation: real, fake |\n|---|---|---|")
-    for source, counts in sorted(Detector.load().checkpoint.data["sources"].items()):
+    for source, counts in sorted(checkpoint.data["sources"].items()):
         cells = (f"{counts.get(f'{part}_real', 0)}, {counts.get(f'{part}_fake', 0)}" for part in ("train", "val"))
         print(f"| {source} | {' | '.join(cells)} |")
     everything = load_samples(manifest)
     samples = [s for s in everything if s.split == "val"]
     labels = np.array([s.label for s in samples])
     sources = np.array([s.source for s in samples])
-    detector = Detector.load()
     z, errors = extract(detector.extractor, [Job(s.path) for s in samples], cache)
     assert not errors, errors
-    checkpoint = detector.checkpoint
     with torch.inference_mode():
         probabilities = checkpoint.calibration(checkpoint.head(z)).double().numpy().round(6)
     verdicts = np.array([checkpoint.thresholds.verdict(p) for p in probabilities])

@@ -111,6 +111,7 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str],
     tested, scores, inner = bench.tested, {}, {}
     few = {s.path for s in first_of_each(bench.samples, LIMIT)}
     subset = [i for i, s in enumerate(bench.samples) if s.path in few and s.source in tested]
+    real = bench.labels[subset] == 0
     falls: dict[str, dict[str, str]] = {f"after {chain}": {} for chain in chains}
     for row in rows:
         data = bench.data(row)
@@ -119,7 +120,6 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str],
         scores[row.name] = bench.scores(heads, z)
         clean = np.full(len(bench.samples), np.nan)
         clean[subset] = scores[row.name][subset]
-        real = bench.labels[subset] == 0
         high = np.quantile(clean[subset][real], 0.95)
         for chain in chains:
             jobs = [Job(bench.samples[i].path, Variant(chain=CHAINS[chain])) for i in subset]
@@ -152,8 +152,7 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str],
         said = "; ".join(f"{s.split('/')[0]}: {c}" for s, c in chosen.items())
         print(f"\nChosen, by the source that had no say: {said}")
     if chains:
-        count = (bench.labels[subset] == 0).sum()
-        print(f'\nThe columns "after" are on {len(subset)} of the images, {count} of them real.')
+        print(f'\nThe columns "after" are on {len(subset)} of the images, {real.sum()} of them real.')
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Detector:
     def evidence(self, image: Image) -> Evidence:
         """Where an RGB ``image`` may have been changed. Raises CoritError when the detector was not taught to tell, or
         the image is smaller than a window."""
-        if self.contrasts is None or self.checkpoint.localizer is None:
+        if self.contrasts is None:
             raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
         return evidence(self.contrasts, self.checkpoint.localizer, image)
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from typer.main import get_command
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from corit_cli import __version__
@@ -53,6 +55,10 @@ def test_options_bear_the_names_of_their_parameters(command: str) -> None:
     parameters = get_command(app).get_command(None, command).params
     names = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
     assert len(names) > 5 and names == [name.lower() for name in names]
+    for name, hint in get_type_hints(command_of(command), include_extras=True).items():
+        for option in getattr(hint, "__metadata__", ()):
+            if isinstance(option, OptionInfo) and option.metavar == name.upper():
+                assert option.default == f"--{name}"  # where Typer keeps the first name that is given
 
 
 def command_of(name: str) -> Callable:

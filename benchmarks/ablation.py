@@ -20,14 +20,15 @@ import numpy as np
 from held_out import Bench, Row, first_of_each
 from search import FOUR
 
-from corit_cli.analysis.arms import HeadArm, Split
-from corit_cli.analysis.cor import Criteria, critical_radius, rounded
-from corit_cli.analysis.sampling import thin, units_of
-from corit_cli.analysis.theory import head_gsnr
-from corit_cli.config import Optimization, TrainSettings
+from corit_cli.cor.arms import HeadArm, Split
+from corit_cli.cor.collapse import Criteria, critical_radius, rounded
+from corit_cli.cor.settings import Optimization
+from corit_cli.cor.theory import head_gsnr
 from corit_cli.data.manifest import load_samples
-from corit_cli.engine.features import default_cache_path
+from corit_cli.data.splits import thin, units_of
+from corit_cli.features.cache import default_cache_path
 from corit_cli.model.settings import DETECTOR, CoRITSettings, baseline
+from corit_cli.training.settings import TrainSettings
 
 HEADS = Optimization(lr=3e-3, epochs=20, batch_size=16, hidden=64)
 RADII = tuple(rounded(float(r)) for r in np.geomspace(0.1, 30, 6))

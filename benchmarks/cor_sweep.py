@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from pytorch_optimizer import SAM as TheirSAM
 
-from corit_cli.config import Optimization
-from corit_cli.engine.population import batches, train_population
+from corit_cli.cor.heads import batches, train_population
+from corit_cli.cor.settings import Optimization
 from corit_cli.model.head import Head
 
 #: Passes over the weights that a step cannot do without: the forward pass reads them, the backward pass writes the

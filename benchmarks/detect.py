@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from corit_cli.data.images import crop, read_image
-from corit_cli.engine.predict import Detector
+from corit_cli.data.images import read_image
+from corit_cli.data.windows import crop
+from corit_cli.detection.detector import Detector
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.settings import METHOD

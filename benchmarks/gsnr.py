@@ -2,7 +2,7 @@
 
     python benchmarks/gsnr.py [--samples 64] [--groups 16] [--rounds 3] [--model baseline|corit] [--threads T]
 
-    ours      corit_cli.analysis.gradients.measure: norms, sums, sketches and token gradients, group by group
+    ours      corit_cli.gsnr.gradients.measure: norms, sums, sketches and token gradients, group by group
     plain     one ordinary forward and backward pass over the same samples in the same batches; no norms
     functorch torch.func vmap(grad) in chunks of the batch size, reduced to norms and sums
     opacus    Opacus' per-sample gradients, reduced to norms and sums (baseline only, if installed; see below)
@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from corit_cli.analysis.gradients import bce_per_sample, measure, named_parameters
-from corit_cli.engine.weights import load_backbone
+from corit_cli.gsnr.gradients import bce_per_sample, measure, named_parameters
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.head import Head
+from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings, baseline
 
 Batches = list[tuple[Tensor, Tensor, int]]

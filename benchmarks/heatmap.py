@@ -26,18 +26,19 @@ import torch
 from PIL import Image
 
 from corit_cli import metrics
+from corit_cli.cli.console import Bars
 from corit_cli.data.degrade import parse_degradation
 from corit_cli.data.forge import Forge, middle, parse_forge
 from corit_cli.data.images import IMAGE_SUFFIXES, read_image
 from corit_cli.data.manifest import load_samples
-from corit_cli.engine.checkpoint import Localizer
-from corit_cli.engine.evidence import contrasted, evidence, smooth, tile
-from corit_cli.engine.features import Extractor
-from corit_cli.engine.localize import FORGED, TAUGHT, pairs, patch_mask, photographs, teach
-from corit_cli.engine.predict import Detector
-from corit_cli.engine.train import split
+from corit_cli.data.splits import group_split
+from corit_cli.detection.checkpoint import Localizer
+from corit_cli.detection.detector import Detector
+from corit_cli.detection.heatmap import contrasted, heatmap, smooth, tile
 from corit_cli.errors import CoritError
+from corit_cli.features.extractor import Extractor
 from corit_cli.model import cgp
+from corit_cli.training.localizer import FORGED, TAUGHT, pairs, patch_mask, photographs, teach
 
 Maps = dict[str, np.ndarray]
 #: What forged images go through before they are searched.
@@ -82,13 +83,10 @@ def real_images(images: Path) -> list[Path]:
 def taught_without(manifest: Path, extractor: Extractor, forges: Sequence[Forge]) -> dict[str, Localizer]:
     """By forgery a localizer that was taught by all the others."""
     samples = load_samples(manifest)
-    part, _ = split(samples, 0.3, 0)
-
-    def progress(done: int) -> None:
-        print(f"\rtaught by {done} ", end="", file=sys.stderr, flush=True)
-
+    part, _ = group_split(samples, 0.3, 0)
     taught = photographs(samples, part, TAUGHT, extractor.crops.size)
-    seen = list(pairs(taught, extractor, forges, [0, 0], progress))
+    with Bars() as bars:
+        seen = list(pairs(taught, extractor, forges, [0, 0], bars("taught by", len(taught))))
     heads = {f.spelling: teach(p for p in seen if p.kind != f.spelling) for f in forges}
     return {name: Localizer(head, extractor.settings, extractor.crops, 0.0, 1.0) for name, head in heads.items()}
 
@@ -105,7 +103,7 @@ def measure(
         if min(image.size) < extractor.crops.size or used == limit:
             continue
         used += 1
-        original = evidence(extractor, localizer, image).map
+        original = heatmap(extractor, localizer, image).map
         for forge in forges:
             forged = forge.forge(image, np.random.default_rng(number))
             for saved, chain in SAVED.items():
@@ -115,9 +113,9 @@ def measure(
                 if min(shown.size) < extractor.crops.size:
                     continue
                 mask = np.asarray(Image.fromarray(forged.mask).resize(shown.size, Image.Resampling.BOX))
-                maps = {f"**heatmap**, {saved}": evidence(extractor, localizer, shown).map}
+                maps = {f"**heatmap**, {saved}": heatmap(extractor, localizer, shown).map}
                 if forge.spelling in others:
-                    maps[f"taught without it, {saved}"] = evidence(extractor, others[forge.spelling], shown).map
+                    maps[f"taught without it, {saved}"] = heatmap(extractor, others[forge.spelling], shown).map
                 tiling = tile(extractor, shown.size)
                 if not chain:
                     maps["the original"] = original

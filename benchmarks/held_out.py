@@ -9,20 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from corit_cli import metrics
-from corit_cli.config import Recipe, TrainSettings
-from corit_cli.data.images import CropConfig
+from corit_cli.cli.console import Bars
 from corit_cli.data.manifest import Sample
-from corit_cli.engine.features import Extractor, FeatureCache, Job, extract
-from corit_cli.engine.scores import MINIMUM
-from corit_cli.engine.train import Planned, TrainingSet, plan
-from corit_cli.engine.weights import load_backbone
+from corit_cli.data.windows import CropConfig
+from corit_cli.evaluation.groups import MINIMUM
+from corit_cli.evaluation.protocols import heads_without, held_out_logits
+from corit_cli.features.cache import FeatureCache, Job, extract
+from corit_cli.features.extractor import Extractor
 from corit_cli.model.head import Head
+from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.report.evaluation import number
+from corit_cli.training.rows import Planned, TrainingSet, plan
+from corit_cli.training.settings import Recipe, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,28 @@ class Bench:
 
     def features(self, row: Row, jobs: Sequence[Job]) -> Tensor:
         """Features (n, F) of ``jobs``, as the row reads them."""
-        done = 0
-
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            print(f"\r{row.name}: {done}/{len(jobs)} ", end="", file=sys.stderr, flush=True)
-
-        z, errors = extract(Extractor(self.backbone, row.settings, row.crops), jobs, self.cache, progress)
+        with Bars() as bars:
+            advance = bars(row.name, len(jobs))
+            z, errors = extract(Extractor(self.backbone, row.settings, row.crops), jobs, self.cache, advance)
         assert not errors, errors
         return z
 
-    def without(self, data: TrainingSet, training: TrainSettings, left_out: Sequence[str]) -> Head:
-        """A head trained on all sources but those ``left_out``."""
-        owners = np.array([p.sample for p in data.rows])
-        return data.fit(training, torch.from_numpy(~np.isin(self.sources[owners], left_out)))
+    def masks(self) -> dict[str, np.ndarray]:
+        """The samples (n,) of each tested source."""
+        return {source: self.sources == source for source in self.tested}
 
     def leave_source_out(self, data: TrainingSet, training: TrainSettings) -> dict[str, Head]:
         """For each tested source a head that never saw it."""
-        return {source: self.without(data, training, [source]) for source in self.tested}
+        return heads_without(data, training, self.masks())
 
-    @torch.inference_mode()
     def scores(self, heads: Mapping[str, Head], z: Tensor, of: Sequence[int] | None = None) -> np.ndarray:
         """Logits (n,) of the samples by the head of their source; ``z`` are the features of the samples, or of those
         numbered ``of``. NaN elsewhere."""
         numbers = np.arange(len(self.samples)) if of is None else np.asarray(of)
+        masks = {source: mask[numbers] for source, mask in self.masks().items() if source in heads}
         out = np.full(len(self.samples), np.nan)
-        for source, head in heads.items():
-            chosen = self.sources[numbers] == source
-            out[numbers[chosen]] = head(z[torch.from_numpy(chosen)]).numpy()
+        for source, logits in held_out_logits(heads, z, masks).items():
+            out[numbers[masks[source]]] = logits[masks[source]]
         return out
 
     def aucs(self, scores: np.ndarray) -> dict[str, float]:

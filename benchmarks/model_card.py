@@ -15,11 +15,11 @@ import torch
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.engine.features import FeatureCache, Job, default_cache_path, extract
-from corit_cli.engine.fit import strict_threshold
-from corit_cli.engine.predict import Detector
-from corit_cli.engine.protocols import recipe_of
-from corit_cli.engine.train import TrainingSet, folds_of, plan, split
+from corit_cli.detection.calibration import strict_threshold
+from corit_cli.detection.detector import Detector
+from corit_cli.evaluation.protocols import recipe_of
+from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extract
+from corit_cli.training.run import Run
 
 
 def rate(hits: np.ndarray) -> str:
@@ -60,12 +60,8 @@ def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.
 def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCache) -> dict[int, float]:
     """Logits of the training images by heads that never saw their source, as the thresholds were fitted on."""
     settings, recipe = recipe_of(detector.checkpoint)
-    part, _ = split(samples, 0.3, settings.seed)
-    rows = plan(samples, part, recipe)
-    z, errors = extract(detector.extractor, [row.job for row in rows], cache)
-    assert not errors, errors
-    parts = len(detector.extractor.parts)
-    return TrainingSet.of(samples, rows, z, parts).cross_fit(folds_of(samples, part, settings), settings)
+    run = Run(samples, detector.extractor, settings=settings, recipe=recipe, probe=False, cache=cache)
+    return run.read().data.cross_fit(run.folds(), settings)
 
 
 def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:

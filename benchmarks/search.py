@@ -28,14 +28,15 @@ import numpy as np
 from held_out import Bench, Row, first_of_each
 
 from corit_cli import metrics
-from corit_cli.config import Recipe, TrainSettings
-from corit_cli.data.images import CropConfig
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.robustness import CHAINS
 from corit_cli.data.variants import Variant
-from corit_cli.engine.features import Job, default_cache_path
+from corit_cli.data.windows import CropConfig
+from corit_cli.evaluation.protocols import heads_without
+from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.settings import DETECTOR, CoRITSettings, baseline, parse_layers
 from corit_cli.report.evaluation import number
+from corit_cli.training.settings import Recipe, TrainSettings
 
 ONE = Recipe(degrade=("jpeg:40-95", "resize:0.35-1.5", "blur:0.3-1.5", "noise:0.5-6", "webp:50-95"), copies=1)
 TWO, FOUR = replace(ONE, copies=2), replace(ONE, copies=4)
@@ -134,7 +135,8 @@ def main(bench: Bench, rows: Sequence[Row], nested: bool, chains: Sequence[str],
         # What a source's choice may go by: the others' AUC by heads that saw neither of the two.
         inner[row.name] = {source: [] for source in tested}
         for a, b in combinations(tested, 2) if nested else ():
-            head = bench.without(data, row.training, [a, b])
+            pair = {"": np.isin(bench.sources, [a, b])}
+            head = heads_without(data, row.training, pair)[""]
             found = bench.aucs(bench.scores({a: head, b: head}, z))
             inner[row.name][a].append(found[b])
             inner[row.name][b].append(found[a])

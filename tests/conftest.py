@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from corit_cli.model.backbone import TowerConfig, VisionTower
+from corit_cli.progress import Advance
+
+# Examples are not timed: a busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 TINY = TowerConfig(
     image_size=32, patch_size=8, width=32, layers=4, heads=4, mlp_width=64, activation="quick_gelu", embed_dim=16
@@ -25,6 +31,29 @@ def random_tower(config: TowerConfig = TINY, seed: int = 0) -> VisionTower:
         if name.split(".")[-2:-1] and name.split(".")[-2].startswith("ln_") and name.endswith("weight"):
             parameter.data += 1
     return tower
+
+
+class Told:
+    """A progress that remembers every stage: its title, its total, and the counts and notes that came."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None, list[int], list[str]]] = []
+
+    def __call__(self, title: str, total: int | None = None) -> Advance:
+        counts: list[int] = []
+        notes: list[str] = []
+        self.stages.append((title, total, counts, notes))
+
+        def advance(count: int = 1, note: str = "") -> None:
+            counts.append(count)
+            notes.append(note)
+
+        return advance
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage came to its total."""
+        return all(sum(counts) == total for _, total, counts, _ in self.stages)
 
 
 @pytest.fixture
@@ -62,3 +91,25 @@ def dataset(tmp_path: Path) -> Path:
         image = image + (fake * 20 * (-1) ** (x + y))[..., None]
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
     return root
+
+
+def make_tiles(folder: Path, photographs: int = 12, tiles: int = 2) -> Path:
+    """A manifest of 32 px tiles of made-up photographs, each with a forgery that differs by a faint checkerboard; its
+    columns are those of the shipped sample set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ["path,label,source,video_id"]
+    for p in range(photographs):
+        for t in range(tiles):
+            pixels = np.asarray(photograph(100 * p + t, (32, 32)), np.int16)
+            checkerboard = 12 * (-1) ** np.indices((32, 32)).sum(0)[..., None]
+            for kind, image in (("real", pixels), ("fake", pixels + checkerboard)):
+                name = f"{p}-{t}-{kind}.png"
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name)
+                rows.append(f"{name},{kind},photo{p},tile{p}-{t}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder / "manifest.csv"
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiles(tmp_path_factory.mktemp("tiles"))

@@ -21,7 +21,8 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
-from corit_cli.engine.weights import infer_config, tower_manifest, tower_state
+from corit_cli.model.loading import tower_manifest
+from corit_cli.model.names import infer_config, tower_state
 
 SOURCE_SHA256 = "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d"
 OUT = Path(__file__).parent / "clip-vit-b16"

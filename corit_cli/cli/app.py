@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from corit_cli import __version__
 from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, train
 from corit_cli.cli.console import err, escape
 from corit_cli.errors import CoritError
+from corit_cli.version import __version__
 
 
 class Commands(TyperGroup):

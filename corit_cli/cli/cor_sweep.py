@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,137 +14,84 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from corit_cli import __version__
 from corit_cli.cli import options
-from corit_cli.cli.console import err, escape, print_json, progress_bar, warn
+from corit_cli.cli.console import Bars, err, escape, print_json, warn
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
-from corit_cli.config import Optimization
+from corit_cli.cli.options import Given, opt
+from corit_cli.cor.settings import BLOCKS, HEADS, Optimization
+from corit_cli.cor.settings import PANEL as TRAINED
+from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.model.settings import METHOD, CoRITSettings, baseline
+from corit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from corit_cli.analysis.cor import Criteria, Run
-    from corit_cli.analysis.problem import Problem
-    from corit_cli.analysis.sweep import Sweep
+    from corit_cli.cor.collapse import Criteria, Run
+    from corit_cli.cor.problem import Problem
+    from corit_cli.cor.sweep import Sweep
+    from corit_cli.model.scope import Scope
 
-TRAINED = "What is trained"
-OUTPUT = "Output"
-#: Recipes by what is trained: a block in few small steps, heads in more and larger ones.
-BLOCKS = Optimization(lr=3e-4, epochs=8, batch_size=16)
-HEADS = Optimization(lr=1e-2, epochs=40, batch_size=32)
-
-#: Parameters that --theory sets by itself.
-THEORY_SETS = (
-    *("rho", "compare", "features", "tune", "extend", "geometry", "resume", "view", "integrate", "cgp", "no_cgp"),
-    *("pool", "inject_at", "mask", "alpha"),
-)
+#: Parameters that --theory sets by itself, besides all that is read.
+THEORY_SETS = ("rho", "compare", "tune", "extend", "geometry", "resume")
 
 
+@options.expand(optimization=BLOCKS, reads=METHOD, windows=CropConfig("native"))
 def cor_sweep(
     ctx: typer.Context,
+    optimization: Given[Optimization],
+    reads: Given[CoRITSettings],
+    windows: Given[CropConfig],
     rho: Annotated[
-        str, typer.Option(metavar="LO:HI[:N]|LIST", help="Radii: a range, as in 0.01:0.5, or a list with commas.")
+        str, opt("--rho", "Radii: a range, as in 0.01:0.5, or a list with commas.", metavar="LO:HI[:N]|LIST")
     ] = "0.01:0.5",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs at each radius.")] = 3,
+    seeds: Annotated[int, opt("--seeds", "Runs at each radius.", min=1)] = 3,
     compare: Annotated[
-        str, typer.Option(metavar="MODEL,MODEL", help="baseline, hri, corit: what is read.", rich_help_panel=TRAINED)
+        str, opt("--compare", "Models by what they read: baseline, hri, corit.", TRAINED, metavar="MODEL,MODEL")
     ] = "baseline,corit",
-    features: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last|hri|corit", help="Instead of --compare: one model, by what it reads.", rich_help_panel=TRAINED
-        ),
-    ] = None,
     tune: Annotated[
         str,
-        typer.Option(
+        opt(
+            "--tune",
+            "Besides the head: nothing, layer norms, the last K blocks that are read, low-rank parts, everything.",
+            TRAINED,
             metavar="head|ln|last:K|lora:R|all",
-            help="Besides the head: nothing, layer norms, the last K blocks that are read, low-rank parts, everything.",
-            rich_help_panel=TRAINED,
         ),
     ] = "last:1",
     data: Annotated[
         Path | None,
-        typer.Option(
+        opt(
             "--data",
+            "A folder with real/ and fake/ in it, or a manifest. Default: what corit brings along.",
+            TRAINED,
             metavar="DATA",
-            help="A folder with real/ and fake/ in it, or a manifest. Default: what corit brings along.",
-            rich_help_panel=TRAINED,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=20, help="Images to use, at most.", rich_help_panel=TRAINED)] = 400,
-    optimizer: Annotated[
-        str, typer.Option(metavar="adamw|sgd", help="The optimizer that SAM wraps.", rich_help_panel=TRAINED)
-    ] = BLOCKS.optimizer,
-    lr: Annotated[
-        float | None,
-        typer.Option(min=0, help=f"{HEADS.lr:g} for heads, else {BLOCKS.lr:g}.", rich_help_panel=TRAINED),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"{HEADS.epochs} for heads, else {BLOCKS.epochs}.", rich_help_panel=TRAINED),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"{HEADS.batch_size} for heads, else {BLOCKS.batch_size}.", rich_help_panel=TRAINED),
-    ] = None,
-    hidden: Annotated[
-        int, typer.Option(min=0, help="Width of the head's hidden layer; 0: a linear head.", rich_help_panel=TRAINED)
-    ] = 0,
-    m_sharpness: Annotated[
-        int,
-        typer.Option(
-            "--m-sharpness",
-            min=0,
-            metavar="M",
-            help="Images that share a perturbation; 0: the batch.",
-            rich_help_panel=TRAINED,
-        ),
-    ] = 0,
-    adaptive: Annotated[bool, typer.Option("--adaptive", help="Adaptive SAM.", rich_help_panel=TRAINED)] = False,
-    friendly: Annotated[
-        float | None, typer.Option(metavar="DECAY", help="Friendly SAM, as in 0.9.", rich_help_panel=TRAINED)
-    ] = None,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Go on past HI, doubling it up to 64, until the cliff is found.")
-    ] = False,
+    samples: Annotated[int, opt("--samples", "Images to use, at most.", TRAINED, min=20)] = 400,
+    extend: Annotated[bool, opt("--extend", "Go on past HI, doubling it up to 64, until the cliff is found.")] = False,
     geometry: Annotated[
         bool | None,
-        typer.Option(
+        opt(
             "--geometry/--no-geometry",
-            help="Local COR, smoothness and what theory makes of them at the initial weights. Default: for heads only.",
+            "Local COR, smoothness and what theory makes of them at the initial weights. Default: for heads only.",
         ),
     ] = None,
     theory: Annotated[
-        bool,
-        typer.Option("--theory", help="Instead: does COR grow with GSNR? Signal weakened on purpose, both measured."),
+        bool, opt("--theory", "Instead: does COR grow with GSNR? Weaken the signal step by step and measure both.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the split into training and validation.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=OUTPUT)] = False,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A plot, besides: .png or .svg.", rich_help_panel=OUTPUT)
-    ] = None,
+    seed: Annotated[int, opt("--seed", "Seed of the split into training and validation.")] = 0,
+    as_json: options.Json = False,
+    plot: options.Plot = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
+        opt(
             "--resume",
+            "Where finished runs are kept and taken up again. Default: in the cache, by what they depend on.",
+            options.OUTPUT,
             metavar="FOLDER",
-            help="Where finished runs are kept and taken up again. Default: in the cache, by what they depend on.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
-    crop: options.Crop = None,
-    crops: options.Crops = None,
-    view: options.View = None,
-    integrate: options.Integrate = None,
-    cgp: options.Cgp = None,
-    no_cgp: options.NoCgp = False,
-    pool: options.Pool = None,
-    inject_at: options.InjectAt = None,
-    mask: options.Mask = None,
-    alpha: options.Alpha = None,
     device: options.Device = "auto",
 ) -> None:
     """Find the radius (COR) past which training with SAM collapses to random guessing, and put an interval on it.
@@ -157,38 +103,29 @@ def cor_sweep(
     corit cor-sweep --theory --hidden 64 --plot theory.png
 
     A run has collapsed when it ranks unseen images no better than a guess, or gives all of them the same answer.
+    Heads by themselves (--tune head) train at another step size, longer and in larger batches: --lr 0.01 --epochs 40
+    --batch-size 32.
     """
-    from corit_cli.analysis.cor import radii_of
+    from corit_cli.cor.collapse import radii_of
 
-    radii = _checked(lambda: radii_of(rho))
-    names = _names(features or compare, single=features is not None)
-    base = HEADS if tune == "head" or theory else BLOCKS
-    given = {"lr": lr, "epochs": epochs, "batch_size": batch_size}
+    radii = radii_of(rho)
+    names = options.listed(compare, ("baseline", "hri", "corit"), "--compare")
     if theory:
-        said = [name for name in THEORY_SETS if ctx.get_parameter_source(name).name == "COMMANDLINE"]
-        if said:
-            options_said = ", ".join("--" + name.replace("_", "-") for name in said)
-            raise CoritError(f"--theory says itself what is read, trained and tried: leave out {options_said}")
+        said = [f"--{name}" for name in THEORY_SETS if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+        if said or reads.flags:
+            said = ", ".join([*said, *reads.flags])
+            raise CoritError(f"--theory decides what is read, trained and tried: leave out {said}")
         tune = "head"
-    optimization = _checked(
-        lambda: replace(
-            base,
-            optimizer=optimizer,
-            hidden=hidden,
-            m=m_sharpness,
-            adaptive=adaptive,
-            friendly=friendly,
-            **{k: v for k, v in given.items() if v is not None},
-        )
-    )
-    corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha)
+    recipe = optimization.over(HEADS if tune == "head" else BLOCKS)
+    options.check_crops(windows)
+    corit = reads.over(METHOD)
 
-    from corit_cli.analysis.problem import Problem
+    from corit_cli.cor.problem import Problem
     from corit_cli.data.manifest import load_samples
-    from corit_cli.engine.predict import pick_device
-    from corit_cli.engine.tune import parse_scope
-    from corit_cli.engine.weights import load_backbone
-    from corit_cli.report.gsnr_plot import check_suffix
+    from corit_cli.detection.detector import pick_device
+    from corit_cli.model.loading import load_backbone
+    from corit_cli.model.scope import parse_scope
+    from corit_cli.report.figure import check_suffix
 
     if plot is not None:
         check_suffix(plot)
@@ -197,31 +134,27 @@ def cor_sweep(
     images = load_samples(data or options.shipped_samples())
     with err.status("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
-    cut = options.crop_config(crop or "native", crops, loaded.tower.config.image_size)
-    depth = loaded.tower.config.layers
-    read = {"baseline": lambda: baseline(depth), "hri": corit.plain, "corit": lambda: corit}
-    reads = {name: _checked(read[name]) for name in names}
-    problem = Problem(images, loaded, cut, optimization, samples, seed, device, warn)
+    config = loaded.tower.config
+    cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
+    known = {"baseline": baseline(config.layers), "hri": corit.plain(), "corit": corit}
+    problem = Problem(images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn)
     if theory:
         return _theory(problem, seeds, plot, as_json)
 
-    with progress_bar() as bar:
-        arms = []
-        for name in names:
-            task = bar.add_task(f"{name}: frozen part", total=len(problem))
-            arms.append(problem.arm(name, reads[name], scope, partial(bar.advance, task)))
+    with Bars() as bars:
+        arms = [problem.arm(name, known[name], scope, bars(f"{name}: frozen part", len(problem))) for name in names]
     tests = problem.criteria
     about = {
         "corit": __version__,
         "tune": str(scope),
-        "optimization": asdict(optimization),
-        "models": {name: asdict(reads[name]) for name in names},
+        "optimization": asdict(recipe),
+        "models": {name: asdict(known[name]) for name in names},
         "crops": asdict(cut),
         "backbone": loaded.sha256,
         "seed": seed,
         "data": problem.about,
     }
-    found, folder = _run(arms, radii, range(seeds), tests, about, resume, extend, plot, _title(scope, optimization))
+    found, folder = _run(arms, radii, range(seeds), tests, about, resume, extend, plot, _title(scope, recipe))
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with err.status("geometry at the initial weights"):
@@ -234,48 +167,29 @@ def cor_sweep(
         shown = {name: asdict(shape) for name, shape in shapes.items()}
         print_json(about | {"radii": radii, "seeds": seeds, "geometry": shown} | found.as_dict())
     else:
-        trained = f"{_title(scope, optimization)}; {problem.about['train']} images, {problem.about['val']} to validate"
-        show_sweep(found, shapes, trained, convex=scope.kind == "head" and not hidden)
+        trained = f"{_title(scope, recipe)}; {problem.about['train']} images, {problem.about['val']} to validate"
+        show_sweep(found, shapes, trained, convex=scope.kind == "head" and not recipe.hidden)
         err.print(f"finished runs are kept in {escape(str(folder))}", soft_wrap=True)
 
 
-def _checked(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except ValueError as error:
-        raise CoritError(str(error)) from None
-
-
-def _names(text: str, single: bool) -> list[str]:
-    known = {"baseline": "baseline", "last": "baseline", "hri": "hri", "corit": "corit"}
-    names = [name.strip() for name in text.split(",")]
-    if not set(names) <= set(known) or (single and len(names) > 1):
-        raise CoritError(f"models are baseline (the last layer), hri and corit, not {text!r}")
-    return list(dict.fromkeys(known[name] for name in names))
-
-
-def _title(scope: Any, o: Optimization) -> str:
+def _title(scope: Scope, o: Optimization) -> str:
     what = "a head on frozen features" if scope.kind == "head" else f"{scope} tuned with a head"
     return f"{what}, {o.optimizer}, lr {o.lr:g}, {o.epochs} epochs of batches of {o.batch_size}"
 
 
 @contextmanager
-def _live(tests: Criteria) -> Iterator[tuple[Callable[[Run], None], Callable[[int, int], None]]]:
-    """A table of runs by model and radius, and a bar with the remaining time, on a terminal; else one line a run."""
-    bar = progress_bar()
-    task = bar.add_task("runs", total=0)
-    runs: list[Run] = []
-    kept = [0]  # runs from before, which took no time
+def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
+    """Bars below a table of runs by model and radius, on a terminal; else one line a run."""
+    bars, runs = Bars(), []
 
     def picture() -> Group:
-        return Group(runs_table(runs, tests), bar)
+        return Group(runs_table(runs, tests), bars.bars)
 
     with Live(picture(), console=err, refresh_per_second=2, transient=True, auto_refresh=err.is_terminal) as live:
 
         def tell(run: Run) -> None:
             runs.append(run)
             if err.is_terminal:
-                bar.update(task, completed=max(0, len(runs) - kept[0]))
                 live.update(picture())
             else:
                 control = ", shuffled" if run.shuffled else ""
@@ -283,11 +197,7 @@ def _live(tests: Criteria) -> Iterator[tuple[Callable[[Run], None], Callable[[in
                 said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
                 err.print(said, soft_wrap=True)
 
-        def plan(wanted: int, missing: int) -> None:
-            kept[0] += wanted - missing
-            bar.update(task, total=(bar.tasks[task].total or 0) + missing)
-
-        yield tell, plan
+        yield bars, tell
 
 
 def _run(
@@ -302,16 +212,16 @@ def _run(
     title: str,
 ) -> tuple[Sweep, Path]:
     """The sweep, kept in a folder as it goes; interrupted, it leaves the plot of what there is."""
-    from corit_cli.analysis.sweep import Journal, summary, sweep
-    from corit_cli.engine.features import default_cache_path
+    from corit_cli.cor.sweep import Journal, summary, sweep
+    from corit_cli.features.cache import default_cache_path
     from corit_cli.report.cor_plot import cor_plot
 
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = resume or default_cache_path().parent / "cor-sweep" / key
     journal = Journal(folder, about)
     try:
-        with _live(tests) as (tell, plan):
-            found = sweep(arms, radii, list(seeds), tests, journal, extend=extend, tell=tell, plan=plan)
+        with _live(tests) as (bars, tell):
+            found = sweep(arms, radii, list(seeds), tests, journal, extend=extend, progress=bars, tell=tell)
     except KeyboardInterrupt:
         err.print(
             f"{len(journal.runs)} finished runs are kept in {escape(str(folder))}: run the same again to go on",
@@ -329,25 +239,16 @@ def _run(
 
 def _theory(problem: Problem, seeds: int, plot: Path | None, as_json: bool) -> None:
     """Measure GSNR and COR of heads under weakened signal, and print, plot or dump their correlation."""
-    from corit_cli.analysis.theory import theory
+    from corit_cli.cor.theory import theory
     from corit_cli.report.cor_plot import theory_plot
 
     depth = problem.backbone.tower.config.layers
     layers = tuple(range(1, depth + 1))
-    with progress_bar() as bar:
-        task = bar.add_task("class tokens", total=len(problem))
+    with Bars() as bars:
         settings = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=layers)
-        z = problem.features(settings, partial(bar.advance, task))
+        z = problem.features(settings, bars("class tokens", len(problem)))
         tokens = dict(zip(layers, z.cpu().chunk(depth, dim=1), strict=True))  # small enough for the processor
-        steps = bar.add_task("conditions", total=None)
-        found = theory(
-            tokens,
-            problem.split,
-            problem.units,
-            problem.optimization,
-            range(seeds),
-            lambda kind, level: bar.update(steps, advance=1, description=f"{kind} {level:g}"),
-        )
+        found = theory(tokens, problem.split, problem.units, problem.optimization, range(seeds), bars)
     if as_json:
         about = {"corit": __version__, "optimization": asdict(problem.optimization), "data": problem.about}
         print_json(about | found.as_dict())

@@ -10,10 +10,10 @@ from rich.table import Table
 from corit_cli.cli.console import escape, out
 
 if TYPE_CHECKING:
-    from corit_cli.analysis.cor import Criteria, Run
-    from corit_cli.analysis.curvature import Geometry
-    from corit_cli.analysis.sweep import Sweep
-    from corit_cli.analysis.theory import Theory
+    from corit_cli.cor.collapse import Criteria, Run
+    from corit_cli.cor.curvature import Geometry
+    from corit_cli.cor.sweep import Sweep
+    from corit_cli.cor.theory import Theory
 
 
 def runs_table(runs: Sequence[Run], tests: Criteria) -> Table:

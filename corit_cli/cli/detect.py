@@ -15,14 +15,14 @@ from typing import Annotated
 import typer
 
 from corit_cli.cli import options
-from corit_cli.cli.console import err, progress_bar
+from corit_cli.cli.console import Bars, err
 from corit_cli.cli.illustrate import FEW, Illustrator
+from corit_cli.cli.options import opt
 from corit_cli.cli.rows import csv_writer, writer
 from corit_cli.data.images import IMAGE_SUFFIXES
 from corit_cli.data.video import VIDEO_SUFFIXES
 from corit_cli.errors import CoritError
 
-OUTPUT = "Output"
 LOOK = "What is looked at"
 GLOB_CHARACTERS = frozenset("*?[")
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -40,61 +40,29 @@ def detect(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs; - reads file names from standard input, one a line.")
     ],
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders at any depth.")] = False,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", "-c", metavar="FOLDER", help="A detector that corit train made."),
-    ] = None,
+    recursive: Annotated[bool, opt("--recursive -r", "Search folders at any depth.")] = False,
+    checkpoint: options.Checkpoint = None,
     fail_on: Annotated[
-        FailOn | None, typer.Option(help="Exit with 3 if any file is fake (uncertain: fake or uncertain).")
+        FailOn | None, opt("--fail-on", "Exit with 3 if any file is fake (uncertain: fake or uncertain).")
     ] = None,
     faces: Annotated[
-        str,
-        typer.Option(
-            **options.words("off", "auto", "only"), help="Score the faces too, or nothing else.", rich_help_panel=LOOK
-        ),
+        str, opt("--faces", "Score the faces too, or nothing else.", LOOK, **options.words("off", "auto", "only"))
     ] = "off",
     stability: Annotated[
-        bool,
-        typer.Option(
-            "--stability",
-            help="Score mildly degraded copies of images too: uncertain if the verdict flips.",
-            rich_help_panel=LOOK,
-        ),
+        bool, opt("--stability", "Score mildly degraded copies of images too: uncertain if the verdict flips.", LOOK)
     ] = False,
-    provenance: Annotated[
-        bool,
-        typer.Option("--provenance", help="What the file says of itself: EXIF, XMP, C2PA.", rich_help_panel=LOOK),
-    ] = False,
-    frames: Annotated[
-        int, typer.Option(min=1, help="Frames of a video to score, evenly spread.", rich_help_panel=LOOK)
-    ] = 32,
-    rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, metavar="HZ", help="Or so many frames a second.", rich_help_panel=LOOK),
-    ] = None,
+    provenance: Annotated[bool, opt("--provenance", "What the file says of itself: EXIF, XMP, C2PA.", LOOK)] = False,
+    frames: Annotated[int, opt("--frames", "Frames of a video to score, evenly spread.", LOOK, min=1)] = 32,
+    rate: Annotated[float | None, opt("--rate", "Or so many frames a second.", LOOK, min=0.001, metavar="HZ")] = None,
     heatmap: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where a picture may have been changed: a PNG an image.",
-            rich_help_panel=OUTPUT,
-        ),
+        opt("--heatmap", "Where a picture may have been changed: a PNG an image.", options.OUTPUT, metavar="FOLDER"),
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A report to hand on, in one file.", rich_help_panel=OUTPUT),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=OUTPUT)] = False,
-    as_jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="One JSON object a line, each as it is ready.", rich_help_panel=OUTPUT)
-    ] = False,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="A CSV file, besides.", rich_help_panel=OUTPUT)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images.", rich_help_panel=options.RUN)
-    ] = None,
+    html: options.Html = None,
+    as_json: options.Json = False,
+    as_jsonl: Annotated[bool, opt("--jsonl", "One JSON object a line, each as it is ready.", options.OUTPUT)] = False,
+    csv_file: options.CsvFile = None,
+    workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
 ) -> None:
     """Say of each image whether it is real, fake or uncertain, with the probability that it is fake.
@@ -122,7 +90,7 @@ def detect(
             hint = "" if recursive or "-" in paths else " (--recursive looks into the folders below)"
             raise CoritError(f"no images or videos in {', '.join(paths)}{hint}")
 
-    from corit_cli.engine.predict import Detector
+    from corit_cli.detection.detector import Detector
 
     with err.status("loading the detector"):
         detector = Detector.load(checkpoint, device)
@@ -139,13 +107,12 @@ def detect(
             few = total is not None and total <= FEW and faces != "only"
             illustrator = Illustrator(detector, heatmap, html, few, frames, rate, files if heatmap else ())
             write.append(stack.enter_context(illustrator).add)
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("detecting", total=total)
+        advance = stack.enter_context(Bars())("detecting", total)
         for prediction in predictions:
             for one in write:
                 one(prediction)
             seen[prediction.verdict or "error"] += 1
-            bar.advance(task)
+            advance()
     if not (as_json or as_jsonl) and seen.total() > 1:
         err.print(", ".join(f"{seen[kind]} {kind}" for kind in ("fake", "uncertain", "real", "error") if seen[kind]))
     if fail_on and (seen["fake"] or (fail_on is FailOn.uncertain and seen["uncertain"])):

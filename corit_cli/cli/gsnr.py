@@ -4,114 +4,66 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
-from corit_cli.analysis.study import QUANTILES, Compared, Study, StudySettings
 from corit_cli.cli import options
-from corit_cli.cli.console import err, escape, out, print_json, progress_bar, warn
+from corit_cli.cli.console import Bars, err, escape, out, print_json, print_table, warn_of_errors
+from corit_cli.cli.options import Given, opt
+from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.model.settings import baseline, parse_layers
+from corit_cli.gsnr.study import PANEL as MEASURED
+from corit_cli.gsnr.study import Compared, Study, StudySettings
+from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 
 if TYPE_CHECKING:
-    from corit_cli.analysis.study import Study
-    from corit_cli.data.images import CropConfig
-    from corit_cli.engine.weights import Backbone
     from corit_cli.metrics import Estimate
 
-DEFAULT = StudySettings()
-MEASURED = "What is measured"
-OUTPUT = "Output"
-STATES = {"init": ("initial",), "fitted": ("fitted",), "both": ("initial", "fitted")}
 STATE_NAMES = {"initial": "at initialisation (one random head)", "fitted": "after fitting the head"}
 PARTS = {"params": "", "cls": " cls", "patches": " patches"}
 
 
+@options.expand(settings=StudySettings(), reads=METHOD, windows=CropConfig("native"))
 def gsnr(
-    layers: Annotated[
-        str, typer.Option(metavar="all|LAYERS", help="As in 0,3,6-9; 0 is the embedding.", rich_help_panel=MEASURED)
-    ] = "all",
-    wrt: Annotated[
-        str,
-        typer.Option(
-            metavar="params|tokens",
-            help="Gradients with respect to a layer's parameters, or to its output.",
-            rich_help_panel=MEASURED,
-        ),
-    ] = "params",
+    settings: Given[StudySettings],
+    reads: Given[CoRITSettings],
+    windows: Given[CropConfig],
     data: Annotated[
         Path | None,
-        typer.Option(
+        opt(
             "--data",
-            metavar="DATA",
-            help="A folder with real/ and fake/ in it, or a manifest. Default: photographs that corit brings along "
+            "A folder with real/ and fake/ in it, or a manifest. Default: photographs that corit brings along "
             "and an autoencoder's reconstructions of them.",
-            rich_help_panel=MEASURED,
+            MEASURED,
+            metavar="DATA",
         ),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(min=6, help="Images to measure on; heads are fitted on others.", rich_help_panel=MEASURED)
-    ] = DEFAULT.samples,
     compare: Annotated[
         str,
-        typer.Option(
+        opt(
+            "--compare",
+            "baseline (a probe of the last layer), corit, or both; the second minus the first is given too.",
+            MEASURED,
             metavar="MODEL,MODEL",
-            help="baseline (a probe of the last layer), corit, or both; the second minus the first is given too.",
-            rich_help_panel=MEASURED,
         ),
     ] = "baseline,corit",
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            "--checkpoint",
-            "-c",
+        opt(
+            "--checkpoint -c",
+            "Take what corit reads, and its fitted head, from a detector that corit train made.",
+            MEASURED,
             metavar="FOLDER",
-            help="Take what corit reads, and its fitted head, from a detector that corit train made.",
-            rich_help_panel=MEASURED,
         ),
     ] = None,
-    head_state: Annotated[
-        str,
-        typer.Option(metavar="init|fitted|both", help="The head the loss is taken at.", rich_help_panel=MEASURED),
-    ] = "both",
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="class|source",
-            help="Measure every class or source by itself, too. Takes twice as long.",
-            rich_help_panel=MEASURED,
-        ),
-    ] = None,
-    quantiles: Annotated[
-        bool, typer.Option("--quantiles", help="Quantiles over single parameters, too.", rich_help_panel=MEASURED)
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=MEASURED)] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document, with all it takes to redo it.", rich_help_panel=OUTPUT)
-    ] = False,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="A CSV file, besides.", rich_help_panel=OUTPUT)
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A plot, besides: .png or .svg.", rich_help_panel=OUTPUT),
-    ] = None,
+    as_json: options.Json = False,
+    csv_file: options.CsvFile = None,
+    plot: options.Plot = None,
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
-    crop: options.Crop = None,
-    crops: options.Crops = None,
-    view: options.View = None,
-    integrate: options.Integrate = None,
-    cgp: options.Cgp = None,
-    no_cgp: options.NoCgp = False,
-    pool: options.Pool = None,
-    inject_at: options.InjectAt = None,
-    mask: options.Mask = None,
-    alpha: options.Alpha = None,
     device: options.Device = "auto",
 ) -> None:
     """Measure where in the backbone the gradient carries signal, and what CoRIT does about it.
@@ -126,29 +78,21 @@ def gsnr(
 
     Images are read as one window of untouched pixels unless --crop or a checkpoint says otherwise.
     """
-    names = _names(compare)
-    try:
-        settings = StudySettings(
-            layers=None if layers == "all" else parse_layers(layers),
-            wrt=wrt,
-            samples=samples,
-            states=_states(head_state),
-            by=by,
-            quantiles=quantiles,
-            seed=seed,
+    names, asked = options.listed(compare, ("baseline", "corit"), "--compare"), settings.over(StudySettings())
+    if checkpoint is not None and (backbone != "embedded" or activation is not None or reads.flags):
+        raise CoritError(
+            "the checkpoint already says what is read: leave out --backbone, --activation and the options of CoRIT"
         )
-    except ValueError as error:
-        raise CoritError(str(error)) from None
-    reads = (view, integrate, cgp, no_cgp or None, pool, inject_at, mask, alpha, activation)
-    if checkpoint is not None and (backbone != "embedded" or any(option is not None for option in reads)):
-        raise CoritError("a checkpoint says itself what is read: leave out --backbone and the options of CoRIT")
-    corit = options.corit_settings(view, integrate, cgp, no_cgp, pool, inject_at, mask, alpha)
+    options.check_crops(windows)
+    options.check_file(csv_file)
+    corit = reads.over(METHOD)
 
-    from corit_cli.analysis.layers import study
     from corit_cli.data.manifest import load_samples
-    from corit_cli.engine.predict import Detector, pick_device
-    from corit_cli.engine.weights import load_backbone
-    from corit_cli.report.gsnr_plot import check_suffix, gsnr_plot
+    from corit_cli.detection.detector import Detector, pick_device
+    from corit_cli.gsnr.layers import study
+    from corit_cli.model.loading import load_backbone
+    from corit_cli.report.figure import check_suffix
+    from corit_cli.report.gsnr_plot import gsnr_plot
 
     if plot is not None:
         check_suffix(plot)
@@ -157,23 +101,18 @@ def gsnr(
     with err.status("loading the backbone"):
         if checkpoint is not None:
             detector = Detector.load(checkpoint, device)
-            loaded, cut = detector.extractor.backbone, detector.checkpoint.crops
+            loaded = detector.extractor.backbone
+            cut = detector.checkpoint.crops if not windows.flags else CropConfig("native")
             ours = Compared("corit", detector.checkpoint.settings, detector.head)
         else:
-            loaded = load_backbone(backbone, activation, device)
-            cut, ours = None, Compared("corit", corit)
-    windows = _windows(cut, crop, crops, loaded)
-    plain = Compared("baseline", baseline(loaded.tower.config.layers))
-    with progress_bar() as bar:
-
-        def stages(title: str, total: int):
-            task = bar.add_task(title, total=total)
-            return lambda count: bar.advance(task, count)
-
-        models = [{"baseline": plain, "corit": ours}[name] for name in names]
-        found = study(images, loaded, models, windows, settings, device, stages)
-    for sample, message in found.left_out:
-        warn(f"left out {sample.path}: {message}")
+            loaded, cut = load_backbone(backbone, activation, device), CropConfig("native")
+            ours = Compared("corit", corit)
+    config = loaded.tower.config
+    cut = replace(windows.over(cut), size=config.image_size)
+    known = {"baseline": Compared("baseline", baseline(config.layers)), "corit": ours}
+    with Bars() as bars:
+        found = study(images, loaded, [known[name] for name in names], cut, asked, device, bars)
+    warn_of_errors(found.left_out)
     if csv_file is not None:
         _write_csv(found, csv_file)
     if plot is not None:
@@ -182,26 +121,6 @@ def gsnr(
         print_json(found.as_dict())
     else:
         _show(found)
-
-
-def _names(compare: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in compare.split(",")))
-    if not set(names) <= {"baseline", "corit"}:
-        raise CoritError(f"--compare takes baseline, corit or both with a comma between, not {compare!r}")
-    return names
-
-
-def _states(head_state: str) -> tuple[str, ...]:
-    if head_state not in STATES:
-        raise ValueError(f"--head-state takes init, fitted or both, not {head_state!r}")
-    return STATES[head_state]
-
-
-def _windows(cut: CropConfig | None, mode: str | None, crops: int | None, backbone: Backbone) -> CropConfig:
-    """The checkpoint's windows unless options say otherwise, and a single native one without a checkpoint."""
-    if cut is not None and mode is None and crops is None:
-        return cut
-    return options.crop_config(mode or "native", crops, backbone.tower.config.image_size)
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -229,12 +148,6 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
-    """Print a table. A pipe has no width of its own, so tables keep theirs there."""
-    out.print()
-    (out if out.is_terminal else Console(width=160, highlight=False)).print(table)
-
-
 def _show_gsnr(found: Study, state: str, subset: str) -> None:
     """A table of all models, the difference, and in words what is not distinguishable from zero."""
     rows = [r for r in found.rows if (r.head, r.subset) == (state, subset)]
@@ -259,7 +172,7 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
             row = differences.get((part, layer))
             line.append("" if row is None else _interval(row.difference))
         table.add_row(*line)
-    _print(table)
+    print_table(table)
     losses = [f"{model} {found.losses[model, state, subset]:.3f}" for model in models]
     out.print(f"Mean loss: {', '.join(losses)} (chance: 0.693)", soft_wrap=True)
     for model in models:
@@ -269,15 +182,6 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
     faint = [layer + PARTS[part] for (part, layer), r in differences.items() if not r.difference.significant]
     if faint:
         out.print(f"Difference: not distinguishable from zero at layer {', '.join(faint)}", soft_wrap=True)
-    _show_quantiles([r for r in rows if r.quantiles is not None])
-
-
-def _show_quantiles(rows: list) -> None:
-    if rows:
-        table = _table("Quantiles of single parameters' GSNR", ["layer", "model", *(f"{q:.0%}" for q in QUANTILES)])
-        for row in rows:
-            table.add_row(row.layer, row.model, *(f"{q:.4f}" for q in row.quantiles))
-        _print(table)
 
 
 def _depth(key: tuple[str, str]) -> tuple[str, float]:
@@ -314,7 +218,7 @@ def _show_proxies(found: Study) -> None:
             values = (p.norm, p.injected_norm, p.rank, p.cosine_real, p.cosine_fake)
             line += [_plus_minus(value) for value in values]
         table.add_row(*line)
-    _print(table)
+    print_table(table)
     out.print("Probe AUC: cross-validated, on all images. ± is half a 95% interval.", soft_wrap=True)
     if proxy is None:
         return
@@ -336,11 +240,9 @@ def _show_proxies(found: Study) -> None:
 
 
 def _write_csv(found: Study, path: Path) -> None:
-    from corit_cli.engine.checkpoint import write_atomically
+    from corit_cli.files import write_atomically
 
     rows = found.as_dict()["gsnr"]
-    for row in rows:
-        row |= {f"quantile_{q}": value for q, value in row.pop("quantiles", {}).items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:

@@ -17,8 +17,8 @@ from corit_cli.errors import CoritError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from corit_cli.engine.predict import Detector
-    from corit_cli.engine.verdicts import Prediction
+    from corit_cli.detection.detector import Detector
+    from corit_cli.detection.verdicts import Prediction
 
 #: A report on so many files or fewer shows heatmaps without being asked: they take longer than the verdicts.
 FEW = 8
@@ -90,7 +90,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         if not self.mapped:
             return image, None, {}
         try:
-            found = self.detector.evidence(image)
+            found = self.detector.heatmap(image)
         except CoritError as error:  # too small
             warn(f"{prediction.path}: {error}")
             return image, None, {}

@@ -1,20 +1,23 @@
-"""Options that several commands share, and the helpers that read them."""
+"""Options that several commands share: those of settings, expanded from their fields, and a few others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, Generic, TypedDict, TypeVar, get_type_hints
 
 import typer
 
-from corit_cli.data.images import CropConfig
+from corit_cli.cli.console import warn
+from corit_cli.config import Settings, options_of
 from corit_cli.errors import CoritError
-from corit_cli.model.settings import METHOD, CoRITSettings, parse_layers
+from corit_cli.model.settings import PANEL as MODEL
 
-MODEL = "What is read from CLIP"
-RUN = "Running"
+RUN, OUTPUT = "Running", "Output"
+S = TypeVar("S", bound=Settings)
 
 
 class Words(TypedDict):
@@ -30,135 +33,185 @@ def words(*allowed: str) -> Words:
     }
 
 
-Device = Annotated[
-    str, typer.Option("--device", **words("auto", "cpu", "cuda"), help="Where the model runs.", rich_help_panel=RUN)
-]
+def opt(flags: str, help: str, panel: str | None = None, **how: Any) -> Any:
+    """Typer's option with one line of help, under a panel's heading; its ``flags`` have blanks between."""
+    return typer.Option(*flags.split(), help=help, rich_help_panel=panel, **how)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Given(Generic[S]):
+    """What a command line says of a group of settings: values by field, and the flags that were given."""
+
+    values: Mapping[str, Any]
+    flags: tuple[str, ...]
+
+    def over(self, default: S) -> S:
+        """``default`` with what was given. Raises CoritError for values that do not go together."""
+        return replace(default, **self.values)
+
+
+def expand(**shown: Settings) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command's parameters of these names into the options of a group of settings.
+
+    The command gets a :class:`Given` for each; the defaults that ``--help`` shows are those of the settings given here.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            own = _parameters(parameter.name, shown[parameter.name]) if parameter.name in shown else [parameter]
+            parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        wants_context = "ctx" in signature.parameters
+        if not wants_context:
+            parameters.append(_parameter("ctx", typer.Context))
+
+        def expanded(**arguments: Any) -> None:
+            context: typer.Context = arguments["ctx"]
+            for group, default in shown.items():
+                arguments[group] = _given(group, default, arguments, context)
+            if not wants_context:
+                del arguments["ctx"]
+            command(**arguments)
+
+        expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        expanded.__annotations__ = {p.name: p.annotation for p in parameters}
+        expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
+        return expanded
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameters(group: str, shown: Settings) -> Iterator[inspect.Parameter]:
+    """The parameters that Typer makes options of."""
+    hints = get_type_hints(type(shown))
+    for name, o in options_of(type(shown)):
+        how: dict[str, Any] = {"metavar": o.metavar}
+        if o.choices:
+            how |= words(*o.choices)
+        if o.minimum is not None and o.parse is None:
+            how["min"] = o.minimum
+        if o.maximum is not None and o.parse is None:
+            how["max"] = o.maximum
+        kind, default = hints[name], getattr(shown, name)
+        if o.many:
+            kind, default = list[str], list(default)
+        elif o.parse is not None:
+            kind, default = str | None, _spelled(default)
+        yield _parameter(f"{group}_{name}", Annotated[kind, opt(o.flag, o.help, o.panel or None, **how)], default)
+        if o.without:
+            flag = opt(o.without, f"The same as {o.flag} none.", o.panel or None)
+            yield _parameter(f"{group}_without_{name}", Annotated[bool, flag], False)
+
+
+def _spelled(value: Any) -> str | None:
+    """A parsed default as one would write it; None where there is nothing to write."""
+    if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
+        together = len(value) > 2 and value == tuple(range(value[0], value[-1] + 1))
+        return f"{value[0]}-{value[-1]}" if together else ",".join(map(str, value))
+    return None
+
+
+def _given(group: str, shown: Settings, arguments: dict[str, Any], context: typer.Context) -> Given:
+    """Take the group's options out of ``arguments``. Raises CoritError for texts that cannot be understood."""
+
+    def said(parameter: str) -> bool:
+        return context.get_parameter_source(parameter).name != "DEFAULT"
+
+    values, flags = {}, []
+    for name, o in options_of(type(shown)):
+        value = arguments.pop(f"{group}_{name}")
+        left_out = o.without and arguments.pop(f"{group}_without_{name}")
+        if said(f"{group}_{name}"):
+            if left_out:
+                raise CoritError(f"give {o.flag} or {o.without}, not both")
+            values[name] = tuple(value) if o.many else o.parse(value) if o.parse else value
+            flags.append(o.flag)
+        elif left_out:
+            values[name] = ()
+            flags.append(o.without)
+    return Given(values, tuple(flags))
+
+
+# --- options of the commands' own -----------------------------------------------------------------
+
+Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
 Backbone = Annotated[
     str,
-    typer.Option(
+    opt(
+        "--backbone",
+        "embedded (CLIP ViT-B/16, no network), an open_clip name such as ViT-L-14/openai, a Hub repository, or a "
+        ".safetensors file.",
+        MODEL,
         metavar="NAME",
-        help="embedded (CLIP ViT-B/16, no network), an open_clip name such as ViT-L-14/openai, a Hub repository, "
-        "or a .safetensors file.",
-        rich_help_panel=MODEL,
     ),
 ]
 Activation = Annotated[
     str | None,
-    typer.Option(
+    opt(
+        "--activation",
+        "Only for a .safetensors file with no config.json beside it.",
+        MODEL,
         **words("quick_gelu", "gelu"),
-        help="Only for a .safetensors file with no config.json beside it.",
-        rich_help_panel=MODEL,
     ),
 ]
-View = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--view",
-        metavar="NAME:STRENGTH",
-        help="Contrast view: blur:SIGMA, resample:FACTOR, noise:SIGMA or jpeg:QUALITY. Repeat for several.",
-        rich_help_panel=MODEL,
-    ),
-]
-Integrate = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LAYERS", help="HRI: layers whose CLS token is read, as in 7-12 or 3,6-9.", rich_help_panel=MODEL
-    ),
-]
-Cgp = Annotated[
-    str | None,
-    typer.Option(
-        "--cgp", metavar="LAYERS", help="CGP: layers whose CLS contrast is read, as in 4-6.", rich_help_panel=MODEL
-    ),
-]
-NoCgp = Annotated[bool, typer.Option("--no-cgp", help="Leave the contrast features out.", rich_help_panel=MODEL)]
-Pool = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LAYERS",
-        help="Layers whose patch contrasts are read, pooled to mean and spread.",
-        rich_help_panel=MODEL,
-    ),
-]
-InjectAt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LAYERS",
-        help="RSI: blocks after which the contrast is injected, as in 3,4,5,6; the first is its source. none: no RSI.",
-        rich_help_panel=MODEL,
-    ),
-]
-Mask = Annotated[
-    str | None,
-    typer.Option(
-        "--mask",
-        metavar="MASK",
-        help="RRM: none, quantile:LO-HI, soft:LO-HI, topk:SHARE, snr:SHARE.",
-        rich_help_panel=MODEL,
-    ),
-]
-Alpha = Annotated[float | None, typer.Option(help="RSI: strength of the injection.", rich_help_panel=MODEL)]
-Cache = Annotated[
-    Path | None,
-    typer.Option("--cache", metavar="FILE", help="Where features are kept.", rich_help_panel=RUN),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features on disk.", rich_help_panel=RUN)]
-CacheSize = Annotated[
-    float, typer.Option(min=0.01, metavar="GB", help="Size the cache may reach.", rich_help_panel=RUN)
-]
-Crop = Annotated[
-    str | None,
-    typer.Option(
-        **words("both", "native", "resize"),
-        help="Windows of untouched pixels, the whole image resized as CLIP does, or both.",
-        rich_help_panel=MODEL,
-    ),
-]
-Crops = Annotated[
-    int | None, typer.Option(min=1, help="Native windows an image is averaged over.", rich_help_panel=MODEL)
-]
+Checkpoint = Annotated[Path | None, opt("--checkpoint -c", "A detector that corit train made.", metavar="FOLDER")]
+Cache = Annotated[Path | None, opt("--cache", "Where features are kept.", RUN, metavar="FILE")]
+NoCache = Annotated[bool, opt("--no-cache", "Keep no features on disk.", RUN)]
+CacheSize = Annotated[float, opt("--cache-size", "Size that the cache may reach.", RUN, min=0.01, metavar="GB")]
+Json = Annotated[bool, opt("--json", "One JSON document.", OUTPUT)]
+CsvFile = Annotated[Path | None, opt("--csv", "Also a CSV file.", OUTPUT, metavar="FILE")]
+Html = Annotated[Path | None, opt("--html", "Also a report to hand on, in one file.", OUTPUT, metavar="FILE")]
+Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE")]
 
 
-def corit_settings(
-    view: list[str] | None,
-    integrate: str | None,
-    cgp: str | None,
-    no_cgp: bool,
-    pool: str | None,
-    inject_at: str | None,
-    mask: str | None,
-    alpha: float | None,
-    default: CoRITSettings = METHOD,
-) -> CoRITSettings:
-    """The settings that options ask for; what is not given is as in ``default``. Raises CoritError on nonsense."""
-    if no_cgp and cgp is not None:
-        raise CoritError("give --cgp or --no-cgp, not both")
+@contextmanager
+def feature_cache(file: Path | None, off: bool, gigabytes: float) -> Iterator[Any]:
+    """The cache that ``Cache``, ``NoCache`` and ``CacheSize`` ask for, or None; closed at the end."""
+    from corit_cli.features.cache import FeatureCache, default_cache_path
+
+    if off:
+        yield None
+        return
+    cache = FeatureCache(file or default_cache_path(), int(gigabytes * 2**30), warn)
     try:
-        changes = {
-            "views": None if view is None else tuple(view),
-            "integrate": None if integrate is None else parse_layers(integrate),
-            "cgp": () if no_cgp else None if cgp is None else parse_layers(cgp),
-            "pool": None if pool is None else parse_layers(pool),
-            "inject_at": None if inject_at is None else parse_layers(inject_at),
-            "mask": mask,
-            "alpha": alpha,
-        }
-        return replace(default, **{k: v for k, v in changes.items() if v is not None})
-    except ValueError as error:
-        raise CoritError(str(error)) from None
+        yield cache
+    finally:
+        cache.close()
 
 
-def crop_config(mode: str | None, crops: int | None, size: int) -> CropConfig:
-    """How images are cut for a backbone that reads ``size`` pixels."""
-    if mode == "resize" and crops is not None:
+def check_crops(given: Given) -> None:
+    """Raise CoritError where native windows are counted and there are none."""
+    if given.values.get("mode") == "resize" and "crops" in given.values:
         raise CoritError("--crops counts native windows: --crop resize has none")
-    changes = {"mode": mode, "crops": crops}
-    return replace(CropConfig(size=size), **{k: v for k, v in changes.items() if v is not None})
+
+
+def listed(text: str, allowed: Sequence[str], flag: str) -> list[str]:
+    """Names with commas between, each once. Raises CoritError for others than those ``allowed``."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not set(names) <= set(allowed):
+        raise CoritError(f"{flag} takes {', '.join(allowed)}, with commas between, not {text!r}")
+    return names
+
+
+def check_file(path: Path | None) -> None:
+    """Raise CoritError unless ``path``, if any, can be a file to write."""
+    if path is not None and not path.parent.is_dir():
+        raise CoritError(f"{path}: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise CoritError(f"{path} is a folder: name the file to write")
 
 
 def shipped_samples() -> Path:
     """The manifest of the sample set that corit brings along. Raises CoritError when it is missing."""
-    from corit_cli.engine.weights import weights_dir
+    from corit_cli.model.loading import weights_dir
 
     manifest = weights_dir() / "samples" / "manifest.csv"
     if not manifest.is_file():

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corit_cli import __version__
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
 from corit_cli.report.words import clock, printable
+from corit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from corit_cli.engine.checkpoint import Checkpoint
-    from corit_cli.engine.verdicts import Prediction
+    from corit_cli.detection.checkpoint import Checkpoint
+    from corit_cli.detection.verdicts import Prediction
 
 Write = Callable[["Prediction"], None]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from corit_cli.cli.console import err, escape, out
-from corit_cli.config import Recipe
+from corit_cli.cli.console import err, escape, out, print_grid
+from corit_cli.training.settings import Recipe
 
 if TYPE_CHECKING:
     from corit_cli.data.images import FileInfo
     from corit_cli.data.manifest import Sample
-    from corit_cli.engine.train import Trained
+    from corit_cli.training.run import Trained
 
 
 def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
@@ -40,32 +40,19 @@ def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
 
 
 def print_outcome(trained: Trained, folder: Path) -> None:
-    """The final table: the linear probe first, the detector below, then error rates and where things are."""
-    import numpy as np
+    """What the validation images say, as ``corit evaluate`` puts it, then error rates and where things are."""
+    from corit_cli.evaluation.figures import summarise
+    from corit_cli.evaluation.peers import Scores, compare
+    from corit_cli.report.evaluation import grids
 
-    from corit_cli import metrics
-    from corit_cli.engine.scores import units_of
-
-    v = trained.validation
-    labels, units = v.labels, units_of(v.samples)
-    sources = [s.source for s in v.samples]
-    two_class = [s for s in sorted(set(sources)) if len({x.label for x in v.samples if x.source == s}) == 2]
-    table = Table(title=f"Validation: {int((labels == 0).sum())} real and {int(labels.sum())} fake images")
-    for column in ("", "AUC [95% interval]", "mean AUC of sources", "AP"):
-        table.add_column(column, justify="left" if not column else "right")
-    rows = ([("linear probe, last layer", v.probe)] if v.probe is not None else []) + [("CoRIT", v.logits)]
-    chosen = np.isin(sources, two_class)
-    for name, scores in rows:
-        by_source = "–"
-        if len(two_class) > 1:
-            few = [units[i] for i in np.flatnonzero(chosen)]
-            by_source = str(metrics.auc_interval(labels[chosen], scores[chosen], np.array(sources)[chosen], few))
-        precision = metrics.average_precision(labels, scores)
-        table.add_row(name, str(metrics.auc_interval(labels, scores, units=units)), by_source, f"{precision:.3f}")
-    out.print(table)
-    if v.probe is not None:
-        difference = metrics.auc_difference(labels, v.logits, v.probe, units=units)
-        out.print(f"CoRIT minus probe: AUC {difference}, on the same images")
+    found = summarise(trained.checkpoint, trained.validation, by=())
+    if trained.probe is not None:
+        name = "linear probe, last layer"
+        probe = Scores(name, trained.validation.samples, scores=trained.probe, verdicts=None, unknown=0)
+        found.peers = [compare(trained.validation, probe)]
+    out.print("[bold]On the validation images[/]")
+    for grid in grids(found):
+        print_grid(grid)
     held_out = trained.checkpoint.metrics["held_out_sources"]
     thresholds = trained.checkpoint.thresholds
     where = f"On training sources held out in turn ({held_out['images']} images)"
@@ -86,8 +73,6 @@ def print_outcome(trained: Trained, folder: Path) -> None:
     weighed = trained.checkpoint.metrics.get("layer_weights")
     if weighed:
         out.print("Layer weights: " + ", ".join(f"{part} {weight:.2f}" for part, weight in weighed.items()))
-    ece = metrics.expected_calibration_error(labels, v.probabilities)
-    out.print(f"Calibration error on the validation images: {ece:.3f}")
     places = trained.checkpoint.metrics.get("localizer")
     if places:
         found = ", ".join(f"{k} {v['forged']:.3f} ({v['original']:.3f})" for k, v in places["pixel_auc"].items())

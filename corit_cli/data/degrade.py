@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from corit_cli.data.images import MAX_PIXELS, ImageError
+from corit_cli.errors import CoritError
 
 
 def jpeg(image: Image.Image, quality: float) -> Image.Image:
@@ -97,7 +98,7 @@ _ALLOWED = {
 class Degradation:
     """One kind of degradation with the range its strength is drawn from, ``low`` to ``high``.
 
-    Raises ValueError for an unknown name or a range that is empty or makes no sense for it.
+    Raises CoritError for an unknown name or a range that is empty or makes no sense for it.
     """
 
     name: str
@@ -106,11 +107,11 @@ class Degradation:
 
     def __post_init__(self) -> None:
         if self.name not in DEGRADATIONS:
-            raise ValueError(f"unknown degradation {self.name!r}: give one of {', '.join(DEGRADATIONS)}")
+            raise CoritError(f"unknown degradation {self.name!r}: give one of {', '.join(DEGRADATIONS)}")
         least, most = _ALLOWED[self.name]
         if not least <= self.low <= self.high <= most:
             given = f"{self.name} from {self.low:g} to {self.high:g}"
-            raise ValueError(f"{given}: give a low and a high end within {least:g} to {most:g}")
+            raise CoritError(f"{given}: give a low and a high end within {least:g} to {most:g}")
 
     def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The RGB ``image``, degraded by a strength drawn uniformly from the range."""
@@ -120,11 +121,11 @@ class Degradation:
 
 
 def parse_degradation(text: str) -> Degradation:
-    """Read ``jpeg`` (the default range), ``jpeg:80`` (one strength) or ``jpeg:70-95``. Raises ValueError."""
+    """Read ``jpeg`` (the default range), ``jpeg:80`` (one strength) or ``jpeg:70-95``. Raises CoritError."""
     name, colon, strength = text.strip().partition(":")
     if not colon:
         return Degradation(name, *DEGRADATIONS.get(name, (None, 0, 0))[1:])
     match = re.fullmatch(r"(\d*\.?\d+)(?:-(\d*\.?\d+))?", strength)
     if match is None:
-        raise ValueError(f"cannot read {text!r}: write it as jpeg, jpeg:80 or jpeg:70-95")
+        raise CoritError(f"cannot read {text!r}: write it as jpeg, jpeg:80 or jpeg:70-95")
     return Degradation(name, float(match[1]), float(match[2] or match[1]))

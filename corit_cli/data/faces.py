@@ -89,7 +89,9 @@ class FaceFinder:
         boxes, scores, landmarks = decode(*self._run(np.asarray(seen, np.float32)), self.threshold)
         scale = np.divide(image.size, seen.size)  # (2,)
         boxes, landmarks = boxes * np.tile(scale, 2), landmarks * scale
-        kept = [i for i in suppress(boxes, scores, self.overlap) if _shorter_side(boxes[i]) >= self.smallest]
+        sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)  # (n, 4), left, top, width, height
+        kept = load_opencv().dnn.NMSBoxes(sides.tolist(), scores.tolist(), self.threshold, self.overlap)
+        kept = [i for i in kept if _shorter_side(boxes[i]) >= self.smallest]
         faces = [Face(tuple(boxes[i].tolist()), float(scores[i]), landmarks[i]) for i in kept]
         return sorted(faces, key=lambda face: -face.area)[: self.most]
 
@@ -125,29 +127,6 @@ def decode(
     points = landmarks[:, rows, columns].T.reshape(-1, 5, 2)  # (n, 5, 2), y and x
     points = corner[:, None] + points * extent[:, None]
     return boxes, heat[0, rows, columns], points[..., ::-1]
-
-
-def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """Non-maximum suppression: the boxes (n, 4) to keep, by falling score.
-
-    From the best score down, each box is kept unless its intersection over union with one kept before exceeds
-    ``overlap``.
-    """
-    order = np.argsort(-scores, kind="stable")
-    kept = []
-    while len(order):
-        best, order = order[0], order[1:]
-        kept.append(int(best))
-        order = order[iou(boxes[best], boxes[order]) <= overlap]
-    return kept
-
-
-def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box (4,) with each of ``boxes`` (n, 4): (n,)."""
-    lows, highs = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = np.prod(np.clip(highs - lows, 0, None), 1)
-    union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], 1) - common
-    return common / union
 
 
 def align(image: Image.Image, face: Face, size: int | None = None, margin: float = 0.3) -> Image.Image:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from corit_cli.data.degrade import jpeg, resize
+from corit_cli.errors import CoritError
 
 #: Reconstruction costs time by the pixel; of a larger photograph only the central square of this side is used.
 MAX_SIDE = 384
@@ -164,19 +165,19 @@ class Forge:
 
 
 def parse_forge(spec: str) -> Forge:
-    """``NAME[@part][:SOURCE]`` to a :class:`Forge`. Raises ValueError naming what is understood."""
+    """``NAME[@part][:SOURCE]`` to a :class:`Forge`. Raises CoritError naming what is understood."""
     head, _, source = spec.partition(":")
     name, at, part = head.partition("@")
     if name not in FORGES:
-        raise ValueError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
+        raise CoritError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
     if at and part != "part":
-        raise ValueError(f"cannot read {head!r}: write {name} for the whole image or {name}@part for a region of it")
+        raise CoritError(f"cannot read {head!r}: write {name} for the whole image or {name}@part for a region of it")
     if at and name == "self_blend":
-        raise ValueError("self_blend always forges a part of the image: write self_blend")
+        raise CoritError("self_blend always forges a part of the image: write self_blend")
     if name == "reconstruct" and not source:
-        raise ValueError(f"{head} needs autoencoder weights: {head}:FOLDER or {head}:HUB/REPOSITORY")
+        raise CoritError(f"{head} needs autoencoder weights: {head}:FOLDER or {head}:HUB/REPOSITORY")
     if name != "reconstruct" and ":" in spec:
-        raise ValueError(f"{name} takes nothing after a colon: write {head}")
+        raise CoritError(f"{name} takes nothing after a colon: write {head}")
     return Forge(name, source, bool(at))
 
 

@@ -1,4 +1,4 @@
-"""Reading image files, and cutting the square windows that a model looks at.
+"""Reading images: files, their bytes, and what other programs hold in memory.
 
 Every way in which a file can be bad becomes one :class:`ImageError`, so that a folder of ten thousand files gives one
 error row instead of a traceback.
@@ -7,13 +7,15 @@ error row instead of a traceback.
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
+import os
 import re
 import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,6 @@ from corit_cli.errors import CoritError
 MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken for a decompression bomb
 MAX_SCAN_PIXELS = 16 * MAX_PIXELS  # of all passes over a JPEG together; a progressive one takes about ten
 MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
-MAX_STRETCH = 64  # a strip longer than this many times its width is cut before it is enlarged
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
@@ -67,27 +68,33 @@ _TURNS = {
 }
 
 
+#: Whatever an image may be read from: a path, the bytes of a file, a Pillow image, an RGB array (H, W, 3) of uint8.
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
+
+
 class ImageError(CoritError):
     """One file cannot be used as an image; the message is a short reason and does not name the file."""
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The image in ``path`` as 8-bit RGB, turned upright by its EXIF orientation.
+def read_image(source: Source) -> Image.Image:
+    """The image in a file, in a file's bytes, or in memory as 8-bit RGB, turned upright by its EXIF orientation.
 
     Transparency is laid over white, 16-bit, integer and float greyscale is brought to 8 bits, and of an animated or
     multi-page file the first frame is taken. Raises ImageError when the file is missing, damaged, truncated, not an
-    image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``.
+    image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``; an array is not (H, W, 3) of uint8.
     """
-    with _opened(path) as image:
+    in_memory = isinstance(source, Image.Image | np.ndarray)
+    with _opened(source) as image:
         if min(image.size) < MIN_SIDE:
             size = f"{image.width} x {image.height} px"
             raise ImageError(f"{size} is too small to judge: give at least {MIN_SIDE} px a side")
-        if image.format in ("JPEG", "MPO"):
-            _check_scans(image, path)
-        with _one_large if image.width * image.height > _LARGE else nullcontext():
+        if image.format in ("JPEG", "MPO") and not in_memory:
+            _check_scans(image, source)
+        # A caller's own image may be in use by another thread, too.
+        with _one_large if in_memory or image.width * image.height > _LARGE else nullcontext():
             image.load()
             turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
-            rgb = _to_rgb(image)
+            rgb = _to_rgb(image.copy() if in_memory else image)
             return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -118,17 +125,10 @@ def inspect(path: str | Path) -> FileInfo:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(source: Source) -> Iterator[Image.Image]:
     """Pillow's image with its header read. Whatever is raised inside the block becomes an ImageError."""
     try:
-        status = Path(path).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        if status.st_size == 0:
-            raise ImageError("file is empty")
-        with Image.open(path, formats=_FORMATS) as image:
+        with _unchecked(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(_too_large(image.width * image.height))
             yield image
@@ -136,6 +136,27 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:
         raise ImageError(_reason(error)) from error
+
+
+def _unchecked(source: Source) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+            raise ImageError(f"an array must be (H, W, 3) of uint8, not {source.shape} of {source.dtype}")
+        return nullcontext(Image.fromarray(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not source:
+            raise ImageError("file is empty")
+        return Image.open(io.BytesIO(source), formats=_FORMATS)
+    status = Path(source).stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError("is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a regular file")
+    if status.st_size == 0:
+        raise ImageError("file is empty")
+    return Image.open(source, formats=_FORMATS)
 
 
 def _reason(error: Exception) -> str:
@@ -158,9 +179,10 @@ def _too_large(pixels: int) -> str:
     return f"{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}"
 
 
-def _check_scans(image: Image.Image, path: str | Path) -> None:
+def _check_scans(image: Image.Image, source: Source) -> None:
     """Every scan of a JPEG is a pass over all of its pixels, and one costs no more than sixty bytes."""
-    data, pixels = Path(path).read_bytes(), image.width * image.height
+    data = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else bytes(source)
+    pixels = image.width * image.height
     if data.count(b"\xff\xda") * pixels <= MAX_SCAN_PIXELS:  # there are no more than these
         return
     scans = _scans(data)
@@ -240,95 +262,3 @@ LUMA_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 6
 def _jpeg_quality(table: list[int]) -> int:
     """The quality whose scaled standard table is nearest, by sum of absolute differences, to a luma table (64,)."""
     return int(np.abs(LUMA_TABLES - np.asarray(table)).sum(1).argmin()) + 1
-
-
-# --- windows --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts the native ones."""
-
-    mode: str = "both"
-    size: int = 224
-    crops: int = 1
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("both", "native", "resize"):
-            raise CoritError(f"unknown crop mode {self.mode!r}: give both, native or resize")
-        if self.size < 1 or self.crops < 1:
-            raise CoritError("the crop size and the number of crops must be at least 1")
-
-    @property
-    def windows(self) -> tuple[str, ...]:
-        """What each window is, in the order in which :func:`crop` returns them."""
-        native = tuple(f"native {i + 1}/{self.crops}" for i in range(self.crops))
-        return {"both": ("resize", *native), "native": native, "resize": ("resize",)}[self.mode]
-
-
-def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
-    """Windows of an RGB image, uint8 (n, size, size, 3), one for each of ``config.windows``.
-
-    ``resize``: the shorter side is brought to ``size`` (bicubic) and the centre cut out; n = 1. This is CLIP's own
-    preprocessing.
-
-    ``native``: windows of untouched pixels, since resampling wipes out the traces a generator leaves. The longer side
-    is divided into ``crops`` equal parts and a window centred on each; along the other side the windows stand at one
-    third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, so
-    that a small image gives the same one several times. Only an image with a side shorter than ``size`` is enlarged,
-    bicubic, until that side equals it. (Any size is cut, down to one pixel: it is :func:`read_image` that refuses files
-    below ``MIN_SIDE``, so that degraded copies and faces may be smaller.)
-
-    ``both``: the resized window first, then the native ones.
-    """
-    parts = []
-    if config.mode != "native":
-        parts.append(_resized(image, config.size))
-    if config.mode != "resize":
-        parts.append(_native(image, config.size, config.crops))
-    return np.concatenate(parts)
-
-
-def _resized(image: Image.Image, size: int) -> np.ndarray:
-    image = _resize_shorter_side(image, size)
-    left, top = (round((side - size) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + size, top + size)))[None]
-
-
-def _native(image: Image.Image, size: int, n: int) -> np.ndarray:
-    if min(image.size) < size:
-        image = _resize_shorter_side(image, size)
-    windows = _windows(*image.size, size, n)
-    return np.stack([np.asarray(image.crop((left, top, left + size, top + size))) for left, top in windows])
-
-
-def _windows(width: int, height: int, size: int, n: int) -> list[tuple[int, int]]:
-    """(left, top) corners by the rule in :func:`crop`."""
-
-    def place(centre: float, side: int) -> int:
-        return min(max(round(centre * side - size / 2), 0), side - size)
-
-    corners = []
-    for i in range(n):
-        along = (i + 0.5) / n
-        across = 0.5 if n == 1 else (1 + i % 2) / 3
-        x, y = (along, across) if width >= height else (across, along)
-        corners.append((place(x, width), place(y, height)))
-    return corners
-
-
-def _resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    image = _cut_strip(image)
-    width, height = image.size
-    long = int(size * max(image.size) / min(image.size))
-    return image.resize((size, long) if width <= height else (long, size), Image.Resampling.BICUBIC)
-
-
-def _cut_strip(image: Image.Image) -> Image.Image:
-    """The middle of a very long strip: one pixel by a million, enlarged whole, would fill the memory."""
-    limit = MAX_STRETCH * min(image.size)
-    width, height = (min(side, limit) for side in image.size)
-    if (width, height) == image.size:
-        return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

@@ -1,17 +1,16 @@
-"""Which files are real and which are fake: folders, CSV and JSON manifests, DeepfakeBench's JSON, and fair splits."""
+"""Which files are real and which are fake: folders, CSV and JSON manifests, DeepfakeBench's JSON."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import numpy as np
+from typing import Any
 
 from corit_cli.data.images import IMAGE_SUFFIXES
 from corit_cli.errors import CoritError
@@ -208,82 +207,16 @@ def _videos(node: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
         yield from _videos(child, (*keys, key))
 
 
-# --- splits ---------------------------------------------------------------------------------------
-
-_Key = Callable[[Sample], tuple[str, str]]
+# --- what is kept of them --------------------------------------------------------------------------
 
 
-def _by_source(sample: Sample) -> tuple[str, str]:
-    return "source", sample.source
-
-
-def _by_video(sample: Sample) -> tuple[str, str]:
-    return ("video", sample.video_id) if sample.video_id else ("file", str(sample.path))
-
-
-def _by_video_or_source(sample: Sample) -> tuple[str, str]:
-    return _by_source(sample) if sample.source and not sample.video_id else _by_video(sample)
-
-
-def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Indices for training and for validation, sorted; both are the same for the same ``seed``.
-
-    Where samples name the splits train and val, those are used, samples with no split train, and others (test) are
-    left out of both. Otherwise about ``fraction`` of each class other than test is set aside, keeping whole videos,
-    else sources, together; sources are split up only if some class has a single one.
-    """
-    train = [i for i, s in enumerate(samples) if s.split in ("train", "")]
-    val = [i for i, s in enumerate(samples) if s.split == "val"]
-    if train and val:
-        return train, val
-    pool = [i for i, s in enumerate(samples) if s.split != "test"] or list(range(len(samples)))
-    groups = _groups(samples, pool, (_by_video_or_source, _by_video))
-    train, val = _deal(samples, groups, (1 - fraction, fraction), seed)
-    return train, val
-
-
-def source_split(samples: Sequence[Sample], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """As :func:`group_split`, whatever splits are named: whole sources stay together where each class comes from at
-    least two, else whole videos do, else each file stands alone."""
-    groups = _groups(samples, range(len(samples)), (_by_source, _by_video))
-    rest, aside = _deal(samples, groups, (1 - fraction, fraction), seed)
-    return rest, aside
-
-
-def group_folds(samples: Sequence[Sample], k: int, seed: int = 0) -> list[list[int]]:
-    """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting.
-
-    Whole sources stay together when each class comes from at least two, and there are then no more folds than
-    sources; else whole videos do; else each file stands alone.
-    """
-    groups = _groups(samples, range(len(samples)), (_by_source, _by_video))
-    k = min(k, len(groups))
-    return _deal(samples, groups, [1 / k] * k, seed)
-
-
-def _groups(samples: Sequence[Sample], pool: Sequence[int], keys: Sequence[_Key]) -> list[list[int]]:
-    """Group by the first key that puts each class into two groups or more, or by the last key."""
-    for key in keys:
-        groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for i in pool:
-            groups[key(samples[i])].append(i)
-        if all(len({key(samples[i]) for i in pool if samples[i].label == label}) > 1 for label in (0, 1)):
-            break
-    return list(groups.values())
-
-
-def _deal(samples: Sequence[Sample], groups: list[list[int]], shares: Sequence[float], seed: int) -> list[list[int]]:
-    """Deal whole groups, the large ones first, each to the side that holds least of its classes against its share."""
-    labels = np.array([s.label for s in samples])
-    total = np.bincount(labels[[i for g in groups for i in g]], minlength=2).clip(1)  # (2,)
-    target = np.outer(shares, total)  # (sides, 2)
-    held = np.zeros_like(target)
-    sides: list[list[int]] = [[] for _ in shares]
-    order = np.random.default_rng(seed).permutation(len(groups))
-    for group in sorted((groups[i] for i in order), key=len, reverse=True):
-        counts = np.bincount(labels[group], minlength=2)
-        lack = ((1 - held / target) * counts).sum(1)  # (sides,)
-        side = max(range(len(sides)), key=lambda i: (lack[i], -len(sides[i])))
-        sides[side] += group
-        held[side] += counts
-    return [sorted(side) for side in sides]
+def describe(samples: Sequence[Sample], train_part: Sequence[int], val_part: Sequence[int]) -> dict[str, Any]:
+    """Counts by source and class, and a fingerprint of the file list, for the checkpoint."""
+    table: dict[str, dict[str, int]] = {}
+    for part, indices in (("train", train_part), ("val", val_part)):
+        for i in indices:
+            kind = f"{part}_{'fake' if samples[i].label else 'real'}"
+            row = table.setdefault(samples[i].source or "unnamed", {})
+            row[kind] = row.get(kind, 0) + 1
+    lines = (f"{samples[i].path.name} {samples[i].label}" for i in (*train_part, *val_part))
+    return {"fingerprint": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "sources": table}

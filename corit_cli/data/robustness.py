@@ -5,6 +5,8 @@ A chain's family is its name up to the first dash. Each is applied to every imag
 
 from __future__ import annotations
 
+from corit_cli.errors import CoritError
+
 CHAINS: dict[str, tuple[str, ...]] = {
     **{f"jpeg-{quality}": (f"jpeg:{quality}",) for quality in (95, 90, 75, 50, 30)},
     **{f"webp-{quality}": (f"webp:{quality}",) for quality in (90, 75, 50)},
@@ -25,15 +27,15 @@ FAMILIES = tuple(dict.fromkeys(name.partition("-")[0] for name in CHAINS))
 def parse_chains(text: str) -> tuple[str, ...]:
     """``all``, or families and names with commas between (``jpeg,resize-0.5``), to names of chains, in table order.
 
-    Raises ValueError naming what is understood.
+    Raises CoritError naming what is understood.
     """
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     for part in wanted:
         if part != "all" and part not in FAMILIES and part not in CHAINS:
-            raise ValueError(
+            raise CoritError(
                 f"unknown robustness test {part!r}: give all, a family ({', '.join(FAMILIES)}) or a name such as "
                 f"{next(iter(CHAINS))}"
             )
     if not wanted:
-        raise ValueError(f"no robustness test named: give all or any of {', '.join(FAMILIES)}")
+        raise CoritError(f"no robustness test named: give all or any of {', '.join(FAMILIES)}")
     return tuple(name for name in CHAINS if {"all", name, name.partition("-")[0]} & set(wanted))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+INTERPOLATIONS = ("bicubic", "bilinear")
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -26,6 +27,8 @@ class TowerConfig:
     ``activation`` is ``"quick_gelu"`` (OpenAI's weights) or ``"gelu"`` (most others). Confusing the two gives
     plausible but wrong features, so it is always stated, never guessed. ``mean`` and ``std`` are the
     per-channel normalisation the weights were trained with; ``interpolation`` is the resize they expect.
+
+    Raises ValueError where these do not fit each other.
     """
 
     image_size: int
@@ -45,6 +48,8 @@ class TowerConfig:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.image_size % self.patch_size:

@@ -44,7 +44,7 @@ class State:
 
 
 class CoRIT(nn.Module):
-    """Features of images, by ``settings``, from ``tower``. Raises ValueError when they do not fit each other."""
+    """Features of images, by ``settings``, from ``tower``. Raises CoritError when they do not fit each other."""
 
     def __init__(self, tower: VisionTower, settings: CoRITSettings) -> None:
         super().__init__()
@@ -53,8 +53,6 @@ class CoRIT(nn.Module):
         self.settings = settings
         self.views = [parse_view(spec) for spec in settings.views] if settings.contrasted else []
         self.mask = parse_mask(settings.mask)
-        if settings.inject_at and settings.mask.startswith("snr") and len(self.views) < 2:
-            raise ValueError("the snr mask compares views: give at least two --view")
 
     @property
     def parts(self) -> list[tuple[str, int]]:
@@ -67,7 +65,7 @@ class CoRIT(nn.Module):
         )
 
     @property
-    def features(self) -> int:
+    def width(self) -> int:
         """F, the width of a feature vector."""
         return len(self.parts) * self.tower.config.width
 

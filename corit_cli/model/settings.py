@@ -4,38 +4,79 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from corit_cli.config import Settings, option
+from corit_cli.errors import CoritError
+
+PANEL = "What is read from CLIP"
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``"4-9"``, ``"3,4,6-8"`` or ``"none"`` to layer numbers. Raises CoritError on anything else."""
+    if text.strip().lower() in ("", "none"):
+        return ()
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low, high = int(first), int(last) if dash else int(first)
+        except ValueError:
+            raise CoritError(f"{text!r} is not a list of layers such as 3,4,6-9") from None
+        if low > high:
+            raise CoritError(f"{part.strip()!r} in {text!r} runs backwards")
+        layers.update(range(low, high + 1))
+    return tuple(sorted(layers))
+
+
+def _layers(default: tuple[int, ...], help: str, **how: str) -> tuple[int, ...]:
+    return option(default, help, metavar="LAYERS", parse=parse_layers, panel=PANEL, **how)
+
 
 @dataclass(frozen=True)
-class CoRITSettings:
+class CoRITSettings(Settings):
     """What is read from the tower, and how. Layers count from 1 (the first block's output) to L.
 
-    Attributes:
-        views: contrast views, as ``NAME[:STRENGTH]`` (see ``views.py``). With several, the proxy is their mean.
-        cgp: layers whose CLS contrast is read; empty switches the contrast features off.
-        pool: layers whose patch contrasts are read, pooled over patches into their mean and their spread.
-        mask: which patches RSI injects at (see ``mask.py``).
-        inject_at: blocks after which the contrast is injected into the stream; the first is its source, where
-            contrast and mask are taken. Empty switches RSI (and with it RRM) off.
-        alpha: strength of the injection, relative to the stream's own contrast at the source.
-        integrate: layers whose CLS token is read.
+    With several views the proxy is the mean of their contrasts. Of ``inject_at`` the first block is the source, where
+    contrast and mask are taken. ``pool``, layers whose patch contrasts are read as their mean and spread over patches,
+    is for the instruments.
     """
 
-    views: tuple[str, ...] = ("blur:1.0",)
-    cgp: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
+    views: tuple[str, ...] = option(
+        ("blur:1.0",),
+        "Contrast view: blur:SIGMA, resample:FACTOR, noise:SIGMA or jpeg:QUALITY. Repeat for several.",
+        flag="--view",
+        metavar="NAME:STRENGTH",
+        many=True,
+        panel=PANEL,
+    )
+    cgp: tuple[int, ...] = _layers(
+        (4, 5, 6, 7, 8, 9), "CGP: layers whose class token's contrast is read, as in 4-6.", without="--no-cgp"
+    )
     pool: tuple[int, ...] = ()
-    mask: str = "quantile:0.25-0.75"
-    inject_at: tuple[int, ...] = ()
-    alpha: float = 1.0
-    integrate: tuple[int, ...] = (4, 5, 6, 7, 8, 9)
+    mask: str = option(
+        "quantile:0.25-0.75",
+        "RRM: patches that RSI injects at, none (all of them) or quantile:LO-HI.",
+        metavar="none|quantile:LO-HI",
+        panel=PANEL,
+    )
+    inject_at: tuple[int, ...] = _layers(
+        (), "RSI: blocks after which the contrast is injected, as in 3,4,5,6, or none; it is taken after the first."
+    )
+    alpha: float = option(1.0, "RSI: strength of the injection, 1 for the contrast as it is.", panel=PANEL)
+    integrate: tuple[int, ...] = _layers(
+        (4, 5, 6, 7, 8, 9), "HRI: layers whose class token is read, as in 7-12 or 3,6-9."
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("cgp", "pool", "inject_at", "integrate"):
+            if not all(isinstance(layer, int) for layer in getattr(self, name)):
+                raise CoritError(f"{name} must be numbers of layers, not {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         object.__setattr__(self, "views", tuple(self.views))
         if not (self.cgp or self.pool or self.integrate):
-            raise ValueError("nothing is read: integrate, cgp and pool name no layer")
+            raise CoritError("nothing is read: integrate, cgp and pool name no layer")
         if self.contrasted and not self.views:
-            raise ValueError("CGP and RSI need at least one contrast view")
+            raise CoritError("CGP and RSI need at least one contrast view")
 
     @property
     def contrasted(self) -> bool:
@@ -43,11 +84,11 @@ class CoRITSettings:
         return bool(self.cgp or self.pool or self.inject_at)
 
     def check(self, layers: int) -> None:
-        """Raise ValueError when a setting names a layer that a tower of ``layers`` blocks does not have."""
+        """Raise CoritError when a setting names a layer that a tower of ``layers`` blocks does not have."""
         for name in ("cgp", "pool", "inject_at", "integrate"):
             for layer in getattr(self, name):
                 if not 1 <= layer <= layers:
-                    raise ValueError(f"{name} names layer {layer}, but the backbone has layers 1 to {layers}")
+                    raise CoritError(f"{name} names layer {layer}, but the backbone has layers 1 to {layers}")
 
     def plain(self) -> CoRITSettings:
         """The same integration without CGP, RRM and RSI."""
@@ -63,20 +104,3 @@ DETECTOR = CoRITSettings(integrate=(7, 8, 9, 10, 11, 12), cgp=(4, 5, 6))
 def baseline(layers: int) -> CoRITSettings:
     """A probe on the last block's CLS token, as UniversalFakeDetect (Ojha et al., CVPR 2023) does."""
     return CoRITSettings(views=(), cgp=(), pool=(), inject_at=(), integrate=(layers,))
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """``"4-9"``, ``"3,4,6-8"`` or ``"none"`` to layer numbers. Raises ValueError on anything else."""
-    if text.strip().lower() in ("", "none"):
-        return ()
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            low, high = int(first), int(last) if dash else int(first)
-        except ValueError:
-            raise ValueError(f"{text!r} is not a list of layers such as 3,4,6-9") from None
-        if low > high:
-            raise ValueError(f"{part.strip()!r} in {text!r} runs backwards")
-        layers.update(range(low, high + 1))
-    return tuple(sorted(layers))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from corit_cli.errors import CoritError
 
 View = Callable[[Tensor], Tensor]
 
@@ -94,15 +97,19 @@ VIEWS: dict[str, tuple[Callable[[Tensor, float], Tensor], float, float, float]] 
 
 
 def parse_view(spec: str) -> View:
-    """``NAME`` or ``NAME:STRENGTH`` to a function on images. Raises ValueError naming what is allowed."""
+    """``NAME`` or ``NAME:STRENGTH`` to a function on images. Raises CoritError naming what is allowed."""
     name, _, text = spec.partition(":")
     if name not in VIEWS:
-        raise ValueError(f"unknown view {name!r}: choose from {', '.join(VIEWS)}")
+        raise CoritError(f"unknown view {name!r}: choose from {', '.join(VIEWS)}")
     function, default, low, high = VIEWS[name]
     try:
         strength = float(text) if text else default
     except ValueError:
-        raise ValueError(f"the strength in view {spec!r} is not a number") from None
+        raise CoritError(f"the strength in view {spec!r} is not a number") from None
     if not low <= strength <= high:
-        raise ValueError(f"the strength of view {name!r} must lie between {low:g} and {high:g}, not {strength:g}")
-    return lambda images: function(images, strength)
+        raise CoritError(f"the strength of view {name!r} must lie between {low:g} and {high:g}, not {strength:g}")
+    return partial(_applied, function, strength)
+
+
+def _applied(function: Callable[[Tensor, float], Tensor], strength: float, images: Tensor) -> Tensor:
+    return function(images, strength)

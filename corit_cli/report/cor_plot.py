@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from corit_cli.analysis.sweep import Found, Sweep
-from corit_cli.analysis.theory import Theory
-from corit_cli.engine.checkpoint import write_atomically
-from corit_cli.report.gsnr_plot import COLOURS, GREY, MODELS, check_suffix
+from corit_cli.cor.sweep import Found, Sweep
+from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
+from corit_cli.report.gsnr_plot import MODELS
+
+if TYPE_CHECKING:
+    from corit_cli.cor.theory import Theory
 
 #: Runs of one radius are spread over so much of the axis (a factor), model by model, lest they hide each other.
 SPREAD = 1.04
@@ -26,10 +26,7 @@ def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
     The radius 0 stands apart on the left. Raises CoritError unless ``path`` ends in .png or .svg.
     """
     check_suffix(path)
-    with matplotlib.rc_context({"svg.hashsalt": "corit", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        upper, lower = figure.subplots(2, 1, sharex=True)
+    with draw((6.4, 5.2), rows=2, sharex=True) as (figure, (upper, lower)):
         arms = list(found.found.values())
         radii = sorted({r.rho for arm in arms for r in arm.runs if r.rho > 0})
         zero = radii[0] / 2.2 if radii else 1.0  # where radius 0 is drawn
@@ -45,15 +42,12 @@ def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
         ticks = _ticks(radii, zero)
         lower.set_xticks([zero, *ticks], ["0", *(f"{t:g}" for t in ticks)])
         lower.minorticks_off()
-        for axes in (upper, lower):
-            axes.spines[["top", "right"]].set_visible(False)
         handles, labels = upper.get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
         if title:
             upper.set_title(title, fontsize=9)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, metadata=metadata))
+    save(figure, path)
 
 
 def _arm(upper: Axes, lower: Axes, arm: Found, found: Sweep, colour: str, shift: float, zero: float) -> None:
@@ -91,10 +85,7 @@ def _ticks(radii: list[float], zero: float) -> list[float]:
 def theory_plot(found: Theory, path: Path) -> None:
     """COR against GSNR, one mark a condition with both intervals; radii known only as bounds are arrows."""
     check_suffix(path)
-    with matplotlib.rc_context({"svg.hashsalt": "corit", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(5.6, 4.0), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
+    with draw((5.6, 4.0)) as (figure, axes):
         for colour, kind in zip(COLOURS[1:], found.by_kind, strict=False):
             for c in (c for c in found.conditions if c.kind == kind and (c.cor.value or c.cor.side)):
                 radii = [s.rho for s in c.cor.shares]
@@ -110,6 +101,4 @@ def theory_plot(found: Theory, path: Path) -> None:
         axes.set(xlabel="GSNR of the head's parameters (debiased)", ylabel="COR", yscale="log")
         axes.set_title(f"Spearman's correlation {found.correlation}", fontsize=9)
         axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, metadata=metadata))
+    save(figure, path)

@@ -1,29 +1,19 @@
-"""An evaluation as tables, for the terminal and for a page, and as one self-contained HTML page."""
+"""An evaluation as tables of text, for the terminal and for a page."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from corit_cli import __version__, metrics
-from corit_cli.engine.checkpoint import write_atomically
-from corit_cli.engine.evaluate import FIGURES, RANKING, RATES, Evaluation, Part
-from corit_cli.metrics import Estimate
+from corit_cli.evaluation.figures import FIGURES, RANKING, RATES, Evaluation, Subset
+from corit_cli.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from corit_cli.evaluation.figures import Robustness, Table
+    from corit_cli.evaluation.peers import Peer
+    from corit_cli.evaluation.protocols import HeldOut, Protocol
 
-    from corit_cli.engine.evaluate import Robustness, Table
-    from corit_cli.engine.peers import Peer
-    from corit_cli.engine.protocols import HeldOut, Protocol
-
-REAL, FAKE, GREY = "#2a7f62", "#c0392b", "#888888"
 #: Figures that are shares of images rather than points on a scale of their own.
 PERCENT = {*RATES, "accuracy", "balanced_accuracy", "accuracy_decided"}
 
@@ -77,7 +67,7 @@ def grids(evaluation: Evaluation) -> list[Grid]:
     return found
 
 
-def _counts(part: Part) -> str:
+def _counts(part: Subset) -> str:
     return f"{part.real} real, {part.fake} fake"
 
 
@@ -156,118 +146,6 @@ def _protocol_grid(protocol: Protocol) -> Grid:
     notes += [f"Not held out: {name} ({why})." for name, why in protocol.passed_over.items()]
     columns = ["held out", "real", "fake", "AUC", "linear probe", "difference"]
     return Grid(protocol.name.replace("-", " ").capitalize(), columns, rows, notes)
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-def write_page(evaluation: Evaluation, path: Path, title: str) -> None:
-    """Write :func:`page` to ``path``, all or nothing."""
-    text = page(evaluation, title)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def page(evaluation: Evaluation, title: str) -> str:
-    """One HTML page with pictures and styles inside, no network, no scripts. The same evaluation, the same page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("corit_cli", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    e = evaluation
-    cards = [(FIGURES[k], cell(k, e.overall.figures[k])) for k in ("auc", "fpr", "recall", "uncertain")]
-    return environment.get_template("evaluation.html.j2").render(
-        title=title,
-        cards=cards,
-        notes=e.notes,
-        pictures=_pictures(e),
-        grids=grids(e),
-        about=e.about,
-        corit=__version__,
-        thresholds=thresholds_text(e.about),
-    )
-
-
-def _pictures(e: Evaluation) -> list[tuple[str, str]]:
-    """(what it shows, SVG) of each picture that the images allow."""
-    found = []
-    if e.overall.real and e.overall.fake:
-        found.append(("ROC curves", _svg("roc", (4.6, 4.4), lambda axes: _roc(axes, e))))
-        found.append(("Reliability", _svg("reliability", (4.6, 4.4), lambda axes: _reliability(axes, e))))
-    found.append(("Distribution of probabilities", _svg("scores", (4.6, 4.4), lambda axes: _histogram(axes, e))))
-    if e.robustness is not None:
-        size = 4.6, 1.1 + 0.24 * len(e.robustness.chains)
-        found.append(("Robustness", _svg("robustness", size, lambda axes: _bars(axes, e.robustness))))
-    return found
-
-
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """An SVG element without the XML header; ids are the same each time and differ between pictures."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(
-        {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
-    ):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        draw(axes)
-        axes.spines[["top", "right"]].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _roc(axes: Axes, e: Evaluation) -> None:
-    labels = e.scored.labels
-    axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-    roc = metrics.Roc.of(labels, e.scored.logits[0])
-    few = np.unique(np.linspace(0, roc.fpr.shape[1] - 1, 2000).astype(int))  # a page need not hold a million points
-    axes.plot(roc.fpr[0, few], roc.tpr[0, few], color=FAKE, lw=1.8, label=f"this detector: {roc.auc[0]:.3f}")
-    fpr, recall = (e.overall.figures[k].value for k in ("fpr", "recall"))
-    axes.plot(fpr, recall, "o", color=FAKE, ms=6, label="at its threshold for fake")
-    axes.set(xlabel="real images called fake", ylabel="fakes called fake", title="ROC (area under the curve)")
-    axes.set_aspect("equal")
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
-
-
-def _reliability(axes: Axes, e: Evaluation) -> None:
-    labels, p = e.scored.labels, e.scored.probabilities[0]
-    axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-    index = np.minimum((p * 10).astype(int), 9)
-    for b in np.unique(index):
-        chosen = index == b
-        share = metrics.proportion(int(labels[chosen].sum()), int(chosen.sum()))
-        x = p[chosen].mean()
-        axes.plot([x, x], [share.low, share.high], color=FAKE, lw=1.2)
-        axes.plot(x, share.value, "o", color=FAKE, ms=5, clip_on=False)
-    ece = e.overall.figures["ece"].value
-    axes.set(xlabel="stated probability", ylabel="share that is fake", title=f"Reliability (ECE {ece:.3f})")
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_aspect("equal")
-
-
-def _histogram(axes: Axes, e: Evaluation) -> None:
-    labels, p, t = e.scored.labels, e.scored.probabilities[0], e.scored.thresholds
-    bins = np.linspace(0, 1, 26)
-    axes.axvspan(t.real, t.fake, color=GREY, alpha=0.2, lw=0, label="uncertain")
-    for name, label, colour in (("real", 0, REAL), ("fake", 1, FAKE)):
-        axes.hist(p[labels == label], bins, color=colour, alpha=0.6, label=name)
-    axes.set(xlabel="probability of being fake", ylabel="images", title="Probabilities", xlim=(0, 1))
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _bars(axes: Axes, found: Robustness) -> None:
-    for y, c in enumerate(found.chains):
-        axes.plot([c.auc.low, c.auc.high], [y, y], color=FAKE, lw=1.4)
-        axes.plot(c.auc.value, y, "o", color=FAKE, ms=4.5)
-    axes.axvline(found.clean_auc.value, color=GREY, lw=1, ls="--")
-    axes.set_yticks(range(len(found.chains)), [c.name for c in found.chains])
-    axes.set_ylim(len(found.chains) - 0.5, -0.5)
-    axes.set(xlabel="AUC (dashed: images as they are)", title="Robustness")
 
 
 def thresholds_text(about: dict) -> str:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from corit_cli.analysis.study import Row, Study
-from corit_cli.engine.checkpoint import write_atomically
-from corit_cli.errors import CoritError
-from corit_cli.gsnr import INDISTINCT
+from corit_cli.gsnr.study import Row, Study
+from corit_cli.metrics.gsnr import INDISTINCT
+from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
 
-COLOURS = ("#6b6b6b", "#c0392b", "#2a7f62", "#2c5f9e")
-GREY = "#888888"
-SUFFIXES = (".png", ".svg")
 MODELS = {"baseline": "baseline (last layer's class token)", "corit": "CoRIT"}
 STATES = {"initial": "random head", "fitted": "fitted head"}
 PARTS = {"params": "", "cls": ", class token", "patches": ", patches"}
@@ -26,14 +19,6 @@ STYLES = {"params": "-", "cls": "-", "patches": "--"}
 WIDE = 20
 #: How many times the largest estimate a linear axis reaches.
 REACH = 3
-
-
-def check_suffix(path: Path) -> None:
-    """Raise CoritError unless ``path`` says which kind of picture it is to be, in a folder that is there."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise CoritError(f"{path}: a plot is written as {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise CoritError(f"{path}: there is no folder {path.parent}")
 
 
 def gsnr_plot(study: Study, path: Path) -> None:
@@ -46,11 +31,7 @@ def gsnr_plot(study: Study, path: Path) -> None:
     subsets = list(dict.fromkeys(row.subset for row in study.rows))
     depth = max((int(row.layer) for row in study.rows if row.layer.isdigit()), default=0)
     size = 1.2 + 4.2 * len(states), 0.4 + 2.9 * len(subsets)
-    # The same figure gives the same bytes: ids in an SVG are random, and both formats would hold the date.
-    with matplotlib.rc_context({"svg.hashsalt": "corit", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(len(subsets), len(states), squeeze=False, sharex=True)
+    with draw(size, len(subsets), len(states), squeeze=False, sharex=True) as (figure, panels):
         for line, subset in zip(panels, subsets, strict=True):
             for axes, state in zip(line, states, strict=True):
                 _panel(axes, [row for row in study.rows if (row.head, row.subset) == (state, subset)], depth)
@@ -61,8 +42,7 @@ def gsnr_plot(study: Study, path: Path) -> None:
         hollow = Line2D([], [], ls="", marker="o", ms=4.5, mec=GREY, mfc="white", mew=1.2, label=INDISTINCT)
         handles, _ = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles=[*handles, hollow], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200, metadata=metadata))
+    save(figure, path)
 
 
 def _panel(axes: Axes, rows: list[Row], depth: int) -> None:
@@ -89,7 +69,6 @@ def _panel(axes: Axes, rows: list[Row], depth: int) -> None:
                 face = colour if e.significant else "white"
                 axes.plot(x, e.value, "o", ms=4.5, mec=colour, mfc=face, mew=1.2, zorder=3)
     axes.set_xticks(sorted(ticks.values()), [str(k) for k in sorted(ticks, key=lambda k: ticks[k])])
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _scale(axes: Axes, rows: list[Row]) -> None:

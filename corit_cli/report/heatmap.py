@@ -1,15 +1,17 @@
-"""A map of evidence laid over its photograph, with a colour bar and the verdict beneath. Pillow alone draws it."""
+"""A heatmap laid over its photograph, with a colour bar and the verdict beneath. Pillow alone draws it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from corit_cli.engine.checkpoint import write_atomically
-from corit_cli.engine.evidence import Evidence
+from corit_cli.files import write_atomically
+
+if TYPE_CHECKING:
+    from corit_cli.detection.heatmap import Heatmap
 
 OWN_SIZE = 4096  # an image up to this side is drawn at its own size
 SHRUNK = 2048  # the longer side at which a larger one is drawn
@@ -21,8 +23,8 @@ _STRONGEST = 0.72  # how much of the photograph the strongest evidence hides
 _INK, _PAPER = (34, 34, 34), (255, 255, 255)
 
 
-def paint(image: Image.Image, evidence: Evidence) -> Image.Image:
-    """``evidence`` over the RGB ``image`` that it was found in.
+def paint(image: Image.Image, heatmap: Heatmap) -> Image.Image:
+    """``heatmap`` over the RGB ``image`` that it was found in.
 
     The photograph is drawn in grey, at its own size up to ``OWN_SIZE`` a side. Colours begin at what
     one patch in ten of untouched photographs exceeds and are strongest at what one in a hundred does: the scale is the
@@ -30,24 +32,24 @@ def paint(image: Image.Image, evidence: Evidence) -> Image.Image:
     """
     shrink = SHRUNK / max(image.size) if max(image.size) > OWN_SIZE else 1.0
     size = tuple(max(1, round(side * shrink)) for side in image.size)
-    values, covered = evidence.resized(size)
+    values, covered = heatmap.resized(size)
     grey = np.asarray(image.resize(size).convert("L"), np.float32)[..., None]  # (h, w, 1)
     picture = np.where(covered[..., None], _washed(grey), 0.35 * grey).repeat(3, axis=2)
-    colours, weight = colourise((values - evidence.common) / (evidence.rare - evidence.common))
+    colours, weight = colourise((values - heatmap.common) / (heatmap.rare - heatmap.common))
     picture += (weight * covered)[..., None] * (colours - picture)
     return Image.fromarray(np.rint(picture).astype(np.uint8))
 
 
-def overlay(image: Image.Image, evidence: Evidence, probability: float, verdict: str) -> Image.Image:
+def overlay(image: Image.Image, heatmap: Heatmap, probability: float, verdict: str) -> Image.Image:
     """As :func:`paint`, with a legend beneath: verdict, colours, and what they mean."""
-    gaps = bool((~evidence.covered).mean() > 0.02)
+    gaps = bool((~heatmap.covered).mean() > 0.02)
     title = f"{verdict}, p(fake) {probability:.1%}"
-    return _with_legend(paint(image, evidence), title, gaps)
+    return _with_legend(paint(image, heatmap), title, gaps)
 
 
-def save_overlay(image: Image.Image, evidence: Evidence, probability: float, verdict: str, path: Path) -> None:
+def save_overlay(image: Image.Image, heatmap: Heatmap, probability: float, verdict: str, path: Path) -> None:
     """Write :func:`overlay` to ``path`` as a PNG. Raises CoritError when that cannot be written."""
-    drawn = overlay(image, evidence, probability, verdict)
+    drawn = overlay(image, heatmap, probability, verdict)
     write_atomically(path, lambda temporary: drawn.save(temporary, format="PNG"))
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from corit_cli.engine.verdicts import peak
+from corit_cli.detection.verdicts import peak
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.words import clock
 
 if TYPE_CHECKING:
-    from corit_cli.engine.fit import Thresholds
-    from corit_cli.engine.verdicts import Moment, VideoVerdict
+    from corit_cli.detection.calibration import Thresholds
+    from corit_cli.detection.verdicts import Moment, VideoVerdict
 
 MOMENT = 480  # longer side of a moment's picture in pixels
 MARKS = 6  # shapes that tell faces in a video apart

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.analysis.conftest import make_tiles
-from tests.conftest import random_tower
+from tests.conftest import make_tiles, random_tower
 
 CORIT = Path(sys.executable).parent / "corit"
 

@@ -13,8 +13,8 @@ from typer.main import get_command
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from corit_cli import __version__
 from corit_cli.cli.app import app
+from corit_cli.version import __version__
 from tests.cli.conftest import CORIT
 
 COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep")
@@ -135,11 +135,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [
-        ("bash", ".bash_completions/corit.sh"),
-        ("zsh", ".zfunc/_corit"),
-        ("fish", ".config/fish/completions/corit.fish"),
-    ],
+    [("bash", ".bash_completions/corit.sh"), ("zsh", ".zfunc/_corit"), ("fish", ".config/fish/completions/corit.fish")],
 )
 def test_completion_can_be_installed(told: None, tmp_path: Path, name: str, file: str) -> None:
     assert f"complete_{name}" in run("--show-completion", name)

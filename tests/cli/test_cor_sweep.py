@@ -69,8 +69,8 @@ def test_the_same_command_gives_the_same_bytes_from_kept_runs(sweep, tmp_path: P
 
 
 def test_runs_of_another_sweep_are_refused(sweep, tmp_path: Path) -> None:
-    assert sweep(*QUICK, "--tune", "head", "--features", "last", "--resume", tmp_path / "mine").exit_code == 0
-    result = sweep(*QUICK, "--tune", "head", "--features", "last", "--resume", tmp_path / "mine", "--lr", "0.5")
+    assert sweep(*QUICK, "--tune", "head", "--compare", "baseline", "--resume", tmp_path / "mine").exit_code == 0
+    result = sweep(*QUICK, "--tune", "head", "--compare", "baseline", "--resume", tmp_path / "mine", "--lr", "0.5")
     assert result.exit_code == 2 and "holds runs of another sweep (optimization differ)" in result.stderr
 
 
@@ -78,7 +78,7 @@ def test_other_images_under_the_same_names_are_trained_anew(sweep, folder: Path,
     shutil.copytree(folder / "tiles", tmp_path / "tiles")
     for file in (tmp_path / "tiles").rglob("*.png"):
         ImageOps.invert(Image.open(file).convert("RGB")).save(file)
-    given = (*QUICK, "--tune", "head", "--features", "last", "--json")
+    given = (*QUICK, "--tune", "head", "--compare", "baseline", "--json")
     here, there = sweep(*given), sweep(*given, "--data", tmp_path / "tiles/manifest.csv")
     first, second = (json.loads(result.stdout)["found"]["baseline"]["runs"] for result in (here, there))
     assert first != second and [r["rho"] for r in first][:3] == [r["rho"] for r in second][:3]
@@ -89,12 +89,12 @@ def test_unreadable_files_are_left_out_and_named(sweep, folder: Path, tmp_path: 
     broken = next((tmp_path / "tiles").rglob("*.png"))
     broken.write_text("no picture")
     for tune in ("head", "last:1"):
-        result = sweep(*QUICK, "--tune", tune, "--features", "last", "--data", tmp_path / "tiles/manifest.csv")
+        result = sweep(*QUICK, "--tune", tune, "--compare", "baseline", "--data", tmp_path / "tiles/manifest.csv")
         assert result.exit_code == 0 and f"left out {broken}" in result.stderr.replace("\n", "")
 
 
 def test_theory_measures_both(arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from corit_cli.analysis import theory
+    from corit_cli.cor import theory
 
     monkeypatch.setenv("CORIT_CACHE", str(tmp_path / "cache" / "features.sqlite"))
     monkeypatch.setattr(theory, "RADII", (0.1, 1.0))
@@ -117,7 +117,7 @@ def test_theory_measures_both(arguments: list[str], monkeypatch: pytest.MonkeyPa
         (("--rho", "0:0.5"), "above zero"),
         (("--tune", "some"), "last:K"),
         (("--tune", "last:9"), "blocks"),
-        (("--features", "all"), "models are"),
+        (("--compare", "corit,other"), "--compare takes baseline, hri, corit"),
         (("--optimizer", "adam"), "adamw or sgd"),
         (("--m-sharpness", "3", "--batch-size", "8"), "parts of 3"),
         (("--friendly", "2"), "friendly"),

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from corit_cli.cli import evaluate as command
 from corit_cli.cli.app import Commands
-from corit_cli.config import Recipe, TrainSettings
-from corit_cli.data.images import CropConfig
 from corit_cli.data.manifest import load_samples
-from corit_cli.engine.features import Extractor
-from corit_cli.engine.train import train
-from corit_cli.engine.weights import load_backbone
+from corit_cli.data.windows import CropConfig
+from corit_cli.features.extractor import Extractor
+from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
+from corit_cli.training.run import Run, train_head
+from corit_cli.training.settings import TrainSettings
 
 app = typer.Typer(cls=Commands)
 app.callback()(lambda: None)
@@ -34,7 +34,7 @@ def detector(folder: Path) -> Path:
     settings = CoRITSettings(("blur:1.0",), cgp=(2,), inject_at=(), integrate=(2, 3))
     extractor = Extractor(backbone, settings, CropConfig("native", 32))
     samples = load_samples(folder / "tiles/manifest.csv")
-    trained = train(samples, extractor, TrainSettings(epochs=5, folds=3), Recipe(), probe=False)
+    trained = train_head(Run(samples, extractor, TrainSettings(epochs=5, folds=3), probe=False))
     trained.checkpoint.save(folder / "detector", overwrite=True)
     return folder / "detector"
 

@@ -22,6 +22,7 @@ from corit_cli.data.degrade import (
     webp,
 )
 from corit_cli.data.images import ImageError
+from corit_cli.errors import CoritError
 
 
 def texture(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
@@ -154,7 +155,7 @@ def test_parse() -> None:
     ],
 )
 def test_parse_errors(text: str, expected: str) -> None:
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(CoritError, match=expected):
         parse_degradation(text)
 
 

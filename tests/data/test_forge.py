@@ -266,7 +266,7 @@ def test_spelling(spec: str, forge: Forge) -> None:
     ],
 )
 def test_nonsense_is_refused(spec: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=hint):
+    with pytest.raises(CoritError, match=hint):
         parse_forge(spec)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.data import images
-from corit_cli.data.images import CropConfig, FileInfo, ImageError, crop, inspect, read_image
+from corit_cli.data.images import FileInfo, ImageError, inspect, read_image
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
 
@@ -196,6 +196,45 @@ def test_broken_exif_is_ignored(tmp_path: Path, exif: bytes) -> None:
     assert distance(read_image(tmp_path / "a.jpg"), photo()) < 3
 
 
+# --- what is in memory ----------------------------------------------------------------------------
+
+
+def test_bytes_and_pictures_in_memory_are_read_as_the_file_is(tmp_path: Path) -> None:
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = 6
+    photo(40, 30).save(path, exif=exif)
+    expected, content = read_image(path), path.read_bytes()
+    for source in (content, bytearray(content), memoryview(content), np.asarray(expected)):
+        assert distance(read_image(source), expected) == 0
+    with Image.open(path) as opened:
+        assert distance(read_image(opened), expected) == 0
+        assert distance(read_image(opened), expected) == 0  # it is the caller's, and stays open
+        assert opened.size == (40, 30)
+
+
+def test_a_caller_s_picture_is_not_shared(tmp_path: Path) -> None:
+    given = photo()
+    read_image(given).paste("red", (0, 0, 40, 30))
+    assert distance(given, photo()) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"", "file is empty"),
+        (b"this is a note", "not an image that can be read"),
+        (np.zeros((40, 40, 3)), "must be \\(H, W, 3\\) of uint8, not \\(40, 40, 3\\) of float64"),
+        (np.zeros((40, 40), np.uint8), "must be \\(H, W, 3\\) of uint8, not \\(40, 40\\) of uint8"),
+        (np.zeros((40, 40, 4), np.uint8), "must be"),
+        (np.zeros((0, 40, 3), np.uint8), "must be"),
+    ],
+    ids=["empty", "text", "float", "grey", "alpha", "nothing"],
+)
+def test_what_in_memory_is_no_picture(source: bytes | np.ndarray, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        read_image(source)
+
+
 # --- files that are no use ------------------------------------------------------------------------
 
 
@@ -266,6 +305,21 @@ def test_a_jpeg_of_endless_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_image(path)
     path.write_bytes(content[:-2] + 6 * last + content[-2:])
     assert distance(read_image(path), photo(200, 150)) < 5
+
+
+def test_what_follows_a_jpeg_is_not_taken_for_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cameras append films and depth maps, which look like any bytes."""
+    monkeypatch.setattr("corit_cli.data.images.MAX_SCAN_PIXELS", 20 * 64 * 48)
+    path = tmp_path / "motion.jpg"
+    photograph(1).save(path, quality=90, progressive=True)
+    alone = path.read_bytes()
+    path.write_bytes(alone + np.random.default_rng(0).bytes(20_000) + b"\xff\xda\x00\x02" * 100)
+    assert read_image(path).size == (64, 48)
+    image = alone.removesuffix(b"\xff\xd9")
+    last = image[image.rindex(b"\xff\xda") :]
+    path.write_bytes(image + last * 20 + b"\xff\xd9")
+    with pytest.raises(ImageError, match="passes over"):
+        read_image(path)
 
 
 def test_nothing_is_said_on_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -378,104 +432,3 @@ def test_a_phone_s_multi_picture_file_is_a_jpeg(tmp_path: Path) -> None:
     info = inspect(tmp_path / "a.jpg")
     assert (info.format, info.jpeg_quality) == ("JPEG", 90)
     assert distance(read_image(tmp_path / "a.jpg"), photo()) < 3
-
-
-# --- windows --------------------------------------------------------------------------------------
-
-
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(width + height).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-@pytest.mark.parametrize("size", [(300, 200), (200, 301), (224, 224), (225, 224), (50, 40), (7, 300), (1, 1)])
-@pytest.mark.parametrize("target", [32, 224])
-def test_resize_mode_equals_torchvision(size: tuple[int, int], target: int) -> None:
-    transforms = pytest.importorskip("torchvision.transforms")
-    image = noise(*size)
-    oracle = transforms.Compose(
-        [transforms.Resize(target, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(target)]
-    )
-    out = crop(image, CropConfig("resize", target, crops=5))
-    assert out.shape == (1, target, target, 3)
-    assert (out[0] == np.asarray(oracle(image))).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    width=st.integers(1, 3000),
-    height=st.integers(1, 50),
-    flip=st.booleans(),
-    size=st.sampled_from([1, 16, 31]),
-    crops=st.integers(1, 7),
-    mode=st.sampled_from(["native", "resize", "both"]),
-)
-def test_shapes_for_any_size(width: int, height: int, flip: bool, size: int, crops: int, mode: str) -> None:
-    image = Image.new("RGB", (height, width) if flip else (width, height), (9, 8, 7))
-    config = CropConfig(mode, size, crops)
-    out = crop(image, config)
-    assert out.dtype == np.uint8
-    assert out.shape == (len(config.windows), size, size, 3)
-    assert len(config.windows) == {"native": crops, "resize": 1, "both": crops + 1}[mode]
-    assert (out == (9, 8, 7)).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(width=st.integers(16, 400), height=st.integers(16, 90), flip=st.booleans(), crops=st.integers(1, 7))
-def test_native_windows_are_sub_arrays(width: int, height: int, flip: bool, crops: int) -> None:
-    # A picture whose pixels hold their own coordinates, so that a window tells where it was cut.
-    y, x = np.mgrid[0:height, 0:width]
-    pixels = np.stack([x % 256, y, x // 256], -1).astype(np.uint8)
-    pixels = pixels.swapaxes(0, 1) if flip else pixels
-    out = crop(Image.fromarray(np.ascontiguousarray(pixels)), CropConfig("native", 16, crops))
-    for window in out:
-        x0, y0 = int(window[0, 0, 0]) + 256 * int(window[0, 0, 2]), int(window[0, 0, 1])
-        top, left = (x0, y0) if flip else (y0, x0)
-        assert (window == pixels[top : top + 16, left : left + 16]).all()
-
-
-def test_native_positions() -> None:
-    assert images._windows(100, 60, 20, 1) == [(40, 20)]
-    assert images._windows(100, 60, 20, 2) == [(15, 10), (65, 30)]
-    assert images._windows(60, 100, 20, 2) == [(10, 15), (30, 65)]
-    assert images._windows(40, 20, 20, 2) == [(0, 0), (20, 0)]  # twice as wide as high: two windows tile it
-    assert images._windows(20, 20, 20, 2) == [(0, 0), (0, 0)]
-
-
-def test_both_is_resize_then_native() -> None:
-    image = noise(300, 250)
-    out = crop(image, CropConfig("both", 224, 2))
-    assert (out[:1] == crop(image, CropConfig("resize", 224))).all()
-    assert (out[1:] == crop(image, CropConfig("native", 224, 2))).all()
-
-
-def test_native_enlarges_only_what_is_too_small() -> None:
-    image = noise(30, 20)
-    enlarged = np.asarray(image.resize((60, 40), Image.Resampling.BICUBIC))
-    out = crop(image, CropConfig("native", 40, 2))
-    assert (out == np.stack([enlarged[:, :40], enlarged[:, 20:]])).all()
-
-
-def test_a_million_pixels_in_a_row_do_not_fill_the_memory() -> None:
-    for mode in ("native", "resize"):
-        assert crop(Image.new("RGB", (1_000_000, 1)), CropConfig(mode, 64, 2)).shape[1:] == (64, 64, 3)
-
-
-@pytest.mark.parametrize("wrong", [{"mode": "squash"}, {"size": 0}, {"crops": 0}])
-def test_impossible_settings(wrong: dict) -> None:
-    with pytest.raises(CoritError):
-        CropConfig(**wrong)
-
-
-def test_what_follows_a_jpeg_is_not_taken_for_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cameras append films and depth maps, which look like any bytes."""
-    monkeypatch.setattr("corit_cli.data.images.MAX_SCAN_PIXELS", 20 * 64 * 48)
-    path = tmp_path / "motion.jpg"
-    photograph(1).save(path, quality=90, progressive=True)
-    alone = path.read_bytes()
-    path.write_bytes(alone + np.random.default_rng(0).bytes(20_000) + b"\xff\xda\x00\x02" * 100)
-    assert read_image(path).size == (64, 48)
-    image = alone.removesuffix(b"\xff\xd9")
-    last = image[image.rindex(b"\xff\xda") :]
-    path.write_bytes(image + last * 20 + b"\xff\xd9")
-    with pytest.raises(ImageError, match="passes over"):
-        read_image(path)

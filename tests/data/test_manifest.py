@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from corit_cli.data.manifest import Sample, group_folds, group_split, load_samples, source_split
+from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.errors import CoritError
 
 
@@ -214,123 +210,3 @@ def test_deepfakebench(tmp_path: Path, place: str) -> None:
         Sample(tmp_path / "FF/orig/071/1.png", 0, "FaceForensics++", "", "train", "071"),
         Sample(tmp_path / "FF/orig/2/0.png", 0, "FaceForensics++", "", "val", "2"),
     ]
-
-
-# --- splits ---------------------------------------------------------------------------------------
-
-
-def samples(*rows: tuple) -> list[Sample]:
-    """One Sample for each (label, source, video_id, split), shorter rows allowed."""
-    out = []
-    for i, row in enumerate(rows):
-        label, source, video, split = (*row, "", "", "")[:4]
-        out.append(Sample(Path(f"{i}.jpg"), label, source=source, video_id=video, split=split))
-    return out
-
-
-def test_named_splits_are_used() -> None:
-    rows = [(0, "", "", split) for split in ("train", "val", "test", "", "val", "holdout")]
-    assert group_split(samples(*rows)) == ([0, 3], [1, 4])
-
-
-def test_without_a_validation_split_the_test_files_still_stay_out() -> None:
-    rows = [(i % 2, "", "", "test" if i < 4 else "train") for i in range(24)]
-    train, val = group_split(samples(*rows))
-    assert sorted(train + val) == list(range(4, 24))
-    assert len(val) == 6
-
-
-def test_plain_files_are_stratified_by_class() -> None:
-    data = samples(*[(int(i < 10),) for i in range(100)])
-    train, val = group_split(data, fraction=0.3, seed=1)
-    assert sorted(train + val) == list(range(100))
-    assert Counter(data[i].label for i in val) == {0: 27, 1: 3}
-
-
-def test_sources_stay_together_when_both_classes_have_several() -> None:
-    data = samples(*[(i % 2, f"s{i % 10 // 2}") for i in range(100)])  # five sources of both classes
-    train, val = group_split(data)
-    assert not {data[i].source for i in train} & {data[i].source for i in val}
-    assert {data[i].label for i in val} == {0, 1}
-
-
-def test_the_largest_source_does_not_overfill_the_validation_side() -> None:
-    data = samples(*[(i % 2, "large") for i in range(60)], *[(i % 2, f"small{i // 20}") for i in range(40)])
-    for seed in range(8):
-        assert len(group_split(data, 0.3, seed)[1]) in (20, 40)
-
-
-def test_sources_are_split_when_a_class_has_only_one() -> None:
-    data = samples(*[(0, "camera")] * 20, *[(1, "sdxl")] * 10, *[(1, "flux")] * 10)
-    for side in (*group_split(data), *group_folds(data, 2)):
-        assert {data[i].label for i in side} == {0, 1}
-
-
-def test_folds_are_no_more_than_sources() -> None:
-    data = samples(*[(i % 2, f"s{i % 6 // 2}", f"v{i}") for i in range(60)])
-    folds = group_folds(data, 5)
-    assert sorted(sorted({data[i].source for i in fold}) for fold in folds) == [["s0"], ["s1"], ["s2"]]
-    assert len(group_folds(data, 2)) == 2
-
-
-def test_seed() -> None:
-    data = samples(*[(i % 2,) for i in range(40)])
-    assert group_split(data, seed=3) == group_split(data, seed=3)
-    assert group_folds(data, 4, seed=3) == group_folds(data, 4, seed=3)
-    assert len({tuple(group_split(data, seed=s)[1]) for s in range(5)}) > 1
-
-
-row = st.tuples(st.integers(0, 1), st.sampled_from(["", "a", "b", "c"]), st.sampled_from(["", "u", "v", "w", "x"]))
-
-
-@settings(deadline=None)
-@given(
-    rows=st.lists(row, min_size=2, max_size=40),
-    seed=st.integers(0, 9),
-    k=st.integers(1, 6),
-    fraction=st.floats(0.05, 0.95),
-)
-def test_partitions_keep_videos_whole(rows: list[tuple], seed: int, k: int, fraction: float) -> None:
-    data = samples(*rows)
-    sides = group_split(data, fraction, seed)
-    assert sorted(chain(*sides)) == list(range(len(data)))
-    videos = [{data[i].video_id for i in side} - {""} for side in sides]
-    assert not videos[0] & videos[1]
-
-    folds = group_folds(data, k, seed)
-    assert 1 <= len(folds) <= k
-    assert sorted(chain(*folds)) == list(range(len(data)))
-    assert all(folds)
-    by = "source" if all(len({s.source for s in data if s.label == c}) > 1 for c in (0, 1)) else "video_id"
-    homes: dict[str, set[int]] = {}
-    for n, fold in enumerate(folds):
-        for i in fold:
-            homes.setdefault(getattr(data[i], by), set()).add(n)
-    if by == "video_id":
-        homes.pop("", None)
-    assert all(len(places) == 1 for places in homes.values())
-
-
-@settings(deadline=None)
-@given(labels=st.lists(st.integers(0, 1), min_size=4), seed=st.integers(0, 9), k=st.integers(2, 5))
-def test_both_classes_reach_every_side_they_can(labels: list[int], seed: int, k: int) -> None:
-    data = samples(*[(label,) for label in labels])
-    for sides in (group_split(data, seed=seed), group_folds(data, k, seed)):
-        for label in (0, 1):
-            reached = sum(any(data[i].label == label for i in side) for side in sides)
-            assert reached == min(len(sides), labels.count(label))
-
-
-def test_source_split_keeps_sources_whole_though_videos_are_named() -> None:
-    samples = [
-        Sample(
-            Path(f"{source}-{video}-{frame}.png"), label=video % 2, source=str(source), video_id=f"v{source}-{video}"
-        )
-        for source in range(6)
-        for video in range(4)
-        for frame in range(3)
-    ]
-    rest, aside = source_split(samples, 0.2)
-    assert sorted(rest + aside) == list(range(len(samples))) and rest and aside
-    assert not {samples[i].source for i in rest} & {samples[i].source for i in aside}
-    assert source_split(samples, 0.2) == (rest, aside)

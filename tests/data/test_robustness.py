@@ -7,6 +7,7 @@ from PIL import Image
 from corit_cli.data.degrade import parse_degradation
 from corit_cli.data.robustness import CHAINS, FAMILIES, parse_chains
 from corit_cli.data.variants import Variant
+from corit_cli.errors import CoritError
 from tests.conftest import photograph
 
 
@@ -34,7 +35,7 @@ def test_a_family_a_name_or_all() -> None:
 
 @pytest.mark.parametrize(("text", "words"), [("sepia", "unknown.*jpeg, webp"), ("jpeg-1", "jpeg-95"), (" ,", "no rob")])
 def test_parse_errors(text: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(CoritError, match=words):
         parse_chains(text)
 
 

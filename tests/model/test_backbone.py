@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corit_cli.engine.weights import from_open_clip, load_backbone
 from corit_cli.model.backbone import TowerConfig
+from corit_cli.model.loading import from_open_clip, load_backbone
 from tests.conftest import TINY, random_tower
 
 
@@ -57,7 +57,12 @@ def test_frozen_and_deterministic() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"activation": "relu"}, "activation"), ({"heads": 5}, "divisible"), ({"image_size": 33}, "multiple")],
+    [
+        ({"activation": "relu"}, "activation"),
+        ({"interpolation": "nearest"}, "interpolation must be one of bicubic, bilinear"),
+        ({"heads": 5}, "divisible"),
+        ({"image_size": 33}, "multiple"),
+    ],
 )
 def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

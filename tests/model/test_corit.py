@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from corit_cli.errors import CoritError
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.mask import parse_mask
@@ -23,8 +24,8 @@ VARIANTS = {
     "views go deepest": CoRITSettings(("blur:1.0",), cgp=(4,), inject_at=(1,), integrate=(2,)),
     "injected stream goes deepest": CoRITSettings(("blur:1.0",), cgp=(), inject_at=(2,), integrate=(4,)),
     "pooled to the last layer": CoRITSettings(("blur:1.0",), cgp=(1,), pool=(2, 4), inject_at=(), integrate=()),
-    "two views, snr": CoRITSettings(
-        ("blur:1.0", "noise:0.05"), cgp=(3,), inject_at=(1, 3), integrate=(4,), mask="snr:0.5"
+    "two views, no mask": CoRITSettings(
+        ("blur:1.0", "noise:0.05"), cgp=(3,), inject_at=(1, 3), integrate=(4,), mask="none"
     ),
     "no contrast": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
     "contrast only": CoRITSettings(("jpeg:75",), cgp=(1, 2), inject_at=(), integrate=()),
@@ -61,7 +62,7 @@ def test_features_follow_the_equations(name: str, tower: VisionTower, images: to
     settings = VARIANTS[name]
     corit = CoRIT(tower, settings)
     z = corit(images).z
-    assert z.shape == (3, corit.features)
+    assert z.shape == (3, corit.width)
     torch.testing.assert_close(z, by_the_equations(tower, settings, images), atol=1e-5, rtol=1e-5)
 
 
@@ -127,12 +128,15 @@ def test_contrast_of_an_image_with_itself_is_nothing(tower: VisionTower) -> None
         lambda: CoRITSettings(views=()),
         lambda: CoRITSettings(integrate=(5,)).check(4),
         lambda: CoRITSettings(integrate=(0,)).check(4),
+        lambda: CoRIT(random_tower(), CoRITSettings(integrate=(5,))),
+        lambda: CoRIT(random_tower(), replace(VARIANTS["full"], mask="soft:0.2-0.8")),
+        lambda: CoRIT(random_tower(), replace(VARIANTS["full"], views=("sharpen",))),
         lambda: parse_layers("4-x"),
         lambda: parse_layers("9-4"),
     ],
 )
 def test_impossible_settings_are_refused(make) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(CoritError):
         make()
 
 
@@ -201,7 +205,7 @@ def test_running_no_further_does_nothing(tower: VisionTower, images: torch.Tenso
 
 
 def test_streams_start_embedded_view_by_view(tower: VisionTower, images: torch.Tensor) -> None:
-    state = CoRIT(tower, VARIANTS["two views, snr"]).start(images)
+    state = CoRIT(tower, VARIANTS["two views, no mask"]).start(images)
     assert state.layer == 0 and not state.found
     torch.testing.assert_close(state.x, tower.embed(images), atol=1e-5, rtol=1e-5)
     views = [tower.embed(parse_view(spec)(images)) for spec in ("blur:1.0", "noise:0.05")]

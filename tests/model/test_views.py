@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from corit_cli.errors import CoritError
 from corit_cli.model.views import VIEWS, blur, jpeg, parse_view
 from tests.conftest import photograph
 
@@ -56,5 +57,5 @@ def test_jpeg_is_close_to_a_real_codec(quality: int) -> None:
 
 @pytest.mark.parametrize("spec", ["sharpen", "blur:x", "blur:0", "jpeg:101", "resample:1", ""])
 def test_nonsense_is_refused(spec: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(CoritError):
         parse_view(spec)

@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.data.provenance import Finding, Provenance
-from corit_cli.engine.fit import Thresholds
-from corit_cli.engine.verdicts import MILD, FaceVerdict, Moment, Prediction, Stability, VideoVerdict
+from corit_cli.data.windows import CropConfig
+from corit_cli.detection.calibration import Thresholds
+from corit_cli.detection.verdicts import MILD, FaceVerdict, Moment, Prediction, Stability, VideoVerdict
 from corit_cli.errors import CoritError
+from corit_cli.model.settings import CoRITSettings
 from corit_cli.report import casebook
-from corit_cli.report.casebook import About, Casebook
+from corit_cli.report.case import About, method_of
+from corit_cli.report.casebook import Casebook
 from corit_cli.report.timeline import levels, thin, ticks
 from corit_cli.report.words import clock, file_size, percent, posterior, printable, share
 from tests.conftest import photograph
@@ -49,6 +52,7 @@ ABOUT = About(
     held_out=HELD_OUT,
     made=datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone.utc),
     command="detect --html <report>",
+    method="It <looks>.",
 )
 HOSTILE = 'a/"><script>alert(1)<' + "/script>\n\u202e'&{{7*7}}\udcff"
 
@@ -168,6 +172,7 @@ def test_hostile_names_and_metadata_stay_text(tmp_path: Path, path: Path) -> Non
     assert r"script>\n\u202e'&{{7*7}}\udcff" in page.text  # the last part of the path, spelled out
     assert not re.search("[\u202e\x00-\x09\x0b-\x1f]", page.source)
     assert "a cat, <b>large</b>" in page.text and "not an <image>" in page.text and "--html <report>" in page.text
+    assert "It <looks>." in page.text
 
 
 @settings(deadline=None, max_examples=40)
@@ -338,15 +343,7 @@ def test_a_video_s_figures_and_moments_are_told(path: Path) -> None:
     image = photograph(1)
     page = written(path, (clip, image, None, {m.frame: image for m in clip.video.suspicious()}))
     text = page.text
-    for said in (
-        "45.7%",
-        "Face 1",
-        "73.7%",
-        "Face 2",
-        "31.3%",
-        "0:06.0 at 25 frames a second",
-        "6 frames looked at",
-    ):
+    for said in ("45.7%", "Face 1", "73.7%", "Face 2", "31.3%", "0:06.0 at 25 frames a second", "6 frames looked at"):
         assert said in text
     assert "Only a part of this video could be read: only 6.0 of 9.0 seconds can be read." in text
     # The moments with the highest peaks: a face's 0.9515, 0.8515, 0.7515 in frames 0, 25, 50.
@@ -425,11 +422,28 @@ def test_about_is_read_from_a_checkpoint() -> None:
         sha256="d" * 64,
         thresholds=Thresholds(0.2, 0.7),
         metrics={"held_out_sources": HELD_OUT},
+        settings=CoRITSettings(cgp=(4, 5, 6), integrate=(9,)),
+        crops=CropConfig(),
     )
     east = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00"
+    assert about.method == method_of(checkpoint.settings, checkpoint.crops)
+
+
+def test_the_method_is_what_the_detector_reads() -> None:
+    """Contrasts are read from native windows where there are any, all else from the resized one: features/extractor."""
+    whole, native = "the whole picture, made small", "a part of the picture at its own size"
+    layers, few = CoRITSettings((), cgp=(), integrate=(7, 8, 9, 12)), CoRITSettings(cgp=(4, 5, 6), integrate=())
+    said = method_of(layers, CropConfig("both"))
+    assert f"in {whole}, at layers 7, 8, 9 and 12 of its network. A small head" in said and "changes" not in said
+    assert native in method_of(layers, CropConfig("native"))
+    said = method_of(few, CropConfig("both"))
+    assert f"what it sees in {native} changes when" in said and "at layers 4 to 6 of" in said and whole not in said
+    assert f"what it sees in {whole} changes when" in method_of(few, CropConfig("resize"))
+    said = method_of(CoRITSettings(cgp=(4,), inject_at=(3,), integrate=(9,)), CropConfig("both"))
+    assert whole in said and native in said and "at layer 9 of" in said and "were added" in said
 
 
 # --- numbers --------------------------------------------------------------------------------------

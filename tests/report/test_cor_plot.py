@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corit_cli.analysis.cor import COR, Criteria, Run, critical_radius
-from corit_cli.analysis.sweep import Found, Sweep
-from corit_cli.analysis.theory import Condition, Theory
+from corit_cli.cor.collapse import COR, Criteria, Run, critical_radius
+from corit_cli.cor.sweep import Found, Sweep
+from corit_cli.cor.theory import Condition, Theory
 from corit_cli.errors import CoritError
-from corit_cli.gsnr import Moments, estimate
-from corit_cli.metrics import Estimate
+from corit_cli.metrics.gsnr import Moments, estimate
+from corit_cli.metrics.intervals import Estimate
 from corit_cli.report.cor_plot import cor_plot, theory_plot
 
 CRITERIA = Criteria(math.log(2), 0.6)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from corit_cli.engine.evaluate import Evaluation, evaluate
-from corit_cli.engine.peers import Scores, compare
-from corit_cli.engine.protocols import HeldOut, Protocol
-from corit_cli.metrics import Estimate
-from corit_cli.report.evaluation import grids, number, page, percent, write_page
-from tests.engine.test_evaluate import checkpoint, scored
+from corit_cli.evaluation.figures import Evaluation, summarise
+from corit_cli.evaluation.peers import Scores, compare
+from corit_cli.evaluation.protocols import HeldOut, Protocol
+from corit_cli.metrics.intervals import Estimate
+from corit_cli.report.evaluation import grids, number, percent
+from corit_cli.report.evaluation_page import page, write_page
+from tests.evaluation.test_figures import checkpoint, scored
 
 NAN = float("nan")
 
@@ -19,7 +20,7 @@ NAN = float("nan")
 def example(name: str = "rival") -> Evaluation:
     """An evaluation with everything in it."""
     images = scored(chains=("jpeg-75", "messenger-640"), frames=2)
-    found = evaluate(checkpoint(), images)
+    found = summarise(checkpoint(), images)
     scores = images.logits[0] + np.random.default_rng(1).normal(size=80)
     scores[0] = np.nan
     found.peers = [compare(images, Scores(name, images.samples, scores, None, 2))]
@@ -104,5 +105,5 @@ def test_the_same_evaluation_gives_the_same_page(tmp_path: Path) -> None:
 
 
 def test_one_class_still_makes_a_page() -> None:
-    parsed = Page(page(evaluate(checkpoint(), scored(20, fake=0.0)), "t"))
+    parsed = Page(page(summarise(checkpoint(), scored(20, fake=0.0)), "t"))
     assert parsed.tags.count("svg") == 1 and "nothing to rank them against" in parsed.text

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corit_cli.analysis.study import Row, Study
 from corit_cli.errors import CoritError
-from corit_cli.gsnr import GSNREstimate
+from corit_cli.gsnr.study import Row, Study
+from corit_cli.metrics.gsnr import GSNREstimate
 from corit_cli.report.gsnr_plot import gsnr_plot
 
 

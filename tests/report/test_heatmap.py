@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corit_cli.engine.evidence import Evidence
+from corit_cli.detection.heatmap import Heatmap
 from corit_cli.errors import CoritError
 from corit_cli.report.heatmap import NARROWEST, SHRUNK, colourise, overlay, save_overlay
 
 GREY = Image.new("RGB", (400, 240), (128, 128, 128))
 
 
-def halves(size: tuple[int, int] = (400, 240), covered: bool = True) -> Evidence:
+def halves(size: tuple[int, int] = (400, 240), covered: bool = True) -> Heatmap:
     """The left half looks changed, the right untouched."""
     rows, columns = 15, 25
     cells = np.where(np.arange(columns) < 12, 1.0, -1.0)[None].repeat(rows, 0).astype(np.float32)
     seen = np.ones(cells.shape, bool)
     seen[8:] = covered
-    return Evidence(cells * seen, seen, (0, 0, *size), size, 0.0, 1.0)
+    return Heatmap(cells * seen, seen, (0, 0, *size), size, 0.0, 1.0)
 
 
 def test_the_photograph_keeps_its_place_and_size() -> None:
@@ -60,13 +60,13 @@ def test_the_scale_is_the_same_for_all_images() -> None:
     weak.map[:] *= 0.5
     one, other = (np.asarray(overlay(GREY, e, 0.9, "fake"), int)[:240] for e in (strong, weak))
     assert (one[120, 60] != other[120, 60]).any()
-    stretched = Evidence(weak.map, weak.covered, weak.box, weak.size, 0.0, 0.5)
+    stretched = Heatmap(weak.map, weak.covered, weak.box, weak.size, 0.0, 0.5)
     assert np.array_equal(one, np.asarray(overlay(GREY, stretched, 0.9, "fake"), int)[:240])
 
 
 def test_what_is_common_in_untouched_photographs_stays_grey() -> None:
     found = halves()
-    shy = Evidence(found.map, found.covered, found.box, found.size, 1.0, 2.0)
+    shy = Heatmap(found.map, found.covered, found.box, found.size, 1.0, 2.0)
     pixels = np.asarray(overlay(GREY, shy, 0.9, "fake"), int)[:240]
     assert np.ptp(pixels, axis=2).max() == 0
 

@@ -1,0 +1,138 @@
+"""What a sweep trains: a head on features that are taken once, or parts of the tower as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from corit_cli.cor.collapse import Run
+from corit_cli.cor.curvature import Batch, Loss, Params
+from corit_cli.cor.heads import train_population
+from corit_cli.cor.settings import Optimization
+from corit_cli.cor.sweep import Wanted
+from corit_cli.cor.tuned import Prepared, Tuned, read, train_tuned
+from corit_cli.metrics.ranking import auc
+from corit_cli.model.head import Head
+
+
+@dataclass
+class Split:
+    """Labels of all images (n,), and positions of those trained on (t,) and validated on (v,)."""
+
+    labels: Tensor
+    train: Tensor
+    val: Tensor
+
+    @classmethod
+    def of(cls, labels: Sequence[int], train: Sequence[int], val: Sequence[int]) -> Split:
+        """From plain lists."""
+        return cls(torch.tensor(labels), torch.tensor(train), torch.tensor(val))
+
+    def shuffled(self, seed: int) -> Tensor:
+        """Labels (n,) whose training part is in random order."""
+        labels = self.labels.clone()
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        labels[self.train] = labels[self.train[order]]
+        return labels
+
+    def run(self, name: str, wanted: Wanted, labels: Tensor, logits: Tensor, cosine: float) -> Run:
+        """A finished run's figures from all images' ``logits`` (n,) and the ``labels`` (n,) it was trained with."""
+        logits = logits.float().cpu()
+        loss = F.binary_cross_entropy_with_logits(logits[self.train], labels[self.train].float())
+        val = logits[self.val]
+        area = auc(self.labels[self.val].numpy(), val.numpy()) if val.isfinite().all() else float("nan")
+        return Run(name, *wanted, float(loss), area, float(val.std()), float(cosine))
+
+
+@dataclass
+class HeadArm:
+    """Heads on features ``z`` (n, F): all wanted runs are trained in one batched program."""
+
+    name: str
+    z: Tensor
+    split: Split
+    optimization: Optimization
+
+    def __post_init__(self) -> None:
+        head = Head(self.z.shape[1]).to(self.z.device)
+        head.fit_standardiser(self.z[self.split.train])
+        self.x = head.standardise(self.z)  # (n, F)
+
+    def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
+        """Train every wanted run; a radius that one seed misses is run for all seeds, and only what is wanted told."""
+        for shuffled in (False, True):
+            chosen = [w for w in wanted if w[2] == shuffled]
+            seeds, radii = sorted({w[1] for w in chosen}), sorted({w[0] for w in chosen})
+            if not chosen:
+                continue
+            labels = torch.stack([self.split.shuffled(s) if shuffled else self.split.labels for s in seeds])  # (S, n)
+            fitted = train_population(self.x, labels, self.split.train, seeds, radii, self.optimization)
+            for w in chosen:
+                s, r = seeds.index(w[1]), radii.index(w[0])
+                yield self.split.run(self.name, w, labels[s], fitted.logits[s, r], float(fitted.cosine[s, r]))
+
+    def objective(self) -> tuple[Loss, Params]:
+        """The loss of some images as a function of a head's parameters, and the first seed's initial ones."""
+        torch.manual_seed(0)
+        head = Head(self.x.shape[1], self.optimization.hidden).to(self.x.device).layers
+
+        def loss(parameters: Params, batch: Batch) -> Tensor:
+            logits = functional_call(head, parameters, (self.x[batch],)).squeeze(-1)  # (b,)
+            return F.binary_cross_entropy_with_logits(logits, self.split.labels[batch].to(logits))
+
+        return loss, {name: p.detach() for name, p in head.named_parameters()}
+
+
+@dataclass
+class TunedArm:
+    """Parts of the tower and a head, trained one run after the other."""
+
+    name: str
+    tuned: Tuned
+    prepared: Prepared
+    split: Split
+    optimization: Optimization
+
+    def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
+        """Train every wanted run."""
+        for w in wanted:
+            rho, seed, shuffled = w
+            labels = self.split.shuffled(seed) if shuffled else self.split.labels
+            head, cosine = train_tuned(
+                self.tuned, self.prepared, labels, self.split.train, seed, rho, self.optimization
+            )
+            with torch.no_grad():
+                logits = head(read(self.tuned, self.prepared, torch.arange(len(labels))))
+            yield self.split.run(self.name, w, labels, logits, cosine)
+
+    def objective(self) -> tuple[Loss, Params]:
+        """The loss of some images as a function of all that is trained, and the first seed's initial values."""
+        self.tuned.reset(0)
+        z = read(self.tuned, self.prepared, self.split.train)
+        torch.manual_seed(0)
+        head = Head(z.shape[1], self.optimization.hidden).to(z.device)
+        head.fit_standardiser(z)
+        whole = _Whole(self.tuned, head)
+        trained = {id(p) for p in (*self.tuned.trained.values(), *head.parameters())}
+
+        def loss(parameters: Params, batch: Batch) -> Tensor:
+            logits = functional_call(whole, parameters, (self.prepared, batch))  # (b,)
+            return F.binary_cross_entropy_with_logits(logits, self.split.labels[batch].to(logits))
+
+        return loss, {name: p.detach() for name, p in whole.named_parameters() if id(p) in trained}
+
+
+class _Whole(nn.Module):
+    """Tuned features and a head as one module."""
+
+    def __init__(self, tuned: Tuned, head: Head) -> None:
+        super().__init__()
+        self.tuned, self.head = tuned, head
+
+    def forward(self, prepared: Prepared, batch: Batch) -> Tensor:
+        return self.head(self.tuned(prepared, batch))

@@ -1,0 +1,185 @@
+"""What a sweep trains on: which images, split how, read how; and the models made ready for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corit_cli.cor.arms import HeadArm, Split, TunedArm
+from corit_cli.cor.collapse import Criteria
+from corit_cli.cor.curvature import Geometry, geometry
+from corit_cli.cor.settings import Optimization
+from corit_cli.cor.tuned import Tuned
+from corit_cli.data.images import read_image
+from corit_cli.data.manifest import Sample
+from corit_cli.data.splits import deal, thin, units_of
+from corit_cli.data.windows import CropConfig, crop
+from corit_cli.errors import CoritError
+from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extract
+from corit_cli.features.extractor import Extractor
+from corit_cli.features.stream import ahead
+from corit_cli.files import content_sha256
+from corit_cli.model.loading import Backbone
+from corit_cli.model.scope import Scope
+from corit_cli.model.settings import CoRITSettings
+from corit_cli.progress import Advance, hush
+
+#: Share of the independent images that is trained on; the others validate.
+TRAINED_ON = 0.6
+#: Independent images of each class, at least, to train on and to validate on.
+FEWEST_UNITS = 2
+
+
+class Problem:
+    """Images to train and to validate on, at most ``most`` of them, whole units on one side; test images stay out.
+
+    Files that turn out to be unreadable are left out and told to ``warn``. Raises CoritError when a class is missing,
+    or when ``crops`` has windows of both kinds.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        backbone: Backbone,
+        crops: CropConfig,
+        optimization: Optimization,
+        most: int,
+        seed: int = 0,
+        device: str = "cpu",
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if crops.mode == "both":
+            raise CoritError("a sweep reads one kind of window: --crop native|resize")
+        self.samples = [s for s in samples if s.split != "test"]
+        self.backbone, self.crops, self.optimization, self.device, self.warn = (
+            backbone,
+            crops,
+            optimization,
+            device,
+            warn,
+        )
+        self._units = units_of(self.samples, photographs=True)
+        self._train, self._val = self._deal(most, seed)
+        self._wanted = sorted(self._train + self._val)
+        self._used: list[int] | None = None  # positions of what can be read, known once it was read
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def _deal(self, most: int, seed: int) -> tuple[list[int], list[int]]:
+        """Positions to train on and to validate on."""
+        samples, units = self.samples, self._units
+        shares = {"train on": TRAINED_ON, "validate on": 1 - TRAINED_ON}
+        sides = deal([s.label for s in samples], units, list(shares.values()), seed)
+        for k, (name, share) in enumerate(shares.items()):
+            sides[k] = chosen = thin(samples, units, sides[k], round(most * share), seed)
+            if min(len({units[i] for i in chosen if samples[i].label == label}) for label in (0, 1)) < FEWEST_UNITS:
+                raise CoritError(
+                    f"too few images to {name}: give ten independent ones of each class, or more --samples"
+                )
+        return sides[0], sides[1]
+
+    def _keep(self, errors: dict[int, str]) -> None:
+        """Leave out the images at the positions ``errors``, once."""
+        if self._used is not None:
+            return
+        for i, message in errors.items():
+            self.warn(f"left out {self.samples[i].path}: {message}")
+        self._used = [i for i in self._wanted if i not in errors]
+        for part in (self._train, self._val):
+            if len({self.samples[i].label for i in part if i not in errors}) < 2:
+                raise CoritError("without the images that cannot be read, no real or no fake ones are left")
+
+    @property
+    def used(self) -> list[int]:
+        """Positions, among the samples, of the images in use. They must have been read before."""
+        assert self._used is not None
+        return self._used
+
+    @property
+    def units(self) -> list[Hashable]:
+        """What each image in use belongs together with."""
+        return [self._units[i] for i in self.used]
+
+    @cached_property
+    def split(self) -> Split:
+        """Labels of the images in use, and which of them are trained on."""
+        place = {i: k for k, i in enumerate(self.used)}
+        train, val = ([place[i] for i in part if i in place] for part in (self._train, self._val))
+        return Split.of([self.samples[i].label for i in self.used], train, val)
+
+    @property
+    def criteria(self) -> Criteria:
+        """When a run on these images has collapsed."""
+        s, units = self.split, self.units
+        return Criteria.of(s.labels[s.train].tolist(), s.labels[s.val].tolist(), [units[k] for k in s.val.tolist()])
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Sizes of the parts, and a digest of what is in the files, their labels and their part."""
+        train = set(self._train)
+        rows = [f"{content_sha256(self.samples[i].path)} {self.samples[i].label} {i in train}" for i in self.used]
+        digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return {"train": len(self.split.train), "val": len(self.split.val), "fingerprint": digest}
+
+    @cached_property
+    def windows(self) -> Tensor:
+        """One window of every image that can be read, (n, S, S, 3) uint8."""
+
+        def load(i: int) -> np.ndarray | str:
+            try:
+                return crop(read_image(self.samples[i].path), self.crops)[0]
+            except CoritError as error:
+                return str(error)
+
+        loaded = dict(zip(self._wanted, ahead(load, self._wanted, workers=4, window=16), strict=True))
+        self._keep({i: found for i, found in loaded.items() if isinstance(found, str)})
+        return torch.from_numpy(np.stack([loaded[i] for i in self.used]))
+
+    def features(self, settings: CoRITSettings, advance: Advance = hush) -> Tensor:
+        """Features (n, F) of the images in use, from the cache where it has them."""
+        cache = FeatureCache(default_cache_path(), warn=self.warn)
+        try:
+            extractor = Extractor(self.backbone, settings, self.crops, self.device)
+            z, errors = extract(extractor, [Job(self.samples[i].path) for i in self._wanted], cache, advance)
+        finally:
+            cache.close()
+        self._keep({self._wanted[k]: message for k, message in errors.items()})
+        return z[[k for k in range(len(z)) if k not in errors]].to(self.device)
+
+    def arm(self, name: str, settings: CoRITSettings, scope: Scope, advance: Advance = hush) -> HeadArm | TunedArm:
+        """A model, its frozen part run on all images. Raises CoritError when the settings do not fit the backbone."""
+        if scope.kind == "head":
+            return HeadArm(name, self.features(settings, advance), self.split, self.optimization)
+        if len(self.crops.windows) > 1:
+            raise CoritError("where blocks are tuned, one window an image is read: leave out --crops")
+        tuned = Tuned(self.backbone.tower, settings, scope)
+        prepared = tuned.prepare(self.windows, advance)
+        return TunedArm(name, tuned, prepared, self.split, self.optimization)
+
+    def geometry(self, arm: HeadArm | TunedArm) -> Geometry:
+        """Local geometry of the loss at the initial weights of an arm's first seed. Raises ValueError as
+        :func:`~corit_cli.cor.curvature.geometry` does."""
+        positions, units = self.split.train.tolist(), self.units
+        dealt = apart([units[k] for k in positions], self.optimization.batch_size)
+        loss, params = arm.objective()
+        return geometry(loss, params, [[positions[k] for k in batch] for batch in dealt], self.optimization.lr)
+
+
+def apart(units: Sequence[Hashable], size: int) -> list[list[int]]:
+    """Disjoint batches of one size, ``size`` at most, no unit in two of them: positions.
+
+    There are from 3 to 16, with two units each where there are enough. Raises ValueError below three units.
+    """
+    count = max(3, min(16, len(units) // size, len(set(units)) // 2))
+    batches = deal([0] * len(units), units, count)
+    least = min(size, *map(len, batches))
+    if not least:
+        raise ValueError("too few independent images for three batches")
+    return [batch[:least] for batch in batches]

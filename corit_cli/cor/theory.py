@@ -1,0 +1,164 @@
+"""Does COR grow with GSNR? Signal strength is varied on purpose, and both are measured at every strength.
+
+Three ways to weaken the signal a head sees: flip training labels, drown the features in noise, or let it read another
+layer. docs/theory.md says what is to be expected, and why the expectation is no theorem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from corit_cli.cor.arms import HeadArm, Split
+from corit_cli.cor.collapse import COR, Criteria, critical_radius, rounded
+from corit_cli.cor.settings import Optimization
+from corit_cli.data.splits import jackknife_groups
+from corit_cli.metrics import gsnr
+from corit_cli.metrics.gsnr import GSNREstimate, Moments
+from corit_cli.metrics.intervals import Estimate
+from corit_cli.model.head import Head
+from corit_cli.progress import Progress, quiet
+
+LABEL_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+#: In units of the features' own spread.
+FEATURE_NOISE = (0.5, 1.0, 2.0, 4.0, 8.0)
+RADII = tuple(rounded(float(r)) for r in np.geomspace(0.05, 20, 9))
+#: Radii added between the two that the cliff lies between.
+BETWEEN = 6
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Condition:
+    """GSNR and COR at one strength of the signal; ``kind`` is label noise, feature noise or layer."""
+
+    kind: str
+    level: float
+    gsnr: GSNREstimate
+    cor: COR
+
+
+@dataclass(frozen=True)
+class Theory:
+    """All conditions, Spearman's rank correlation of COR with GSNR over them, and what it was measured on."""
+
+    conditions: list[Condition]
+    correlation: Estimate
+    by_kind: dict[str, Estimate]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "conditions": [
+                {"kind": c.kind, "level": c.level, "gsnr": asdict(c.gsnr), "cor": c.cor.as_dict()}
+                for c in self.conditions
+            ],
+            "spearman": asdict(self.correlation),
+            "spearman_by_kind": {kind: asdict(e) for kind, e in self.by_kind.items()},
+        }
+
+
+def theory(
+    tokens: dict[int, Tensor],
+    split: Split,
+    units: Sequence[Hashable],
+    optimization: Optimization,
+    seeds: Sequence[int],
+    progress: Progress = quiet,
+) -> Theory:
+    """Measure GSNR and COR of heads on the class tokens (n, d) of every layer, and under noise on the deepest one.
+
+    ``units`` names, for every image, what it belongs together with. GSNR is that of the head's parameters at their
+    initial values, on the training images. Collapse is that of training alone, loss at chance and a flat output: under
+    noise, unseen images may be beyond any head, and that says nothing about the radius.
+    """
+    deepest = max(tokens)
+    levels = [
+        *(("label noise", level) for level in LABEL_NOISE),
+        *(("feature noise", level) for level in FEATURE_NOISE),
+        *(("layer", float(layer)) for layer in sorted(tokens) if layer != deepest),
+    ]
+    found, advance = [], progress("conditions", len(levels))
+    for kind, level in levels:
+        advance(0, f"{kind} {level:g}")
+        z, generator = tokens[int(level) if kind == "layer" else deepest], torch.Generator().manual_seed(0)
+        labels = split.labels
+        if kind == "feature noise":
+            z = z + level * z[split.train].std(0) * torch.randn(z.shape, generator=generator)
+        if kind == "label noise":
+            flipped = split.train[torch.rand(len(split.train), generator=generator) < level]
+            labels = labels.clone()
+            labels[flipped] = 1 - labels[flipped]
+        tests = replace(Criteria.of(labels[split.train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
+        # Flipped labels are what heads are trained with; the validation labels stay true.
+        arm = HeadArm(kind, z, replace(split, labels=labels), optimization)
+        runs = list(arm.run([(rho, seed, False) for rho in RADII for seed in seeds]))
+        ends = critical_radius(runs, tests).bracket
+        if ends is not None:
+            between = np.geomspace(*ends, BETWEEN + 2)[1:-1]
+            runs += arm.run([(rounded(float(rho)), seed, False) for rho in between for seed in seeds])
+        found.append(
+            Condition(
+                kind, level, head_gsnr(arm.x, labels, split.train, units, optimization), critical_radius(runs, tests)
+            )
+        )
+        advance()
+    by_kind = {
+        kind: rank_correlation([c for c in found if c.kind == kind]) for kind in dict.fromkeys(c.kind for c in found)
+    }
+    return Theory(found, rank_correlation(found), by_kind)
+
+
+def head_gsnr(
+    x: Tensor, labels: Tensor, positions: Tensor, units: Sequence[Hashable], optimization: Optimization, seed: int = 0
+) -> GSNREstimate:
+    """GSNR of a fresh head's parameters on standardised features ``x`` (n, F) of the images ``positions``."""
+    torch.manual_seed(seed)
+    head = Head(x.shape[1], optimization.hidden).layers
+    parameters = {name: p.detach() for name, p in head.named_parameters()}
+
+    def loss(p: dict[str, Tensor], features: Tensor, label: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(functional_call(head, p, (features[None],))[0, 0], label)
+
+    per_sample = vmap(grad(loss), (None, 0, 0))
+    own = [units[i] for i in positions.tolist()]
+    counts, squares, sums = [], [], []
+    for group in jackknife_groups(own):
+        chosen = positions[torch.tensor(group)]
+        found = per_sample(parameters, x[chosen], labels[chosen].float())
+        g = torch.cat([v.flatten(1) for v in found.values()], 1)  # (k, parameters)
+        counts.append(len(group))
+        squares.append(float(g.double().square().sum()))
+        sums.append(g.double().sum(0).numpy())
+    return gsnr.estimate(Moments.of(counts, squares, np.stack(sums)), clustered=len(set(own)) < len(own))
+
+
+def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
+    """Spearman's correlation of COR with GSNR, its 95% bootstrap interval over conditions; NaN where one is constant.
+
+    A COR known only as a bound above (below) all radii ranks above (below) every other; where all runs diverged there
+    is none to rank.
+    """
+    from scipy.stats import spearmanr
+
+    conditions = [c for c in conditions if c.cor.value is not None or c.cor.side is not None]
+    x = np.array([c.gsnr.value for c in conditions])
+    y = np.array([np.inf if c.cor.side == "above" else c.cor.value or 0.0 for c in conditions])
+
+    def rho(i: np.ndarray) -> float:
+        constant = len(set(x[i])) < 2 or len(set(y[i])) < 2
+        return float("nan") if constant else float(spearmanr(x[i], y[i]).statistic)
+
+    rng = np.random.default_rng(0)
+    draws = [rho(rng.integers(len(x), size=len(x))) for _ in range(RESAMPLES)]
+    if np.isnan(draws).all():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Estimate(rho(np.arange(len(x))), float(low), float(high))

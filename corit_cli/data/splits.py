@@ -1,0 +1,159 @@
+"""What belongs together, and how images are dealt: to training and validation, to folds, to jackknife groups.
+
+Whatever is dealt is dealt by :func:`deal`, in whole units.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from corit_cli.data.manifest import Sample
+
+#: Sources of at most this many images on average are taken for single photographs; larger ones are collections, whose
+#: images are independent of each other unless they share a video_id.
+PHOTOGRAPH = 16
+#: Independent units below which neither a fit nor a jackknife is worth trying.
+FEWEST_UNITS = 3
+#: Jackknife groups to use unless there are fewer units.
+GROUPS = 16
+
+
+def units_of(samples: Sequence[Sample], photographs: bool = False) -> list[Hashable]:
+    """What each sample is resampled and held out together with: its video, else nothing but itself.
+
+    With ``photographs`` sources as small as single photographs, of which tiles and forgeries are made, stay whole too.
+    """
+    sources = {s.source for s in samples}
+    small = "" not in sources and len(sources) >= 2 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * len(sources)
+    return [_by_source(s) if photographs and small else _by_video(s) for s in samples]
+
+
+def _by_source(sample: Sample) -> Hashable:
+    return "source", sample.source
+
+
+def _by_video(sample: Sample) -> Hashable:
+    return ("video", sample.video_id) if sample.video_id else ("file", str(sample.path))
+
+
+def _by_video_or_source(sample: Sample) -> Hashable:
+    return _by_source(sample) if sample.source and not sample.video_id else _by_video(sample)
+
+
+def deal(
+    labels: Sequence[int], units: Sequence[Hashable], shares: int | Sequence[float], seed: int = 0
+) -> list[list[int]]:
+    """Deal whole units at random, the large ones first, each to the side that holds least of its classes against its
+    share: positions, side by side. ``shares`` may be a number of equal ones."""
+    if isinstance(shares, int):
+        shares = [1 / max(shares, 1)] * shares
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for position, unit in enumerate(units):
+        members[unit].append(position)
+    groups, labels = list(members.values()), np.asarray(labels, int)
+    total = np.bincount(labels, minlength=2).clip(1)  # (2,)
+    target = np.outer(shares, total)  # (sides, 2)
+    held = np.zeros_like(target)
+    sides: list[list[int]] = [[] for _ in shares]
+    order = np.random.default_rng(seed).permutation(len(groups))
+    for group in sorted((groups[i] for i in order), key=len, reverse=True):
+        counts = np.bincount(labels[group], minlength=2)
+        lack = ((1 - held / target) * counts).sum(1)  # (sides,)
+        side = max(range(len(sides)), key=lambda i: (lack[i], -len(sides[i])))
+        sides[side] += group
+        held[side] += counts
+    return [sorted(side) for side in sides]
+
+
+def jackknife_groups(units: Sequence[Hashable], groups: int = GROUPS, seed: int = 0) -> list[list[int]]:
+    """Deal samples into at most ``groups`` random groups of nearly equal size: positions, group by group.
+
+    Samples of one unit (a photograph and its forgeries, frames of a video) stay together, since the jackknife takes
+    the groups for independent.
+    """
+    return deal([0] * len(units), units, min(groups, len(set(units))), seed)
+
+
+# --- training, validation, folds ------------------------------------------------------------------
+
+
+def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Indices for training and for validation, sorted; both are the same for the same ``seed``.
+
+    Where samples name the splits train and val, those are used, samples with no split train, and others (test) are
+    left out of both. Otherwise about ``fraction`` of each class other than test is set aside, keeping whole videos,
+    else sources, together; sources are split up only if some class has a single one.
+    """
+    train = [i for i, s in enumerate(samples) if s.split in ("train", "")]
+    val = [i for i, s in enumerate(samples) if s.split == "val"]
+    if train and val:
+        return train, val
+    pool = [i for i, s in enumerate(samples) if s.split != "test"] or list(range(len(samples)))
+    chosen = [samples[i] for i in pool]
+    train, val = _deal_samples(chosen, _by_video_or_source, (1 - fraction, fraction), seed)
+    return [pool[k] for k in train], [pool[k] for k in val]
+
+
+def source_split(samples: Sequence[Sample], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """As :func:`group_split`, whatever splits are named: whole sources stay together where each class comes from at
+    least two, else whole videos do, else each file stands alone."""
+    rest, aside = _deal_samples(samples, _by_source, (1 - fraction, fraction), seed)
+    return rest, aside
+
+
+def group_folds(samples: Sequence[Sample], k: int, seed: int = 0) -> list[list[int]]:
+    """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting.
+
+    Whole sources stay together when each class comes from at least two, and there are then no more folds than
+    sources; else whole videos do; else each file stands alone.
+    """
+    return _deal_samples(samples, _by_source, k, seed)
+
+
+def _deal_samples(
+    samples: Sequence[Sample], unit: Callable[[Sample], Hashable], shares: int | Sequence[float], seed: int
+) -> list[list[int]]:
+    """Deal by ``unit`` where each class has at least two of them, else by video; no more sides than units."""
+    labels = [s.label for s in samples]
+    if any(len({unit(s) for s in samples if s.label == label}) < 2 for label in (0, 1)):
+        unit = _by_video
+    units = [unit(s) for s in samples]
+    if isinstance(shares, int):
+        shares = min(shares, len(set(units)))
+    return deal(labels, units, shares, seed)
+
+
+def thin(
+    samples: Sequence[Sample], units: Sequence[Hashable], positions: Sequence[int], count: int, seed: int
+) -> list[int]:
+    """About ``count`` of ``positions``, spread evenly over units first, and over classes as far as units allow.
+
+    What shares a video_id is taken in pairs of a real and a fake image as far as there are both, so that a tile comes
+    with its forgery.
+    """
+    seen: Counter[Hashable] = Counter()
+    pairs: dict[Hashable, list[int]] = defaultdict(list)
+    for i in positions:
+        video, label = _by_video(samples[i]), samples[i].label
+        pairs[video, seen[video, label]].append(i)
+        seen[video, label] += 1
+    clusters = list(pairs.values())
+    turns: Counter[Hashable] = Counter()
+    places: Counter[Hashable] = Counter()
+    ranked = []
+    for k in np.random.default_rng(seed).permutation(len(clusters)):
+        unit, mix = units[clusters[k][0]], float(np.mean([samples[i].label for i in clusters[k]]))
+        turn = turns[unit, mix]  # every unit gives one cluster of each mix before any gives another
+        place = places[turn, mix]  # and within a turn the mixes take it in turns
+        turns[unit, mix] += 1
+        places[turn, mix] += 1
+        ranked.append((turn, place, mix, clusters[k]))
+    chosen: list[int] = []
+    for *_, cluster in sorted(ranked):
+        if len(chosen) + len(cluster) > count:
+            break
+        chosen += cluster
+    return sorted(chosen)

@@ -1,0 +1,114 @@
+"""Cutting the square windows that a model looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from corit_cli.config import Settings, option
+from corit_cli.errors import CoritError
+
+PANEL = "What is read from CLIP"
+MAX_STRETCH = 64  # a strip longer than this many times its width is cut before it is enlarged
+
+
+@dataclass(frozen=True)
+class CropConfig(Settings):
+    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts the native ones.
+
+    ``interpolation``, bicubic or bilinear, is that of the resized window; an extractor takes it from its backbone.
+    """
+
+    mode: str = option(
+        "both",
+        "Windows of untouched pixels, the whole image resized as CLIP does, or both.",
+        flag="--crop",
+        choices=("both", "native", "resize"),
+        panel=PANEL,
+    )
+    size: int = 224
+    crops: int = option(1, "Native windows an image is averaged over.", minimum=1, panel=PANEL)
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise CoritError("the crop size must be at least 1")
+
+    @property
+    def windows(self) -> tuple[str, ...]:
+        """What each window is, in the order in which :func:`crop` returns them."""
+        native = tuple(f"native {i + 1}/{self.crops}" for i in range(self.crops))
+        return {"both": ("resize", *native), "native": native, "resize": ("resize",)}[self.mode]
+
+
+def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
+    """Windows of an RGB image, uint8 (n, size, size, 3), one for each of ``config.windows``.
+
+    ``resize``: the shorter side is brought to ``size`` and the centre cut out; n = 1. This is CLIP's own
+    preprocessing.
+
+    ``native``: windows of untouched pixels, since resampling wipes out the traces a generator leaves. The longer side
+    is divided into ``crops`` equal parts and a window centred on each; along the other side the windows stand at one
+    third and two thirds in turn (a single window in the middle). Windows that would stick out are moved inside, so
+    that a small image gives the same one several times. Only an image with a side shorter than ``size`` is enlarged,
+    bicubic, until that side equals it. (Any size is cut, down to one pixel: it is :func:`read_image` that refuses files
+    below ``MIN_SIDE``, so that degraded copies and faces may be smaller.)
+
+    ``both``: the resized window first, then the native ones.
+    """
+    parts = []
+    if config.mode != "native":
+        parts.append(_resized(image, config.size, Image.Resampling[config.interpolation.upper()]))
+    if config.mode != "resize":
+        parts.append(_native(image, config.size, config.crops))
+    return np.concatenate(parts)
+
+
+def _resized(image: Image.Image, size: int, filter: Image.Resampling) -> np.ndarray:
+    image = _resize_shorter_side(image, size, filter)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))[None]
+
+
+def _native(image: Image.Image, size: int, n: int) -> np.ndarray:
+    if min(image.size) < size:
+        image = _resize_shorter_side(image, size)
+    windows = _windows(*image.size, size, n)
+    return np.stack([np.asarray(image.crop((left, top, left + size, top + size))) for left, top in windows])
+
+
+def _windows(width: int, height: int, size: int, n: int) -> list[tuple[int, int]]:
+    """(left, top) corners by the rule in :func:`crop`."""
+
+    def place(centre: float, side: int) -> int:
+        return min(max(round(centre * side - size / 2), 0), side - size)
+
+    corners = []
+    for i in range(n):
+        along = (i + 0.5) / n
+        across = 0.5 if n == 1 else (1 + i % 2) / 3
+        x, y = (along, across) if width >= height else (across, along)
+        corners.append((place(x, width), place(y, height)))
+    return corners
+
+
+def _resize_shorter_side(
+    image: Image.Image, size: int, filter: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    image = _cut_strip(image)
+    width, height = image.size
+    long = int(size * max(image.size) / min(image.size))
+    return image.resize((size, long) if width <= height else (long, size), filter)
+
+
+def _cut_strip(image: Image.Image) -> Image.Image:
+    """The middle of a very long strip: one pixel by a million, enlarged whole, would fill the memory."""
+    limit = MAX_STRETCH * min(image.size)
+    width, height = (min(side, limit) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,125 @@
+"""From logits to probabilities and verdicts: Platt scaling and thresholds, and how both are fitted. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from corit_cli.errors import CoritError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Thresholds lie just above or below a probability that was seen, with six decimals, so perhaps outside of [0, 1].
+STEP = 1e-6
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt scaling: p = sigmoid(slope * logit + bias). Raises CoritError where these are no numbers."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.slope, self.bias]).all():
+            raise CoritError(f"calibration must be of finite numbers, not {self.slope} and {self.bias}")
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits (n,) to probabilities of being fake (n,)."""
+        return (self.slope * logits + self.bias).sigmoid()
+
+
+def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Platt scaling on held-out logits (n,), both classes given the same weight.
+
+    The targets are Platt's (1999), (n_c + 1) / (n_c + 2) for a class of n_c images instead of 1, so that few images
+    never give certainty. A slope that comes out negative (worse than chance on held-out data) means that nothing is
+    known: it becomes 0, and every probability one half.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = logits.double().numpy(), labels.numpy()
+    counts = np.bincount(y, minlength=2)[y]  # (n,), the size of each image's class
+    sure = (counts + 1) / (counts + 2)
+    # Soft targets as weights: each image once with its label and, weighing little, once with the other.
+    model = LogisticRegression(C=np.inf, max_iter=1000).fit(
+        np.tile(x, 2)[:, None],
+        np.concatenate([y, 1 - y]),
+        np.concatenate([sure, 1 - sure]) * len(y) / np.tile(counts, 2),
+    )
+    slope, bias = float(model.coef_[0, 0]), float(model.intercept_[0])
+    return Calibration(slope, bias) if slope > 0 else Calibration(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Probabilities from which on a file is called fake, up to which real; between them the verdict is uncertain.
+
+    Raises CoritError unless real <= fake and both are probabilities.
+    """
+
+    real: float
+    fake: float
+
+    def __post_init__(self) -> None:
+        if not -STEP <= self.real <= self.fake <= 1 + STEP:
+            raise CoritError(f"thresholds must satisfy 0 <= real <= fake <= 1, not {self.real} and {self.fake}")
+
+    def verdict(self, probability: float) -> str:
+        """``real``, ``fake`` or ``uncertain``."""
+        if probability >= self.fake:
+            return "fake"
+        return "real" if probability <= self.real else "uncertain"
+
+
+def fit_thresholds(
+    probabilities: np.ndarray, labels: np.ndarray, sources: Sequence[str], target_fpr: float, target_fnr: float
+) -> Thresholds:
+    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,).
+
+    The upper one, past which an image is called fake, keeps its target also where each source is judged by a threshold
+    that it had no part in (:func:`strict_threshold`): to accuse is the graver error. The lower one is the plain
+    quantile. Where the classes separate so well that the two cross, both become their middle and nothing is uncertain.
+    """
+    probabilities = probabilities.round(6)  # as they are reported
+    real, fake = labels == 0, labels == 1
+    high = strict_threshold(probabilities[real], np.asarray(sources)[real], target_fpr)
+    low = -_above(np.sort(-probabilities[fake]), target_fnr)
+    if low > high:
+        low = high = (low + high) / 2
+    return Thresholds(round(low, 6), round(high, 6))
+
+
+def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> float:
+    """The lowest threshold that a share of at most ``target`` of ``scores`` (n,) reaches, by two counts.
+
+    A quantile of the pooled scores keeps its promise on those sources alone: a source of its own kind exceeds it more
+    often. So the share aimed at is lowered until ``target`` also holds when every source is judged by the quantile of
+    the others, over all images together, not in each source. Where even the highest of the others' scores is
+    exceeded too often, no threshold keeps the promise, and the highest of all is returned. With one source only the
+    pooled quantile is left.
+    """
+    order, names = np.sort(scores), np.unique(sources)
+    parts = [(np.sort(scores[own]), np.sort(scores[~own])) for own in (sources == name for name in names)]
+    if len(names) == 1:
+        parts = []
+
+    def kept(allowed: int) -> bool:
+        share = allowed / len(order)
+        over = sum(len(own) - np.searchsorted(own, _above(others, share)) for own, others in parts)
+        return over <= target * len(order)
+
+    low, high = 0, int(target * len(order))  # the count that others exceed a threshold by only grows
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if kept(middle) else (low, middle - 1)
+    return _above(order, low / len(order))
+
+
+def _above(order: np.ndarray, share: float) -> float:
+    """Just above the value that all but ``share`` of the sorted ``order`` (n,) stay below or at."""
+    return float(order[len(order) - 1 - int(share * len(order) + 1e-9)]) + STEP

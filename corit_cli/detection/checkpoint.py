@@ -1,0 +1,202 @@
+"""A trained detector on disk: ``model.safetensors`` (head and standardiser) beside ``config.json`` (everything else).
+
+The backbone is not saved again; its name and SHA-256 are, and a checkpoint refuses any other. Where parts of it were
+tuned, those tensors stand beside the head's. No pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from corit_cli.config import restored
+from corit_cli.data.windows import CropConfig
+from corit_cli.detection.calibration import Calibration, Thresholds
+from corit_cli.errors import CoritError
+from corit_cli.files import write_together
+from corit_cli.model.head import Head
+from corit_cli.model.loading import state_sha256
+from corit_cli.model.settings import CoRITSettings
+from corit_cli.version import __version__
+
+FORMAT = 1
+#: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
+TOWER, LOCALIZER = "tower.", "localizer."
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """What a heatmap is drawn by: ``head`` maps patch contrasts (..., F) to log odds of having been forged (...).
+
+    ``settings`` and ``crops`` say which contrasts, in which windows: the detector itself may read none. ``common`` and
+    ``rare`` are the smoothed values that one patch in ten and one in a hundred of untouched photographs exceed;
+    ``forges`` names the forgeries that taught it.
+    """
+
+    head: Head
+    settings: CoRITSettings
+    crops: CropConfig
+    common: float
+    rare: float
+    forges: tuple[str, ...] = ()
+
+
+@dataclass
+class Checkpoint:
+    """A detector without its backbone.
+
+    ``backbone`` holds ``name``, ``sha256`` and ``activation``, before any tuning; ``tuned`` the tensors that tuning
+    changed (``model/scope.py``), none where only the head was trained; ``localizer`` is what heatmaps are drawn by, if
+    any. ``training`` and ``data`` record how and on what it was trained, ``metrics`` what it scored: they are carried
+    along, not interpreted.
+    """
+
+    head: Head
+    backbone: dict[str, Any]
+    settings: CoRITSettings
+    crops: CropConfig
+    calibration: Calibration
+    thresholds: Thresholds
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, Tensor] = field(default_factory=dict)
+    localizer: Localizer | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the trained weights."""
+        return state_sha256(self._tensors)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        groups = {"": self.head.state_dict(), TOWER: self.tuned}
+        if self.localizer is not None:
+            groups[LOCALIZER] = self.localizer.head.state_dict()
+        return {prefix + name: tensor for prefix, tensors in groups.items() for name, tensor in tensors.items()}
+
+    def save(self, folder: Path, overwrite: bool = False) -> None:
+        """Write to ``folder``, all or nothing; other files in it stay. Raises CoritError when it exists and
+        ``overwrite`` is not given."""
+        if folder.exists() and not overwrite:
+            raise CoritError(f"{folder} already exists: choose another --out, or give --overwrite")
+        config = {
+            "format": FORMAT,
+            "corit": __version__,
+            "backbone": self.backbone,
+            "settings": asdict(self.settings),
+            "crops": asdict(self.crops),
+            "head": {"features": self.head.mean.shape[0], "hidden": self.head.hidden},
+            "tuned": sorted(self.tuned),
+            "calibration": asdict(self.calibration),
+            "thresholds": asdict(self.thresholds),
+            "training": self.training,
+            "data": self.data,
+            "metrics": self.metrics,
+        }
+        if self.localizer is not None:
+            config["localizer"] = {
+                "features": self.localizer.head.mean.shape[0],
+                "settings": asdict(self.localizer.settings),
+                "crops": asdict(self.localizer.crops),
+                "common": self.localizer.common,
+                "rare": self.localizer.rare,
+                "forges": self.localizer.forges,
+            }
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.contiguous() for k, v in self._tensors.items()}
+        text = json.dumps(config, indent=2) + "\n"
+        write_together(
+            {
+                folder / "model.safetensors": lambda path: save_file(tensors, path),
+                folder / "config.json": lambda path: path.write_text(text),
+            }
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read a checkpoint. Raises CoritError when it is missing, damaged, or of another format."""
+        if not folder.is_dir():
+            raise CoritError(f"no checkpoint at {folder}: it is a folder that `corit train --out` makes")
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise CoritError(f"{folder} is not a corit checkpoint: it has no {name}")
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            kept = config["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder, error) from None
+        if kept != FORMAT:
+            raise CoritError(
+                f"{folder} has checkpoint format {kept}, this version reads {FORMAT}: "
+                f"use corit {config.get('corit', '?')}"
+            )
+        try:
+            return cls._of(config, load_file(folder / "model.safetensors"))
+        except (ValueError, KeyError, TypeError, AttributeError, CoritError) as error:
+            raise _damaged(folder, error) from None
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise CoritError(f"{folder}/model.safetensors does not fit its config.json ({reason})") from None
+
+    @classmethod
+    def _of(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+        """From the contents of both files; may raise all that ``load`` catches."""
+        for name, needed in (("backbone", ("name", "sha256")), ("training", ()), ("data", ()), ("metrics", ())):
+            if not isinstance(config[name], dict) or not all(isinstance(config[name][key], str) for key in needed):
+                raise TypeError(f"{name} is {config[name]!r}")
+        tuned, local = (
+            {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+            for prefix in (TOWER, LOCALIZER)
+        )
+        if set(tuned) != set(config.get("tuned", [])):
+            raise RuntimeError("its tuned weights are not those that config.json names")
+        if not all(tensor.isfinite().all() for tensor in tuned.values()):
+            raise RuntimeError("its tuned weights are not finite")
+        return cls(
+            head=_head(config["head"]["features"], config["head"]["hidden"], tensors),
+            backbone=config["backbone"],
+            settings=restored(CoRITSettings, config["settings"]),
+            crops=restored(CropConfig, config["crops"]),
+            calibration=restored(Calibration, config["calibration"]),
+            thresholds=restored(Thresholds, config["thresholds"]),
+            training=config["training"],
+            data=config["data"],
+            metrics=config["metrics"],
+            tuned=tuned,
+            localizer=_localizer(config.get("localizer"), local),
+        )
+
+
+def _damaged(folder: Path, error: Exception) -> CoritError:
+    what = str(error) if isinstance(error, CoritError) else f"{type(error).__name__}: {error}"
+    return CoritError(f"{folder}/config.json is damaged ({what})")
+
+
+def _head(features: int, hidden: int, tensors: Mapping[str, Tensor]) -> Head:
+    head = Head(features, hidden)
+    head.load_state_dict(tensors, strict=True)
+    return head.eval()
+
+
+def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Localizer | None:
+    if about is None and not tensors:
+        return None
+    if about is None:
+        raise RuntimeError("it holds a localizer that config.json does not mention")
+    head = _head(about["features"], 0, tensors)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise RuntimeError("the localizer's weights are not finite")
+    if "settings" not in about:
+        raise CoritError("its localizer does not say what it reads: train again with --local")
+    settings, crops = restored(CoRITSettings, about["settings"]), restored(CropConfig, about["crops"])
+    if not settings.cgp:
+        raise CoritError("its localizer reads nothing")
+    return Localizer(head, settings, crops, float(about["common"]), float(about["rare"]), tuple(about["forges"]))

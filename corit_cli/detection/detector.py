@@ -1,0 +1,315 @@
+"""The detector as its users meet it: files in, calibrated verdicts out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from corit_cli.data.faces import Face, FaceFinder, align
+from corit_cli.data.images import ImageError, Source, read_image
+from corit_cli.data.provenance import read_provenance
+from corit_cli.data.robustness import CHAINS
+from corit_cli.data.tracks import follow
+from corit_cli.data.variants import Variant
+from corit_cli.data.video import VIDEO_SUFFIXES, Frame, sample_frames
+from corit_cli.data.video import inspect as inspect_video
+from corit_cli.data.windows import crop
+from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.detection.heatmap import Heatmap, heatmap
+from corit_cli.detection.verdicts import (
+    MILD,
+    FaceVerdict,
+    Moment,
+    Prediction,
+    Stability,
+    VideoVerdict,
+    flips,
+    settle,
+    trimmed_mean,
+)
+from corit_cli.errors import CoritError
+from corit_cli.features.extractor import Extractor, pool
+from corit_cli.features.stream import stream
+from corit_cli.model.loading import load_backbone, weights_dir
+from corit_cli.model.scope import tuned_backbone
+
+DEFAULT_DETECTOR = "detector"
+#: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
+FACES = ("off", "auto", "only")
+
+
+class Detector:
+    """A checkpoint together with its backbone. It may be used from several threads at once, and pickled.
+
+    >>> detector = Detector.load()
+    >>> for p in detector.predict(["photo.jpg", "other.png"]):
+    ...     print(p.path, p.verdict, p.probability)
+    """
+
+    def __init__(self, checkpoint: Checkpoint, extractor: Extractor) -> None:
+        self.checkpoint, self.extractor = checkpoint, extractor
+        self.head = checkpoint.head
+        places = checkpoint.localizer
+        #: What heatmaps are drawn from, if the detector was taught to.
+        self.contrasts = places and Extractor(extractor.backbone, places.settings, places.crops, extractor.device.type)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path | None = None, device: str = "auto") -> Detector:
+        """The shipped detector, or the one in a ``checkpoint`` folder, on ``cpu``, ``cuda`` or whichever is there.
+
+        Raises CoritError when the checkpoint is missing or damaged, or its backbone is not the one it was trained on.
+        """
+        folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else Path(checkpoint)
+        found = Checkpoint.load(folder)
+        device = pick_device(device)
+        name = found.backbone["name"]
+        backbone = load_backbone(name, found.backbone.get("activation"), device)
+        if backbone.sha256 != found.backbone["sha256"]:
+            raise CoritError(
+                f"{folder} was trained on other weights than those now called {name} "
+                f"(SHA-256 {found.backbone['sha256'][:12]} against {backbone.sha256[:12]})"
+            )
+        backbone = tuned_backbone(backbone, found.tuned)
+        extractor = Extractor(backbone, found.settings, found.crops, device)
+        if extractor.width != found.head.mean.shape[0]:
+            raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
+        if found.localizer is not None:
+            reads = found.localizer.head.mean.shape[0]
+            if reads != len(found.localizer.settings.cgp) * backbone.tower.config.width:
+                raise CoritError(
+                    f"{folder}: its localizer reads {reads} features a patch, which its settings do not give"
+                )
+        return cls(found, extractor)
+
+    def heatmap(self, image: Image.Image) -> Heatmap:
+        """Where an RGB ``image`` may have been changed. Raises CoritError when the detector was not taught to tell, or
+        the image is smaller than a window."""
+        if self.contrasts is None:
+            raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
+        return heatmap(self.contrasts, self.checkpoint.localizer, image)
+
+    def predict(
+        self,
+        sources: Source | Iterable[Source],
+        workers: int | None = None,
+        *,
+        faces: str = "off",
+        stability: bool = False,
+        provenance: bool = False,
+        frames: int = 32,
+        rate: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions for images and videos in order, as they are ready; one that cannot be read gives its error.
+
+        A source is a path, the bytes of an image file, a Pillow image, or an RGB array (H, W, 3) of uint8; ``sources``
+        is one of them or any number, which may come from a generator: memory does not grow with it. What has no path
+        is called ``<image N>`` by its place among the sources, from 1. A path that ends as a video's do is read as one.
+
+        ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
+        then the highest). ``stability`` scores mildly degraded copies of images too. ``provenance`` adds what a file
+        says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. ``workers`` threads decode.
+
+        Raises CoritError for options that contradict each other, and for what is no source.
+        """
+        if faces not in FACES:
+            raise CoritError(f"faces must be one of {', '.join(FACES)}, not {faces!r}")
+        if stability and faces == "only":
+            raise CoritError("stability is that of the whole picture: it does not go with faces only")
+        finder = None if faces == "off" else FaceFinder(weights_dir() / "faces")
+        asked = _Asked(finder, faces == "only", stability, provenance, frames, rate, workers)
+        return self._predict(_named(sources), asked)
+
+    def _predict(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
+        for video, group in groupby(sources, lambda source: source.is_video):
+            if video:
+                for source in group:
+                    yield self._told(self._video(source.name, asked), asked)
+            else:
+                for prediction in self._images(group, asked):
+                    yield self._told(prediction, asked)
+
+    def _images(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
+        """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
+
+        def load(source: _Named) -> tuple[list[np.ndarray], tuple[list[Face], list[str]]]:
+            image = read_image(source.source)
+            pictures, found = self._pictures(image, asked)
+            if asked.faces_only and not found:
+                raise ImageError("no face found")
+            copies = []
+            for name in MILD if asked.stability else ():
+                try:
+                    pictures.append(crop(Variant(chain=CHAINS[name]).apply(image), self.extractor.crops))
+                    copies.append(name)
+                except ImageError:  # too large for that format
+                    continue
+            return pictures, (found, copies)
+
+        for item in stream(self.extractor, sources, load, asked.workers):
+            name = item.item.name
+            if item.error is not None:
+                yield Prediction(name, None, None, item.seconds, item.error)
+                continue
+            scores = iter(self._probability(logit) for logit in self._logits(item.readings))
+            whole = None if asked.faces_only else next(scores)
+            found, copies = item.about
+            seen = tuple(self._face(face, next(scores)) for face in found)
+            stable = self._stability(whole, dict(zip(copies, scores, strict=True))) if asked.stability else None
+            probability = max(face.probability for face in seen) if whole is None else whole
+            faces = [] if asked.faces_only else [face.verdict for face in seen]
+            verdict = settle(self._verdict(probability), faces, stable)
+            yield Prediction(name, probability, verdict, item.seconds, None, seen if asked.finder else None, stable)
+
+    def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[np.ndarray], list[Face]]:
+        """The windows of the whole picture, unless faces only, and of every face; and the faces."""
+        found = asked.finder(image) if asked.finder else []
+        shown = [] if asked.faces_only else [image]
+        shown += [align(image, face) for face in found]
+        return [crop(one, self.extractor.crops) for one in shown], found
+
+    def _video(self, path: str, asked: _Asked) -> Prediction:
+        """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""
+        start = time.perf_counter()
+
+        def load(frame: Frame) -> tuple[list[np.ndarray], list[Face]]:
+            return self._pictures(frame.image, asked)
+
+        def failed(reason: str) -> Prediction:
+            return Prediction(path, None, None, time.perf_counter() - start, reason)
+
+        seen: list[tuple[int, float, list[Face], list[float]]] = []
+        try:
+            info = inspect_video(path)
+            sampled = sample_frames(path, asked.frames, asked.rate, info)
+            for item in stream(self.extractor, sampled, load, asked.workers):
+                if item.error is not None:
+                    return failed(item.error)
+                seen.append((item.item.number, item.item.seconds, item.about, self._logits(item.readings)))
+        except CoritError as error:
+            return failed(str(error))
+        tracks = follow([[face.box for face in faces] for _, _, faces, _ in seen]) if asked.finder else []
+        owner = {place: track.id for track in tracks for place in track.positions}
+        heard: dict[int, list[float]] = {track.id: [] for track in tracks}
+        moments, whole = [], []
+        for place, (number, seconds, faces, logits) in enumerate(seen):
+            rest = iter(logits)
+            if not asked.faces_only:
+                whole.append(next(rest))
+            verdicts = []
+            for k, (face, logit) in enumerate(zip(faces, rest, strict=True)):
+                heard[owner[place, k]].append(logit)
+                verdicts.append(self._face(face, self._probability(logit), owner[place, k]))
+            probability = None if asked.faces_only else self._probability(whole[-1])
+            moments.append(Moment(number, round(seconds, 3), probability, tuple(verdicts)))
+        by_track = {track: self._probability(trimmed_mean(logits)) for track, logits in heard.items()}
+        if asked.faces_only and not by_track:
+            return failed("no face found")
+        probability = max(by_track.values()) if asked.faces_only else self._probability(trimmed_mean(whole))
+        persons = [] if asked.faces_only else [self._verdict(p) for p in by_track.values()]
+        verdict = settle(self._verdict(probability), persons)
+        video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
+        return Prediction(path, probability, verdict, time.perf_counter() - start, video=video)
+
+    def _told(self, prediction: Prediction, asked: _Asked) -> Prediction:
+        if not asked.provenance or prediction.error is not None:
+            return prediction
+        try:
+            return replace(prediction, provenance=read_provenance(prediction.path))
+        except CoritError:  # no file, or gone since it was scored
+            return prediction
+
+    @torch.inference_mode()
+    def _logits(self, readings: Sequence[list[Tensor]]) -> list[float]:
+        """One logit a picture."""
+        if not readings:
+            return []
+        return self.head(torch.stack([pool(reading) for reading in readings])).tolist()
+
+    def _probability(self, logit: float) -> float:
+        return round(float(self.checkpoint.calibration(torch.tensor([logit]))), 6)
+
+    def _verdict(self, probability: float) -> str:
+        return self.checkpoint.thresholds.verdict(probability)
+
+    def _face(self, face: Face, probability: float, track: int | None = None) -> FaceVerdict:
+        box = tuple(round(side) for side in face.box)
+        return FaceVerdict(box, round(face.score, 3), probability, self._verdict(probability), track)
+
+    def _stability(self, original: float, copies: dict[str, float]) -> Stability:
+        values = [original, *copies.values()]
+        flipped = flips(self._verdict(original), [self._verdict(p) for p in copies.values()])
+        return Stability(copies, round(max(values) - min(values), 6), flipped)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What :meth:`Detector.predict` was asked for."""
+
+    finder: FaceFinder | None
+    faces_only: bool
+    stability: bool
+    provenance: bool
+    frames: int
+    rate: float | None
+    workers: int | None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A source and what it is called."""
+
+    name: str
+    source: Source
+
+    @property
+    def is_video(self) -> bool:
+        return isinstance(self.source, str) and Path(self.source).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _named(sources: Source | Iterable[Source]) -> Iterator[_Named]:
+    """Every source with its name. Raises CoritError for what is none, of a single one at once."""
+    one = isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    if one or (isinstance(sources, np.ndarray) and sources.ndim != 4):
+        return iter([_name(sources, 1)])
+    if not isinstance(sources, Iterable):
+        raise _no_source(sources)
+    return (_name(source, number) for number, source in enumerate(sources, 1))
+
+
+def _name(source: object, number: int) -> _Named:
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)  # given back as it was given: Path() would drop a leading ./
+        return _Named(path, path)
+    if isinstance(source, np.ndarray) and (source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3):
+        raise _no_source(f"an array {source.shape} of {source.dtype}")
+    if not isinstance(source, bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        raise _no_source(source)
+    return _Named(f"<image {number}>", source)
+
+
+def _no_source(given: object) -> CoritError:
+    what = given if isinstance(given, str) else type(given).__name__
+    return CoritError(
+        "predict takes paths, bytes of image files, Pillow images and RGB arrays (H, W, 3) of uint8, one or an "
+        f"iterable of them, not {what}"
+    )
+
+
+def pick_device(name: str) -> str:
+    """``auto`` to ``cuda`` where there is one, else ``cpu``. Raises CoritError for a device this machine lacks."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise CoritError(f"unknown device {name!r}: give auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CoritError("there is no CUDA device that torch can use: give --device cpu")
+    return name

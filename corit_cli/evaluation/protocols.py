@@ -1,0 +1,222 @@
+"""Heads trained anew, as a checkpoint's was, with one source or one generator held out at a time.
+
+What a detector is worth on what it has never met is not in a validation split of the sources it was trained on. Each
+group's images are scored by a head that saw neither them nor anything made of them, and beside it by a linear probe of
+the tower's last block, trained on the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from corit_cli import metrics
+from corit_cli.config import restored
+from corit_cli.data.forge import parse_forge
+from corit_cli.data.manifest import Sample
+from corit_cli.data.splits import deal, units_of
+from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.detection.detector import Detector
+from corit_cli.errors import CoritError
+from corit_cli.evaluation.groups import MINIMUM, Group, groups_by
+from corit_cli.features.cache import FeatureCache, Job, extract
+from corit_cli.metrics.intervals import Estimate, Sampled
+from corit_cli.model.head import Head
+from corit_cli.model.settings import baseline
+from corit_cli.progress import Advance, Progress, hush, quiet
+from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.run import of_probe
+from corit_cli.training.settings import Recipe, TrainSettings
+
+PROTOCOLS = ("leave-source-out", "leave-generator-out")
+#: Share of the real images that is held out with a generator whose sources have none.
+BORROWED = 1 / 3
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One group's AUC by heads that never saw it, and their paired difference; ``against`` names its real images."""
+
+    name: str
+    real: int
+    fake: int
+    ours: Estimate
+    probe: Estimate
+    difference: Estimate
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All groups, the means over them, and groups that were passed over, each with the reason.
+
+    The means' intervals draw the images of these groups anew; those of ``as_groups_vary`` (of ``ours``, ``probe`` and
+    ``difference``) take the groups for a sample of all there are, which is what an unknown source is drawn from.
+    """
+
+    name: str
+    groups: list[HeldOut]
+    ours: Estimate
+    probe: Estimate
+    difference: Estimate
+    as_groups_vary: dict[str, Estimate]
+    passed_over: dict[str, str]
+
+
+def recipe_of(checkpoint: Checkpoint) -> tuple[TrainSettings, Recipe]:
+    """How a checkpoint's head was trained. Raises CoritError where it does not say, or was tuned with its tower."""
+    if checkpoint.tuned:
+        raise CoritError("this detector's tower was tuned with its head: heads alone cannot be trained as it was")
+    try:
+        kept = checkpoint.training
+        return restored(TrainSettings, kept["settings"]), restored(Recipe, kept["recipe"])
+    except (KeyError, TypeError, CoritError) as error:
+        raise CoritError(f"the checkpoint does not say how it was trained ({error}): train it again") from None
+
+
+def check(checkpoint: Checkpoint, samples: Sequence[Sample], names: Sequence[str]) -> None:
+    """Raise CoritError when a protocol is unknown, has nothing to hold out, or the head cannot be trained anew."""
+    for name in names:
+        if name not in PROTOCOLS:
+            raise CoritError(f"unknown protocol {name!r}: give {' or '.join(PROTOCOLS)}")
+        groups, passed_over = leave_out(samples, name, seed=0)
+        if not groups:
+            reason = next((f"{g}: {why}" for g, why in passed_over.items()), f"no image names its {name.split('-')[1]}")
+            raise CoritError(f"{name} finds nothing to hold out ({reason})")
+    if names:
+        _, recipe = recipe_of(checkpoint)
+        for spec in recipe.forge:
+            parse_forge(spec).check()
+
+
+def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str, Group], dict[str, str]]:
+    """The groups that a protocol holds out in turn, and those it cannot, with the reason.
+
+    A source is held out whole. A generator's fakes are held out with the real images of their sources, or, where these
+    sources hold other generators' fakes too, with a third of them: else what is left of the sources is all fake, and a
+    head learns the source. Where there are none, or none would be left to train on, a third of all real images takes
+    their place. Thirds are drawn by whole videos.
+    """
+    labels, sources = np.array([s.label for s in samples]), np.array([s.source for s in samples])
+    found = groups_by(samples, name.removeprefix("leave-").removesuffix("-out"))
+    groups, passed_over = {}, {}
+    for group, given in found.items():
+        fakes, own = given.mask & (labels == 1), given.mask & (labels == 0)
+        if name == "leave-generator-out":
+            borrowed = given.against != "its sources" or own.sum() == (labels == 0).sum()
+            others = (labels == 1) & ~fakes & np.isin(sources, np.unique(sources[fakes]))
+            if borrowed:
+                given = Group(fakes | _third(samples, labels == 0, seed), "a third of all real images")
+            elif others.any():
+                given = Group(fakes | _third(samples, own, seed), "a third of its sources")
+        held = np.bincount(labels[given.mask], minlength=2)
+        left = np.bincount(labels[~given.mask], minlength=2)
+        if held.min() < MINIMUM:
+            passed_over[group] = f"{held[0]} real and {held[1]} fake images, fewer than {MINIMUM} of a class"
+        elif left.min() == 0:
+            passed_over[group] = f"without it there are no {('real', 'fake')[int(left.argmin())]} images to train on"
+        else:
+            groups[group] = given
+    return groups, passed_over
+
+
+def _third(samples: Sequence[Sample], real: np.ndarray, seed: int) -> np.ndarray:
+    """A mask (n,) of about a third of the images ``real`` (n,), whole videos together."""
+    numbers = np.flatnonzero(real)
+    units = units_of([samples[i] for i in numbers])
+    chosen, _ = deal([0] * len(units), units, (BORROWED, 1 - BORROWED), seed)
+    mask = np.zeros(len(samples), bool)
+    mask[numbers[chosen]] = True
+    return mask
+
+
+def heads_without(
+    data: TrainingSet, settings: TrainSettings, groups: Mapping[str, NDArray], advance: Advance = hush
+) -> dict[str, Head]:
+    """For each group, the samples under its mask (n,), a head trained on the rows of all other samples."""
+    owners, heads = np.array([row.sample for row in data.rows]), {}
+    for name, mask in groups.items():
+        heads[name] = data.fit(settings, torch.from_numpy(~mask[owners]))
+        advance()
+    return heads
+
+
+@torch.inference_mode()
+def held_out_logits(heads: Mapping[str, Head], z: Tensor, groups: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Logits (n,) of each group's samples by its head, NaN elsewhere; ``z`` (n, F) are the samples' features."""
+    found = {}
+    for name, mask in groups.items():
+        found[name] = np.full(len(z), np.nan)
+        found[name][mask] = heads[name](z[torch.from_numpy(mask)]).double().numpy()
+    return found
+
+
+def run(
+    detector: Detector,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    cache: FeatureCache | None = None,
+    progress: Progress = quiet,
+) -> list[Protocol]:
+    """The protocols ``names`` (of ``PROTOCOLS``) on readable ``samples``, with the checkpoint's settings and recipe.
+
+    Held-out images are scored as they are. Raises CoritError as :func:`check` does.
+    """
+    check(detector.checkpoint, samples, names)
+    settings, recipe = recipe_of(detector.checkpoint)
+    plans = {name: leave_out(samples, name, settings.seed) for name in names}
+    rows = plan(samples, range(len(samples)), recipe)
+    jobs = list(dict.fromkeys([row.job for row in rows] + [Job(s.path) for s in samples]))
+    at = {job: k for k, job in enumerate(jobs)}
+    ours = detector.extractor
+    last = baseline(ours.backbone.tower.config.layers)
+    z, failed = extract(ours, jobs, cache, progress("features", len(jobs)))
+    if not ours.settings.inject_at and set(last.integrate) <= set(ours.settings.integrate):
+        z_probe = ours.select(z, last)
+    else:  # two passes: one for both would compute again, and overwrite, what the cache holds from scoring
+        z_probe, _ = extract(ours.with_settings(last), jobs, cache, progress("linear probe", len(jobs)))
+    rows = [row for row in rows if at[row.job] not in failed]
+    where = [at[row.job] for row in rows]
+    clean = torch.tensor([at[Job(s.path)] for s in samples])  # (n,)
+    kinds = {
+        "ours": (TrainingSet.of(samples, rows, z[where], len(ours.parts)), z[clean], settings),
+        "probe": (TrainingSet.of(samples, rows, z_probe[where]), z_probe[clean], of_probe(settings)),
+    }
+    return [_run(name, samples, *plans[name], kinds, progress) for name in names]
+
+
+def _run(
+    name: str,
+    samples: Sequence[Sample],
+    groups: Mapping[str, Group],
+    passed_over: dict[str, str],
+    kinds: Mapping[str, tuple[TrainingSet, Tensor, TrainSettings]],
+    progress: Progress,
+) -> Protocol:
+    advance = progress(name, len(groups) * len(kinds))
+    labels = np.array([s.label for s in samples])
+    masks = {group: held.mask for group, held in groups.items()}
+    scores = {
+        kind: held_out_logits(heads_without(data, settings, masks, advance), clean, masks)
+        for kind, (data, clean, settings) in kinds.items()
+    }
+    found = metrics.bootstrap_groups(labels, scores, masks, units_of(samples))
+
+    def triple(of: Sequence[str]) -> tuple[Estimate, Estimate, Estimate]:
+        ours, probe = (Sampled.mean([found[kind, group] for group in of]) for kind in scores)
+        return ours.estimate, probe.estimate, (ours - probe).estimate
+
+    table = []
+    for group, held in groups.items():
+        real, fake = (int((labels[held.mask] == c).sum()) for c in (0, 1))
+        table.append(HeldOut(group, real, fake, *triple([group]), held.against))
+    varying = {
+        figure: metrics.mean_interval(np.array([getattr(held, figure).value for held in table]))
+        for figure in ("ours", "probe", "difference")
+    }
+    return Protocol(name, table, *triple(list(groups)), varying, passed_over)

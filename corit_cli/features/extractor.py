@@ -1,0 +1,143 @@
+"""From windows of images to CoRIT features: which windows are read for what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corit_cli.data.windows import CropConfig
+from corit_cli.errors import CoritError
+from corit_cli.model.corit import CoRIT
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings
+
+#: Part of every cache key; raised whenever the same settings come to mean different features.
+FEATURES_VERSION = 1
+#: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
+BATCH = {"cpu": 8, "cuda": 64}
+
+
+@dataclass
+class Reader:
+    """A CoRIT and the positions, among an image's windows, of those it reads."""
+
+    windows: list[int]
+    corit: CoRIT
+
+
+class Extractor:
+    """Windows of images to features.
+
+    With windows of both kinds the work is divided: class tokens (HRI) are read from the resized image, which shows the
+    whole, and contrasts (CGP) from native windows, whose pixels still hold the traces. Otherwise every window is read
+    for everything. Features are averaged over the windows that one reader reads.
+    """
+
+    def __init__(self, backbone: Backbone, settings: CoRITSettings, crops: CropConfig, device: str = "cpu") -> None:
+        config = backbone.tower.config
+        if crops.size != config.image_size:
+            raise CoritError(f"windows of {crops.size} px do not fit a backbone that reads {config.image_size} px")
+        crops = replace(crops, interpolation=config.interpolation)
+        self.backbone, self.settings, self.crops, self.device = backbone, settings, crops, torch.device(device)
+        everything = list(range(len(crops.windows)))
+        division = [(everything, settings)]
+        if crops.mode == "both" and settings.integrate and (settings.cgp or settings.pool):
+            whole, native = replace(settings, cgp=(), pool=()), replace(settings, integrate=())
+            division = [(everything[:1], whole), (everything[1:], native)]
+        elif crops.mode == "both":
+            division = [(everything[:1] if settings.integrate else everything[1:], settings)]
+        self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval()) for w, s in division]
+        self.batch = BATCH[self.device.type]
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """(kind, layer) of each part of a feature vector, in order; a part is as wide as the tower."""
+        return [part for reader in self.readers for part in reader.corit.parts]
+
+    @property
+    def width(self) -> int:
+        """F, the length of a feature vector."""
+        return sum(reader.corit.width for reader in self.readers)
+
+    def select(self, z: Tensor, settings: CoRITSettings) -> Tensor:
+        """The features (n, F') that ``settings`` would have read, out of ``z`` (n, F) that this extractor read.
+
+        Both must describe the same streams. Raises ValueError when a part was not read.
+        """
+        wanted = self.with_settings(settings).parts
+        columns = [self.parts.index(part) for part in wanted]
+        return z.unflatten(1, (len(self.parts), -1))[:, columns].flatten(1)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Tensor]]:
+        """Each image's windows, (windows, S, S, 3) uint8, to its readings, one (windows read, F_r) a reader.
+
+        Windows that occur more than once, as those of a small image do, are run once.
+        """
+        readings: list[list[Tensor]] = [[] for _ in images]
+        for reader in self.readers:
+            places: dict[bytes, int] = {}
+            rows = [[places.setdefault(image[w].tobytes(), len(places)) for w in reader.windows] for image in images]
+            seen = np.stack([np.frombuffer(window, np.uint8).reshape(images[0].shape[1:]) for window in places])
+            z = reader.corit(pixels(torch.from_numpy(seen), self.device)).z.float().cpu()  # (n, F_r)
+            for reading, row in zip(readings, rows, strict=True):
+                reading.append(z[row])
+        return readings
+
+    def with_settings(self, settings: CoRITSettings) -> Extractor:
+        """An extractor that reads something else from the same windows."""
+        return Extractor(self.backbone, settings, self.crops, self.device.type)
+
+    def on(self, backbone: Backbone) -> Extractor:
+        """An extractor that reads the same from another tower."""
+        return Extractor(backbone, self.settings, self.crops, self.device.type)
+
+    def only(self, numbers: Sequence[int]) -> Extractor:
+        """The same extractor with some of its readers, by their ``numbers``."""
+        part = copy(self)
+        part.readers = [self.readers[r] for r in numbers]
+        return part
+
+    def fingerprints(self) -> list[list[str]]:
+        """For each reader, everything that each window's parts depend on besides the image, in the readings' order.
+
+        A plain stream's class tokens depend on no contrast view, so runs that read them differently share them.
+        """
+        s = self.settings
+        stream = [s.views, s.inject_at, s.mask, s.alpha] if s.inject_at else []
+        common = [FEATURES_VERSION, self.backbone.sha256, self.crops.size]
+        if self.crops.interpolation != "bicubic":
+            common.append(self.crops.interpolation)
+        return [
+            [
+                json.dumps([*common, self.crops.windows[w], kind, layer, None if kind == "cls" else s.views, stream])
+                for w in reader.windows
+                for kind, layer in reader.corit.parts
+            ]
+            for reader in self.readers
+        ]
+
+
+def pixels(windows: Tensor, device: torch.device | str) -> Tensor:
+    """Windows (..., S, S, 3) uint8 to images (..., 3, S, S) in [0, 1] on ``device``."""
+    return windows.to(device).movedim(-1, -3).float() / 255
+
+
+def mean_over_windows(images: Tensor, windows: Sequence[int], read: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``read`` makes of some windows of images with all their windows (b, w, 3, S, S), averaged: (b, F).
+
+    ``read`` takes windows (n, 3, S, S) to (n, F).
+    """
+    rows = images[:, windows].transpose(0, 1).flatten(0, 1)  # (w * b, 3, S, S), row r of image r mod b
+    return read(rows).unflatten(0, (len(windows), -1)).mean(0)
+
+
+def pool(readings: Sequence[Tensor]) -> Tensor:
+    """One image's readings to its feature vector (F,): each reader's mean over windows, side by side."""
+    return torch.cat([reading.mean(0) for reading in readings])

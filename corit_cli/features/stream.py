@@ -1,0 +1,98 @@
+"""Decoding ahead of the model, in threads, with memory that stays flat; batching across files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from corit_cli.errors import CoritError
+from corit_cli.features.extractor import Extractor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class Extracted(Generic[T]):
+    """What became of one item: the readings of each of its pictures, as :class:`Extractor` gives them, what ``load``
+    said ``about`` it, or an ``error``."""
+
+    item: T
+    readings: list[list[Tensor]] = field(default_factory=list)
+    about: Any = None
+    error: str | None = None
+    seconds: float = 0.0
+    pictures: list[np.ndarray] = field(default_factory=list, repr=False)
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
+    """``map`` in threads, in order, with at most ``window`` results waiting, so that memory stays flat."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= window:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def stream(
+    extractor: Extractor,
+    items: Iterable[T],
+    load: Callable[[T], tuple[list[np.ndarray], Any]],
+    workers: int | None = None,
+) -> Iterator[Extracted[T]]:
+    """Readings of ``items`` in order. Threads load ahead while the model works on full batches of windows.
+
+    ``load`` gives an item's pictures, each as its windows (w, S, S, 3) uint8, and anything worth keeping about it. An
+    item that it raises CoritError for comes out with its ``error``; nothing stops the run.
+    """
+
+    def attempt(item: T) -> Extracted[T]:
+        start = time.perf_counter()
+        out = Extracted(item)
+        try:
+            out.pictures, out.about = load(item)
+        except CoritError as error:
+            out.error = str(error)
+        out.seconds = time.perf_counter() - start
+        return out
+
+    workers = workers or min(4, os.cpu_count() or 1)
+    waiting: list[Extracted[T]] = []
+    for item in ahead(attempt, items, workers, window=2 * extractor.batch):
+        waiting.append(item)
+        if sum(len(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
+            yield from _forward(extractor, waiting)
+            waiting = []
+    yield from _forward(extractor, waiting)
+
+
+def _forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extracted[T]]:
+    """Run the model on the windows of all ``items``, batch by batch."""
+    pictures = [(item, windows) for item in items for windows in item.pictures]
+    size = max(1, extractor.batch // len(extractor.crops.windows))
+    for start in range(0, len(pictures), size):
+        batch = pictures[start : start + size]
+        begun = time.perf_counter()
+        readings = extractor([windows for _, windows in batch])
+        share = (time.perf_counter() - begun) / len(batch)
+        for (item, _), reading in zip(batch, readings, strict=True):
+            item.readings.append(reading)
+            item.seconds += share
+    for item in items:
+        item.pictures = []
+    yield from items

@@ -1,0 +1,90 @@
+"""Files: told apart by what is in them, written all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from corit_cli.errors import CoritError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
+
+    Raises CoritError when the disk is full or the folder cannot be written; ``path`` is then as it was.
+    """
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """:func:`write_atomically` for files that belong together: all of them are replaced, or none.
+
+    Raises CoritError when one cannot be written; all are then as they were.
+    """
+    new: dict[Path, Path] = {}
+    path = next(iter(writers))
+    try:
+        for path, write in writers.items():
+            new[path] = _temporary(path)
+            write(new[path])
+            new[path].chmod(0o666 & ~_umask())
+        if len(new) == 1:
+            new[path].replace(path)
+        else:
+            _swap(new)
+    except (OSError, SafetensorError) as error:
+        raise CoritError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        for temporary in new.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _swap(new: Mapping[Path, Path]) -> None:
+    """Put temporary files in their places. The last file goes first and comes last: even a process killed in between
+    leaves no mixture, but a last file missing, and what was there beside it under the suffix ``.old``."""
+    old = {path: temporary.with_suffix(".old") for path, temporary in new.items()}
+    try:
+        for path in reversed(new):
+            if path.exists():
+                path.replace(old[path])
+        for path, temporary in new.items():
+            temporary.replace(path)
+    except BaseException:
+        for path, temporary in new.items():
+            if old[path].exists():
+                old[path].replace(path)
+            elif not temporary.exists():
+                path.unlink(missing_ok=True)
+        raise
+    for kept in old.values():
+        kept.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """An empty file beside ``path``."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    return Path(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def content_sha256(path: Path) -> str | None:
+    """SHA-256 of a file's bytes, or None when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()

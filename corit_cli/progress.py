@@ -1,0 +1,30 @@
+"""How long work tells what it is doing: one shape of callback for all of it.
+
+A function that takes long takes a :class:`Progress` and calls it with a title and, where it is known, with how many
+items there are; it gets back an :class:`Advance`, which it tells of every item that is done.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Told of ``count`` more items that are done, and perhaps with a ``note`` on how it goes, such as a loss."""
+
+    def __call__(self, count: int = 1, note: str = "") -> None: ...
+
+
+class Progress(Protocol):
+    """Told of a stage of the work before it begins; ``total`` is None where nobody knows."""
+
+    def __call__(self, title: str, total: int | None = None) -> Advance: ...
+
+
+def quiet(title: str, total: int | None = None) -> Advance:
+    """A :class:`Progress` that shows nothing."""
+    return hush
+
+
+def hush(count: int = 1, note: str = "") -> None:
+    """An :class:`Advance` that shows nothing."""

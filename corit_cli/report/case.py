@@ -1,0 +1,281 @@
+"""What a report says of one file, and of the detector that judged it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from corit_cli.data.images import ImageError, inspect
+from corit_cli.report.pictures import Picture, cut_out, outline, picture
+from corit_cli.report.timeline import levels, timeline
+from corit_cli.report.words import clock, file_size, percent, posterior, share
+from corit_cli.version import __version__
+
+if TYPE_CHECKING:
+    from corit_cli.data.windows import CropConfig
+    from corit_cli.detection.calibration import Thresholds
+    from corit_cli.detection.checkpoint import Checkpoint
+    from corit_cli.detection.verdicts import FaceVerdict, Prediction, Stability
+    from corit_cli.model.settings import CoRITSettings
+
+LARGE, SMALL = 1280, 400  # longer sides of pictures in pixels: of the first files, and of all others
+#: Shares of fakes among comparable files, for which a probability is worked out.
+PRIORS = (0.01, 0.1, 0.5, 0.9)
+# By the first part of a copy's name in ``MILD``; the rest is the setting.
+_COPIES = {
+    "jpeg": "saved as JPEG, quality {:.0f}",
+    "webp": "saved as WebP, quality {:.0f}",
+    "resize": "shrunk to {:.0%}",
+    "blur": "blurred by {:g} px",
+}
+_SAYS = {"generated": "says it was generated", "edited": "says it was edited", "camera": "names a camera"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What was run: versions and fingerprints, the thresholds, the ``held_out`` rates (see ``corit train``; empty where
+    they are not known), when (in UTC), with what command line, and in a few sentences how the detector works."""
+
+    backbone: str
+    backbone_sha256: str
+    detector_sha256: str
+    thresholds: Thresholds
+    held_out: Mapping[str, float]
+    made: datetime
+    command: str
+    method: str
+    corit: str = __version__
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, made: datetime, command: str) -> About:
+        """As ``checkpoint`` has it."""
+        return cls(
+            backbone=checkpoint.backbone["name"],
+            backbone_sha256=checkpoint.backbone["sha256"],
+            detector_sha256=checkpoint.sha256,
+            thresholds=checkpoint.thresholds,
+            held_out=checkpoint.metrics.get("held_out_sources", {}),
+            made=made.astimezone(timezone.utc),
+            command=command,
+            method=method_of(checkpoint.settings, checkpoint.crops),
+        )
+
+
+def method_of(settings: CoRITSettings, crops: CropConfig) -> str:
+    """How a detector that reads these layers from such windows works, for a reader of reports."""
+    whole, native = "the whole picture, made small", "a part of the picture at its own size"
+    reads = []
+    if settings.integrate:
+        place = native if crops.mode == "native" else whole
+        reads.append(f"what CLIP, an image model, sees in {place}, at {_depths(settings.integrate)}")
+    contrasts = sorted({*settings.cgp, *settings.pool})
+    if contrasts:
+        place = whole if crops.mode == "resize" else native
+        reads.append(
+            f"how what it sees in {place} changes when the finest detail is taken away, at {_depths(contrasts)}"
+        )
+    injected = ", after such changes were added to what the model sees" if settings.inject_at else ""
+    return (
+        f"The detector reads {' and '.join(reads)}{injected}. A small head, trained on real and generated pictures, "
+        "weighs what was read; its output is calibrated to a probability on pictures from sources that it had not seen."
+    )
+
+
+def _depths(layers: Sequence[int]) -> str:
+    names = ", ".join(map(str, layers[:-1])) + f" and {layers[-1]}" if len(layers) > 1 else str(layers[0])
+    if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
+        names = f"{layers[0]} to {layers[-1]}"
+    return f"layer{'s' * (len(layers) > 1)} {names} of its network"
+
+
+def details(
+    p: Prediction,
+    about: About,
+    image: Image.Image | None,
+    heatmap: Image.Image | None,
+    frames: Mapping[int, Image.Image],
+    large: bool,
+) -> dict[str, Any]:
+    longest = LARGE if large else SMALL
+    photograph = None if image is None else picture(image, longest)
+    overlay = None
+    if photograph is not None and heatmap is not None:
+        overlay = picture(heatmap.resize((photograph.width, photograph.height)), longest)
+    faces = [_face(i, face, image) for i, face in enumerate(p.faces or (), 1)]
+    t = about.thresholds
+    return {
+        "thresholds": t,
+        "levels": levels(t.real, t.fake),
+        "meaning": _meaning(p, about),
+        "priors": [] if p.probability is None else [(prior, posterior(p.probability, prior)) for prior in PRIORS],
+        "photograph": photograph,
+        "overlay": overlay,
+        "faces": faces,
+        "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
+        "survival": "" if p.stability is None else _survival(p.stability, t),
+        "timeline": timeline(p.video, t, frames) if p.video else None,
+        "facts": _facts(p, image, t),
+    }
+
+
+def _meaning(p: Prediction, about: About) -> list[str]:
+    """Sentences on what the verdict is worth."""
+    if p.probability is None or p.verdict is None:
+        return []
+    by_score = about.thresholds.verdict(p.probability)
+    reasons = []
+    if p.stability is not None and p.stability.flips:
+        reasons.append("the verdict does not survive mild changes of the picture")
+    faces = [face.verdict for face in p.faces or ()]
+    if p.video is not None:
+        faces += map(about.thresholds.verdict, p.video.tracks.values())
+    if p.verdict == "uncertain" and by_score == "real" and "fake" in faces:
+        reasons.append("a face in it is called fake")
+    sentences = []
+    if p.verdict != by_score:
+        because = f", because {' and '.join(reasons)}" if reasons else ""
+        sentences.append(
+            f"By its probability alone the file would be called {by_score}. It is left {p.verdict}{because}."
+        )
+    elif p.verdict == "uncertain":
+        sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
+    rates = about.held_out
+    real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
+    if real is None or fake is None:
+        return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
+    seen = f"{rates['images']:,.0f} images" if "images" in rates else "images"
+    call = "left" if by_score == "uncertain" else "called"
+    sentences.append(
+        f"At these thresholds the detector {call} {share(real)} of real images and {share(fake)} of fakes {by_score}, "
+        f"on {seen} from sources it had never seen."
+    )
+    if p.verdict == by_score != "uncertain" and real > 0 and fake > 0:
+        often, seldom = (fake, real) if by_score == "fake" else (real, fake)
+        if often > seldom:
+            whose, others = ("fakes", "real images") if by_score == "fake" else ("real images", "fakes")
+            sentences.append(
+                f"To be called {by_score} was {often / seldom:.1f} times as common among {whose} as among {others}: "
+                "evidence to be weighed with all else that is known of the file."
+            )
+    if p.video is not None:
+        whole = any(moment.probability is not None for moment in p.video.moments)
+        parts = "its frames" if whole else "the frames of the face most like a fake"
+        sentences.append(
+            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, "
+            "without the most extreme ones."
+        )
+    return sentences
+
+
+def notes(p: Prediction) -> list[str]:
+    """What an index says of a file besides its verdict."""
+    notes = []
+    if p.video is not None:
+        notes.append(f"video, {clock(p.video.duration)}")
+        if p.video.incomplete:
+            notes.append("read in part")
+    if p.stability is not None and p.stability.flips:
+        notes.append("verdict flips")
+    if p.faces:
+        called = sum(face.verdict == "fake" for face in p.faces)
+        notes.append(_counted(len(p.faces), "face") + (f", {called} called fake" if called else ""))
+    if p.provenance is not None:
+        notes += [text for says, text in _SAYS.items() if any(f.says == says for f in p.provenance.findings)]
+    return notes
+
+
+def _copies(probability: float, stability: Stability, thresholds: Thresholds) -> list[tuple[str, float, str]]:
+    """(what was done, probability, verdict) of the file as given and of each copy."""
+    found = {"as given": probability, **{_done(name): value for name, value in stability.probabilities.items()}}
+    return [(name, value, thresholds.verdict(value)) for name, value in found.items()]
+
+
+def _done(copy: str) -> str:
+    """What was done to make a copy, from its name in ``MILD``."""
+    kind, _, setting = copy.partition("-")
+    return _COPIES[kind].format(float(setting)) if kind in _COPIES else copy
+
+
+def _survival(stability: Stability, thresholds: Thresholds) -> str:
+    values = list(stability.probabilities.values())
+    verdicts = Counter(map(thresholds.verdict, values))
+    parts = ", ".join(f"{verdicts[kind]} as {kind}" for kind in ("fake", "uncertain", "real") if verdicts[kind])
+    return (
+        f"Of {len(values)} mildly changed copies the detector judges {parts}; their probabilities lie between "
+        f"{percent(min(values))} and {percent(max(values))}. "
+        + ("The verdict on the file does not survive them." if stability.flips else "The verdict survives them.")
+    )
+
+
+@dataclass(frozen=True)
+class _Face:
+    number: int
+    said: FaceVerdict
+    thumbnail: Picture | None
+    outline: tuple[float, float, float, float] | None  # left, top, width, height as shares of the picture
+
+
+def _face(number: int, face: FaceVerdict, image: Image.Image | None) -> _Face:
+    if image is None:
+        return _Face(number, face, None, None)
+    return _Face(number, face, cut_out(image, face.box), outline(face.box, image.size))
+
+
+def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> list[tuple[str, str]]:
+    """What identifies the file, by name."""
+    facts = [("File", p.path)]
+    path = Path(p.path)
+    if path.is_file():  # never a pipe, which would be waited on
+        try:
+            size, sha256, md5 = _checksums(path)
+            facts += [("Size", file_size(size)), ("SHA-256", sha256), ("MD5", md5)]
+        except OSError as error:
+            facts.append(("Checksums", f"none: the file cannot be read ({error.strerror or error})"))
+    dimensions = None if image is None else image.size
+    kind = p.provenance.format if p.provenance is not None else None
+    try:
+        info = inspect(path)
+        kind = f"{info.format}, saved with quality {info.jpeg_quality} or so" if info.jpeg_quality else info.format
+        dimensions = dimensions or (info.width, info.height)
+    except ImageError:
+        pass  # a video, or a file whose error is told anyway
+    if kind:
+        facts.append(("Format", kind))
+    if dimensions:
+        facts.append(("Dimensions", f"{dimensions[0]:,} × {dimensions[1]:,} pixels"))
+    if p.video is not None:
+        frames = _counted(len(p.video.moments), "frame")
+        facts.append(("Length", f"{clock(p.video.duration)} at {p.video.fps:.4g} frames a second; {frames} looked at"))
+    if p.probability is not None:
+        bounds = f"fake from {thresholds.fake:.6f}, real up to {thresholds.real:.6f}"
+        facts.append(("Probability", f"{p.probability:.6f} ({bounds})"))
+    return facts
+
+
+def _checksums(path: Path) -> tuple[int, str, str]:
+    """Size in bytes, SHA-256 and MD5."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+            size += len(block)
+    return size, sha256.hexdigest(), md5.hexdigest()
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """(folder with its slash, name)."""
+    name = os.path.basename(path) or path
+    return path[: len(path) - len(name)], name

@@ -1,0 +1,78 @@
+"""The training loop of a head on features, and how much each sample weighs in it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corit_cli.model.head import Head
+from corit_cli.progress import Advance, hush
+from corit_cli.training.layer_weights import gsnr_weights, learned_weights
+from corit_cli.training.sam import SAM, base_optimizer
+from corit_cli.training.settings import TrainSettings
+
+
+def balance_weights(labels: Sequence[int], sources: Sequence[str], balance: str) -> Tensor:
+    """One weight a sample (n,), mean 1, by ``balance`` (see TrainSettings). An absent class gets no weight."""
+    y = np.asarray(labels)
+    weights = np.ones(len(y))
+    if balance != "none":
+        for label in np.unique(y):
+            chosen = y == label
+            if balance in ("source", "even"):
+                names, counts = np.unique(np.asarray(sources)[chosen], return_counts=True)
+                # The square root: a source of five images should not weigh as much as one of five hundred.
+                share = dict(zip(names, counts ** (-0.5 if balance == "source" else -1.0), strict=True))
+                weights[chosen] = [share[s] for s in np.asarray(sources)[chosen]]
+            weights[chosen] /= weights[chosen].sum()
+    return torch.from_numpy(weights / weights.mean()).float()
+
+
+def fit_head(
+    z: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    settings: TrainSettings,
+    advance: Advance = hush,
+    parts: int = 1,
+    units: Sequence[Hashable] = (),
+) -> Head:
+    """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head.
+    ``advance`` is told of every epoch.
+
+    ``parts`` equally wide ones make up a feature vector, and by ``settings.layer_weights`` each gets a weight, in
+    proportion to its GSNR over ``units`` (n,) or learned; the head multiplies by it itself.
+    """
+    torch.manual_seed(settings.seed)
+    head = Head(z.shape[1], settings.hidden)
+    head.fit_standardiser(z)
+    if settings.layer_weights == "gsnr":
+        head.weigh(gsnr_weights(head.standardise(z), labels, weights, units, parts))
+    learned = nn.Parameter(torch.zeros(parts)) if settings.layer_weights == "learned" else None
+    x, y = head.standardise(z), labels.float()  # (n, F), (n,)
+    trained = [*head.parameters(), *([] if learned is None else [learned])]
+    base = base_optimizer(settings.optimizer, trained, settings.lr, settings.weight_decay)
+    sam = SAM(base, settings.rho)
+    batches = max(1, len(x) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * batches)
+
+    def loss_of(rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        features, truth, weight = rows  # (b, F), (b,), (b,)
+        if learned is not None:
+            features = (features.unflatten(1, (parts, -1)) * learned_weights(learned)[:, None]).flatten(1)
+        return F.binary_cross_entropy_with_logits(head.layers(features).squeeze(-1), truth, weight=weight)
+
+    for _ in range(settings.epochs):
+        total = 0.0
+        for batch in torch.randperm(len(x)).tensor_split(batches):
+            rows = x.index_select(0, batch), y[batch], weights[batch]  # once for both of SAM's passes
+            total += sam.step(loss_of, [rows]).loss * len(batch)
+            schedule.step()
+        advance(1, f"loss {total / len(x):.3f}")
+    if learned is not None:
+        head.weigh(learned_weights(learned).detach())
+    return head.eval()

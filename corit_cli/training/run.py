@@ -1,0 +1,222 @@
+"""What a training is made of and what comes out of it: reading the images, calibrating, validating."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from corit_cli.data.forge import parse_forge
+from corit_cli.data.manifest import Sample, describe
+from corit_cli.data.splits import group_folds, group_split
+from corit_cli.detection.calibration import fit_calibration, fit_thresholds
+from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.detection.scores import Scored
+from corit_cli.errors import CoritError
+from corit_cli.features.cache import FeatureCache, Job
+from corit_cli.features.extractor import Extractor
+from corit_cli.model.head import Head
+from corit_cli.model.settings import baseline
+from corit_cli.progress import Progress, quiet
+from corit_cli.training.distributed import ALONE, World
+from corit_cli.training.layer_weights import UNITS
+from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.settings import Recipe, TrainSettings
+
+
+@dataclass
+class Trained:
+    """The outcome of a training.
+
+    Attributes:
+        checkpoint: the detector.
+        validation: its scores on the readable validation images.
+        probe: logits (n,) of the last block's linear probe on the same images, if it was asked for.
+        errors: images that could not be read, each with the reason.
+    """
+
+    checkpoint: Checkpoint
+    validation: Scored
+    probe: NDArray[np.float64] | None
+    errors: list[tuple[Sample, str]]
+
+
+@dataclass
+class Run:
+    """One training: images, what reads them, how, and who is told.
+
+    With ``probe`` the last block's linear probe is trained on the same rows. The images are split as
+    :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split.
+    Raises CoritError when a part lacks a class.
+    """
+
+    samples: Sequence[Sample]
+    extractor: Extractor
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    recipe: Recipe = field(default_factory=Recipe)
+    val_fraction: float = 0.3
+    probe: bool = True
+    cache: FeatureCache | None = None
+    progress: Progress = quiet
+    world: World = ALONE
+
+    def __post_init__(self) -> None:
+        self.train_part, self.val_part = group_split(self.samples, self.val_fraction, self.settings.seed)
+        for name, part in (("training", self.train_part), ("validation", self.val_part)):
+            if len({self.samples[i].label for i in part}) < 2:
+                raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
+
+    def folds(self) -> list[list[int]]:
+        """The parts of the training part, as sample numbers, that are held out in turn for calibration."""
+        folds = group_folds([self.samples[i] for i in self.train_part], self.settings.folds, self.settings.seed)
+        return [[self.train_part[k] for k in fold] for fold in folds]
+
+    def check_sources(self, held_out: Sequence[Sequence[int]]) -> None:
+        """Raise CoritError, before anything is read, when too few sources are left for GSNR where any of the lists of
+        samples ``held_out`` is."""
+        if self.settings.layer_weights != "gsnr":
+            return
+        least = min(len({self.samples[i].source for i in set(self.train_part) - set(fold)}) for fold in held_out)
+        if least < UNITS:
+            raise CoritError(
+                f"layer weights by GSNR need images of at least {UNITS} sources besides those held out to calibrate "
+                f"on, not {least}: give images of more sources, or more --folds"
+            )
+
+    def features(
+        self, extractor: Extractor, jobs: Sequence[Job], title: str, cached: bool = True
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Features (n, F) of ``jobs`` and errors by position, each process with its share."""
+        advance = self.progress(title, len(self.world.share(jobs)))
+        return self.world.extract(extractor, jobs, self.cache if cached else None, advance)
+
+    def read(self) -> Images:
+        """Plan the training part and read it all. Raises CoritError when a class has no readable image left."""
+        for spec in self.recipe.forge:
+            parse_forge(spec).check()
+        samples = self.samples
+        rows = plan(samples, self.train_part, self.recipe)
+        jobs = [row.job for row in rows] + [Job(samples[i].path) for i in self.val_part]
+        owners = [row.sample for row in rows] + list(self.val_part)
+        z, z_probe, failed = self._features_and_probe(jobs)
+        kept = [k for k in range(len(rows)) if k not in failed]
+        val = [k for k in range(len(rows), len(jobs)) if k not in failed]
+        for labels in ({rows[k].label for k in kept}, {samples[owners[k]].label for k in val}):
+            if len(labels) < 2:
+                raise CoritError("without the images that cannot be read, no real or no fake ones are left")
+        errors = {owners[k]: message for k, message in failed.items()}
+        data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept], len(self.extractor.parts))
+        return Images(
+            data=data,
+            probe=None if z_probe is None else replace(data, z=z_probe[kept], parts=1),
+            val=[samples[owners[k]] for k in val],
+            z_val=z[val],
+            z_probe_val=None if z_probe is None else z_probe[val],
+            errors=[(samples[i], errors[i]) for i in sorted(errors)],
+        )
+
+    def _features_and_probe(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
+        """Features (n, F) of ``jobs``, the last layer's CLS token (n, d) for the probe, and errors by position.
+
+        Without injection both come from one pass; with it the plain stream has to be run by itself.
+        """
+        ours = self.extractor
+        if not self.probe:
+            z, errors = self.features(ours, jobs, "features")
+            return z, None, errors
+        last = baseline(ours.backbone.tower.config.layers)
+        if ours.settings.inject_at:
+            z, errors = self.features(ours, jobs, "features")
+            return z, self.features(ours.with_settings(last), jobs, "linear probe")[0], errors
+        both = ours.with_settings(replace(ours.settings, integrate=ours.settings.integrate + last.integrate))
+        z, errors = self.features(both, jobs, "features")
+        return both.select(z, ours.settings), both.select(z, last), errors
+
+
+@dataclass
+class Images:
+    """What every training begins with, read by the backbone as it is: training rows with their features and, of the
+    same rows, the probe's; readable validation samples, their features (v, F) and the probe's (v, d); what could not be
+    read."""
+
+    data: TrainingSet
+    probe: TrainingSet | None
+    val: list[Sample]
+    z_val: Tensor
+    z_probe_val: Tensor | None
+    errors: list[tuple[Sample, str]]
+
+
+def train_head(run: Run) -> Trained:
+    """Train a head on frozen features, calibrate and validate it.
+
+    Calibration and thresholds come from cross-fitting: each source of the training part is scored by a head that never
+    saw it, which is what a file from an unknown source will meet.
+    """
+    folds = run.folds()
+    run.check_sources(folds)
+    images = run.read()
+    head = images.data.fit(run.settings, advance=run.progress("head", run.settings.epochs))
+    return outcome(run, images, head, images.z_val, images.data.cross_fit(folds, run.settings))
+
+
+def outcome(
+    run: Run,
+    images: Images,
+    head: Head,
+    z_val: Tensor,
+    held_out: Mapping[int, float],
+    tuned: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Trained:
+    """The checkpoint, calibrated on ``held_out`` logits {sample number: logit}, and what it and the probe say of the
+    validation images, whose features are ``z_val`` (v, F). Raises CoritError when only one class was held out."""
+    settings, extractor = run.settings, run.extractor
+    numbers = sorted(held_out)
+    labels = np.array([run.samples[i].label for i in numbers])
+    if len(np.unique(labels)) < 2:
+        raise CoritError("the held-out folds have only one class: give more images, or fewer --folds")
+    logits = torch.tensor([held_out[i] for i in numbers])
+    calibration = fit_calibration(logits, torch.from_numpy(labels))
+    probabilities = calibration(logits).double().numpy()
+    sources = [run.samples[i].source for i in numbers]
+    thresholds = fit_thresholds(probabilities, labels, sources, settings.target_fpr, settings.target_fnr)
+    verdicts = np.array([thresholds.verdict(p) for p in probabilities])
+    rates = {
+        f"{kind}_called_{verdict}": float((verdicts[labels == label] == verdict).mean())
+        for label, kind in ((0, "real"), (1, "fake"))
+        for verdict in ("real", "uncertain", "fake")
+    }
+    metrics: dict[str, Any] = {"held_out_sources": {"images": len(numbers), **rates}}
+    if head.layer_weights is not None:
+        names = (f"{kind} {layer}" for kind, layer in extractor.parts)
+        metrics["layer_weights"] = {n: round(w, 3) for n, w in zip(names, head.layer_weights, strict=True)}
+    backbone = extractor.backbone
+    checkpoint = Checkpoint(
+        head=head,
+        backbone={"name": backbone.name, "sha256": backbone.sha256, "activation": backbone.tower.config.activation},
+        settings=extractor.settings,
+        crops=extractor.crops,
+        calibration=calibration,
+        thresholds=thresholds,
+        training={"settings": asdict(settings), "recipe": asdict(run.recipe), **(training or {})},
+        data=describe(run.samples, run.train_part, run.val_part) | {"unreadable": len(images.errors)},
+        metrics=metrics,
+        tuned=dict(tuned or {}),
+    )
+    probe = None if images.probe is None else images.probe.fit(of_probe(settings))
+    with torch.inference_mode():
+        logits = head(z_val)[None]  # (1, v)
+        probe_logits = None if probe is None else probe(images.z_probe_val).double().numpy()
+    validation = Scored.of(images.val, (), logits, calibration, thresholds)
+    return Trained(checkpoint, validation, probe_logits, images.errors)
+
+
+def of_probe(settings: TrainSettings) -> TrainSettings:
+    """The linear probe's settings beside a head of ``settings``: it reads one layer."""
+    return replace(settings, hidden=0, layer_weights="uniform")

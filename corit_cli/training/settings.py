@@ -1,0 +1,170 @@
+"""Settings of a training run, free of torch so that a command line can show the defaults without loading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from corit_cli.config import Settings, option
+from corit_cli.errors import CoritError
+
+DATA = "Training images"
+HEAD = "Head and optimizer"
+VERDICTS = "Verdicts"
+TUNING = "Tuning the backbone"
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def parse_head(text: str) -> int:
+    """``linear`` or ``mlp[:WIDTH]`` to the width of the head's hidden layer. Raises CoritError otherwise."""
+    kind, _, width = text.partition(":")
+    if kind == "linear" and not width:
+        return 0
+    if kind == "mlp" and (not width or width.isdigit()):
+        return int(width or 256)
+    raise CoritError(f"--head takes linear, mlp or mlp:WIDTH, not {text!r}")
+
+
+def parse_quality_range(text: str) -> tuple[int, int]:
+    """``75-95`` or ``90`` to a range of JPEG qualities. Raises CoritError otherwise."""
+    low, dash, high = text.partition("-")
+    if not (low.isdigit() and (high.isdigit() if dash else True) and 1 <= int(low) <= int(high or low) <= 100):
+        raise CoritError(f"--match-codec takes a range of JPEG qualities such as 75-95, not {text!r}")
+    return int(low), int(high or low)
+
+
+@dataclass(frozen=True)
+class TrainSettings(Settings):
+    """How a head is trained on features, calibrated and given thresholds.
+
+    ``hidden`` is the width of the head's hidden layer, 0 for a linear one. The base under SAM is AdamW or SGD with
+    momentum 0.9. Layers may weigh in proportion to the GSNR that their gradients have across sources. ``class`` gives
+    both classes the same total weight; ``source`` also weighs the sources within a class by the square root of their
+    size, ``even`` all alike.
+    """
+
+    hidden: int = option(
+        0, "Kind of head.", flag="--head", metavar="linear|mlp[:WIDTH]", parse=parse_head, minimum=0, panel=HEAD
+    )
+    optimizer: str = option("adamw", "The optimizer under SAM.", choices=OPTIMIZERS, panel=HEAD)
+    lr: float = option(0.1, "Learning rate.", minimum=0, panel=HEAD)
+    weight_decay: float = option(1e-2, "Weight decay.", minimum=0, panel=HEAD)
+    epochs: int = option(20, "Passes over the data.", minimum=1, panel=HEAD)
+    batch_size: int = option(64, "Images in a step.", minimum=1, panel=HEAD)
+    rho: float = option(0.5, "SAM's radius; 0: without SAM.", minimum=0, panel=HEAD)
+    layer_weights: str = option(
+        "uniform",
+        "How much each layer weighs: all alike, by its GSNR, or learned with the head.",
+        choices=("uniform", "gsnr", "learned"),
+        panel=HEAD,
+    )
+    balance: str = option(
+        "even",
+        "What weighs alike: both classes; sources in a class too, by the root of their size or evenly; or every image.",
+        choices=("class", "source", "even", "none"),
+        panel=HEAD,
+    )
+    seed: int = option(0, "Seed of everything that is drawn at random.", panel=HEAD)
+    target_fpr: float = option(
+        0.05, "Share of real images that may be called fake.", minimum=0, maximum=0.5, panel=VERDICTS
+    )
+    target_fnr: float = option(0.1, "Share of fakes that may be called real.", minimum=0, maximum=0.5, panel=VERDICTS)
+    folds: int = option(
+        24, "Parts of the data, whole sources, held out in turn to calibrate on.", minimum=2, panel=VERDICTS
+    )
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """What the training images go through before their features are taken; validation images go through nothing.
+
+    ``copies`` of None stands for one where there is anything to degrade by. ``seed`` is that of every random draw.
+    """
+
+    forge: tuple[str, ...] = option(
+        (),
+        "Train on forgeries of the real images too: self_blend, resample, recompress, or reconstruct:FOLDER with a "
+        "TAESD autoencoder's weights; NAME@part forges only a region. Repeatable.",
+        metavar="NAME[@part][:SOURCE]",
+        many=True,
+        panel=DATA,
+    )
+    degrade: tuple[str, ...] = option(
+        (),
+        "Degrade copies by jpeg, webp, blur, resize, fit, noise or crop, with the range of its strength. Repeatable.",
+        metavar="NAME:LO-HI",
+        many=True,
+        panel=DATA,
+    )
+    copies: int | None = option(None, "Degraded copies of each image; 1 with --degrade.", minimum=0, panel=DATA)
+    match_codec: tuple[int, int] | None = option(
+        None,
+        "Re-encode every image as JPEG at a quality drawn from this range, so that the codec says nothing.",
+        metavar="LO-HI",
+        parse=parse_quality_range,
+        panel=DATA,
+    )
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from corit_cli.data.degrade import parse_degradation
+        from corit_cli.data.forge import parse_forge
+
+        super().__post_init__()
+        if self.copies and not self.degrade and not self.match_codec:
+            raise CoritError("--copies makes degraded copies: say how with --degrade")
+        if self.degrade and self.copies == 0:
+            raise CoritError("--degrade is for copies, and --copies 0 makes none: leave one of them out")
+        for spec in self.forge:
+            parse_forge(spec)
+        for spec in self.degrade:
+            parse_degradation(spec)
+
+    @property
+    def copies_made(self) -> int:
+        """Degraded copies of each image."""
+        return int(bool(self.degrade)) if self.copies is None else self.copies
+
+
+#: AdamW's step size by kind of scope: the more weights move together, the smaller.
+TUNE_LR = {"ln": 1e-4, "last": 3e-5, "lora": 2e-4, "all": 1e-5}
+
+
+@dataclass(frozen=True)
+class TuneSettings(Settings):
+    """How parts of the tower are trained together with the head; optimizer, weight decay and balance are the head's.
+
+    ``lr`` of None is the scope's own in ``TUNE_LR``. ``rho`` is SAM's radius over tower and head together, far
+    smaller than a head alone bears. ``precision`` of ``auto`` is bf16 on a GPU that has it, else fp32.
+    """
+
+    scope: str = option(
+        "head",
+        "What is trained: head, ln (layer norms too), last:K (blocks that are read), lora:R (rank) or all.",
+        flag="--tune",
+        metavar="SCOPE",
+        panel=TUNING,
+    )
+    lr: float | None = option(
+        None,
+        "Learning rate of the backbone; AdamW's default is "
+        + ", ".join(f"{lr:g} ({kind})" for kind, lr in TUNE_LR.items())
+        + ".",
+        flag="--tune-lr",
+        minimum=0,
+        panel=TUNING,
+    )
+    rho: float = option(
+        0.02, "SAM's radius over backbone and head; 0: without SAM.", flag="--tune-rho", minimum=0, panel=TUNING
+    )
+    epochs: int = option(5, "Passes over the images.", flag="--tune-epochs", minimum=1, panel=TUNING)
+    batch_size: int = option(
+        32, "Images in a step, over all processes.", flag="--tune-batch-size", minimum=1, panel=TUNING
+    )
+    micro_batch: int = option(8, "Images in memory at once; changes no result.", minimum=1, panel=TUNING)
+    precision: str = option(
+        "auto", "auto: bf16 on a GPU that has it, else fp32.", choices=("auto", "fp32", "bf16"), panel=TUNING
+    )
+    grad_checkpoint: bool = option(False, "Less memory for a third more time; changes no result.", panel=TUNING)
+    patience: int = option(
+        2, "Epochs without a lower held-out loss before training ends; 0: never.", minimum=0, panel=TUNING
+    )

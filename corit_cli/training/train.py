@@ -1,0 +1,164 @@
+"""``train``: the whole of ``corit train`` as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from corit_cli.data.forge import Forge, parse_forge
+from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.windows import CropConfig
+from corit_cli.detection.detector import pick_device
+from corit_cli.errors import CoritError
+from corit_cli.features.cache import FeatureCache
+from corit_cli.features.extractor import Extractor
+from corit_cli.model.loading import EMBEDDED, load_backbone
+from corit_cli.model.scope import parse_scope, tuned_backbone
+from corit_cli.model.settings import DETECTOR, CoRITSettings
+from corit_cli.progress import Progress, quiet
+from corit_cli.training.distributed import launched, world
+from corit_cli.training.localizer import contrasts_for, localize
+from corit_cli.training.run import Run, Trained, train_head
+from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
+from corit_cli.training.tower import train_tower
+
+#: What an unfinished run with ``tuning`` leaves in its folder.
+STATE = "resume.safetensors"
+
+
+def train(
+    data: str | Path | Sequence[Sample],
+    settings: TrainSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    recipe: Recipe | None = None,
+    tuning: TuneSettings | None = None,
+    reads: CoRITSettings = DETECTOR,
+    crops: CropConfig | None = None,
+    backbone: str = EMBEDDED,
+    activation: str | None = None,
+    local: Sequence[str] = (),
+    val_fraction: float = 0.3,
+    probe: bool = True,
+    cache: FeatureCache | None = None,
+    device: str = "auto",
+    progress: Progress = quiet,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Trained:
+    """Train a detector on labelled images, calibrate it, and score the validation images.
+
+    >>> trained = train("photos/", TrainSettings(epochs=30), out="my-detector")
+    >>> trained.checkpoint.thresholds, trained.validation.probabilities
+
+    Args:
+        data: a folder, a manifest (see :func:`~corit_cli.data.manifest.load_samples`), or samples.
+        settings: how the head is trained, calibrated and given thresholds; ``settings.seed`` draws everything.
+        out: folder that the checkpoint is saved to; None saves nothing. Refused if it exists, unless ``overwrite``.
+        resume: go on with a run with ``tuning`` that was interrupted, in ``out``.
+        recipe: forgeries and degraded copies that the training images are joined by.
+        tuning: parts of the backbone that are trained too; needs ``out``, where every epoch is kept.
+        reads: what CoRIT reads; ``crops`` from which windows, by default both kinds.
+        backbone, activation: see :func:`~corit_cli.model.loading.load_backbone`.
+        local: forgeries of a region that teach the detector to draw heatmaps.
+        val_fraction: validation share, where the data names no split.
+        probe: also train the last block's linear probe, to compare with.
+        cache: where features are kept; None reads them anew.
+        device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
+        progress, warn: told of the work, and of what went wrong without ending it.
+
+    Raises CoritError for data or settings that do not fit, before images are read if possible.
+    """
+    settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
+    recipe, tuned = replace(recipe, seed=settings.seed), tuning.scope != "head"
+    folder = None if out is None else Path(out)
+    kinds = check(folder, overwrite, resume, settings, tuning, local)
+    samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
+    first = launched().rank == 0
+    device = pick_device(device)
+    with world(device) as processes:
+        loaded = load_backbone(backbone, activation, device)
+        crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
+        extractor = Extractor(loaded, reads, crops, device)
+        run = Run(
+            samples,
+            extractor,
+            settings=settings,
+            recipe=recipe,
+            val_fraction=val_fraction,
+            probe=probe,
+            cache=cache,
+            progress=progress,
+            world=processes,
+        )
+        if folder is None or not tuned:
+            trained = train_head(run)
+        else:
+            if first and not resume:
+                (folder / STATE).unlink(missing_ok=True)
+            trained = train_tower(run, tuning, folder / STATE, resume)
+    if not first:
+        return trained
+    if folder is not None:
+        trained.checkpoint.save(folder, overwrite or tuned)
+    if kinds:
+        _teach_places(run, trained, kinds, warn)
+        if folder is not None:
+            trained.checkpoint.save(folder, overwrite=True)
+    if folder is not None:
+        (folder / STATE).unlink(missing_ok=True)
+    return trained
+
+
+def check(
+    folder: Path | None,
+    overwrite: bool,
+    resume: bool,
+    settings: TrainSettings,
+    tuning: TuneSettings,
+    local: Sequence[str],
+) -> list[Forge]:
+    """What can be told before any image is looked at, as :func:`train` takes it; the forgeries ``local`` names.
+
+    Raises CoritError for what does not fit.
+    """
+    kind = parse_scope(tuning.scope).kind
+    if folder is None and kind != "head":
+        raise CoritError("tuning the backbone saves every epoch: give a folder to save to (out)")
+    if kind != "head" and tuning.lr is None and settings.optimizer == "sgd":
+        raise CoritError("--tune with --optimizer sgd needs --tune-lr: the default is AdamW's")
+    if folder is not None and launched().rank == 0:  # the other processes may be on other machines
+        _check_folder(folder, overwrite, resume)
+    kinds = [parse_forge(spec) for spec in local]
+    if not all(kind.local for kind in kinds):
+        raise CoritError("--local takes forgeries of a region: self_blend, or a name with @part")
+    for forge in kinds:
+        forge.check()
+    return kinds
+
+
+def _check_folder(folder: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse to write over what is there, or to go on with what is not."""
+    begun = (folder / STATE).is_file()
+    if resume and overwrite:
+        raise CoritError("--resume goes on with the run in --out, --overwrite begins anew: give one of them")
+    if resume and not begun:
+        raise CoritError(f"{folder} holds no interrupted run: leave out --resume")
+    if not resume and not overwrite and begun:
+        raise CoritError(f"{folder} holds an interrupted run: go on with --resume, or begin anew with --overwrite")
+    if not resume and not overwrite and folder.exists():
+        raise CoritError(f"{folder} already exists: choose another --out, or give --overwrite")
+
+
+def _teach_places(run: Run, trained: Trained, kinds: Sequence[Forge], warn: Callable[[str], None]) -> None:
+    """Give the checkpoint a localizer, and its figures; say so where none can be had."""
+    checkpoint = trained.checkpoint
+    tuned = run.extractor.on(tuned_backbone(run.extractor.backbone, checkpoint.tuned))
+    try:
+        checkpoint.localizer, checkpoint.metrics["localizer"] = localize(
+            run.samples, run.train_part, run.val_part, contrasts_for(tuned), kinds, run.settings.seed, run.progress
+        )
+    except CoritError as error:  # the detector itself is as good as without
+        warn(f"this detector will draw no heatmaps: {error}")

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corit_cli.cor.problem import Problem, apart
+from corit_cli.cor.settings import Optimization
+from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.windows import CropConfig
+from corit_cli.errors import CoritError
+from corit_cli.model.loading import Backbone
+from corit_cli.model.scope import Scope
+from corit_cli.model.settings import CoRITSettings
+from tests.conftest import make_tiles, random_tower
+
+CROPS = CropConfig("native", 32)
+READS = CoRITSettings(views=(), cgp=(), integrate=(2, 3))
+
+
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
+    monkeypatch.setenv("CORIT_CACHE", str(tmp_path / "features.sqlite"))
+    make_tiles(tmp_path / "tiles")
+    return load_samples(tmp_path / "tiles/manifest.csv")
+
+
+def problem(samples: list[Sample], crops: CropConfig = CROPS, most: int = 400, **options: object) -> Problem:
+    return Problem(samples, Backbone(random_tower(), "tiny", "0" * 64), crops, Optimization(), most, **options)
+
+
+def test_no_photograph_is_on_both_sides(samples: list[Sample]) -> None:
+    made = problem(samples)
+    made.features(READS)
+    sides = [{samples[made.used[k]].source for k in side.tolist()} for side in (made.split.train, made.split.val)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert len(made.used) == len(samples) == len(made)
+    assert [made.split.labels[k] for k in range(len(samples))] == [samples[i].label for i in made.used]
+
+
+def test_at_most_so_many_are_used_and_no_test_images(samples: list[Sample]) -> None:
+    assert len(problem(samples, most=24)) <= 24
+    held_out = [replace(s, split="test") if s.source == samples[0].source else s for s in samples]
+    made = problem(held_out)
+    made.features(READS)
+    assert samples[0].source not in {made.samples[i].source for i in made.used}
+
+
+def test_heads_and_tuned_towers_read_the_same_features(samples: list[Sample]) -> None:
+    made = problem(samples)
+    arm = made.arm("tuned", READS, Scope("last", 1))
+    z = arm.tuned(arm.prepared, torch.arange(len(made.used)))
+    torch.testing.assert_close(made.features(READS), z.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_unreadable_file_is_told_of_once_and_left_out_of_both(samples: list[Sample]) -> None:
+    samples[5].path.write_text("no picture")
+    told: list[str] = []
+    made = problem(samples, warn=told.append)
+    assert len(made.features(READS)) == len(made.windows) == len(samples) - 1
+    assert len(told) == 1 and str(samples[5].path) in told[0]
+    assert 5 not in made.used and len(made.split.labels) == len(samples) - 1
+
+
+def test_what_is_in_the_files_is_part_of_the_digest(samples: list[Sample]) -> None:
+    first = problem(samples)
+    first.features(READS)
+    before = first.about
+    samples[0].path.write_bytes(samples[2].path.read_bytes())
+    second = problem(samples)
+    second.features(READS)
+    assert before["fingerprint"] != second.about["fingerprint"]
+    assert before | {"fingerprint": ""} == second.about | {"fingerprint": ""}
+
+
+def test_nonsense_is_refused(samples: list[Sample]) -> None:
+    with pytest.raises(CoritError, match="one kind of window"):
+        problem(samples, CropConfig("both", 32))
+    with pytest.raises(CoritError, match="leave out --crops"):
+        problem(samples, CropConfig("native", 32, 2)).arm("m", READS, Scope("last", 1))
+    with pytest.raises(CoritError, match="too few images"):
+        problem([s for s in samples if s.label == 0])
+
+
+@given(st.lists(st.integers(0, 12), min_size=3, max_size=60), st.integers(1, 16))
+def test_batches_share_no_unit(units: list[int], size: int) -> None:
+    if len(set(units)) < 3:
+        with pytest.raises(ValueError, match="too few"):
+            apart(units, size)
+        return
+    batches = apart(units, size)
+    assert 3 <= len(batches) <= 16 and len({len(batch) for batch in batches}) == 1 and 1 <= len(batches[0]) <= size
+    homes = [{units[i] for i in batch} for batch in batches]
+    assert sum(map(len, homes)) == len(set().union(*homes))
+    assert len({i for batch in batches for i in batch}) == sum(map(len, batches))

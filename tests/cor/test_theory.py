@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from corit_cli.cor import theory as module
+from corit_cli.cor.arms import Split
+from corit_cli.cor.collapse import COR
+from corit_cli.cor.settings import Optimization
+from corit_cli.cor.theory import Condition, head_gsnr, rank_correlation, theory
+from corit_cli.metrics.gsnr import GSNREstimate
+from corit_cli.model.head import Head
+from tests.conftest import Told
+
+
+def condition(gsnr: float, cor: float | None, side: str | None = None) -> Condition:
+    estimate = GSNREstimate(gsnr, gsnr, gsnr, gsnr, 0.0, 10, gsnr, 1.0)
+    return Condition("layer", 0.0, estimate, COR(cor, 0.0, math.inf if side == "above" else 1.0, (), side))
+
+
+def test_rank_correlation_orders_bounds_beyond_every_radius() -> None:
+    rising = [condition(0.0, None, "below"), condition(0.1, 0.2), condition(0.2, 0.3), condition(0.3, None, "above")]
+    assert rank_correlation(rising).value == pytest.approx(1)
+    falling = [condition(-c.gsnr.value, c.cor.value, c.cor.side) for c in rising]
+    assert rank_correlation(falling).value == pytest.approx(-1)
+
+
+def test_rank_correlation_of_a_constant_is_unknown() -> None:
+    assert math.isnan(rank_correlation([condition(g, None, "above") for g in (0.1, 0.2, 0.3)]).value)
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_head_gsnr_equals_a_loop_of_autograd(hidden: int) -> None:
+    torch.manual_seed(1)
+    x, labels = torch.randn(24, 5), torch.arange(24) % 2
+    found = head_gsnr(x, labels, torch.arange(4, 24), list(range(24)), Optimization(hidden=hidden))
+    torch.manual_seed(0)
+    head = Head(5, hidden).layers
+    rows = []
+    for i in range(4, 24):
+        loss = F.binary_cross_entropy_with_logits(head(x[i])[0], labels[i].float())
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(head.parameters()))]).double())
+    g = torch.stack(rows).numpy()
+    noise = np.trace(np.atleast_2d(np.cov(g.T)))
+    assert found.noise == pytest.approx(noise, rel=1e-5)
+    assert found.value == pytest.approx((np.square(g.mean(0)).sum() - noise / 20) / noise, rel=1e-4)
+
+
+def test_flipped_labels_weaken_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RADII", (0.1, 1.0))
+    torch.manual_seed(0)
+    labels = torch.arange(80) % 2
+    z = torch.randn(80, 12) + 2.5 * labels[:, None]
+    tokens = {1: torch.randn(80, 12), 2: z}
+    split = Split.of(labels.tolist(), list(range(50)), list(range(50, 80)))
+    told = Told()
+    o = Optimization(lr=1e-2, epochs=4, batch_size=10)
+    found = theory(tokens, split, list(range(80)), o, [0, 1], told)
+    ((title, total, _, notes),) = told.stages
+    assert told.complete and (title, total) == ("conditions", len(found.conditions))
+    names = [note for note in notes if note]
+    assert names == [f"{c.kind} {c.level:g}" for c in found.conditions] and len(names) == len(set(names))
+    by = {(c.kind, c.level): c.gsnr.value for c in found.conditions}
+    assert by["label noise", 0.0] > by["label noise", 0.5] and by["label noise", 0.0] > by["layer", 1.0]
+    assert by["label noise", 0.0] > by["feature noise", 8.0]
+    assert found.as_dict()["conditions"][0]["kind"] == "label noise"

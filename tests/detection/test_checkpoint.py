@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from corit_cli.data.windows import CropConfig
+from corit_cli.detection.calibration import Calibration, Thresholds
+from corit_cli.detection.checkpoint import Checkpoint, Localizer
+from corit_cli.errors import CoritError
+from corit_cli.model.head import Head
+from corit_cli.model.settings import CoRITSettings
+
+PLACES = CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=())
+
+
+def checkpoint(hidden: int = 3) -> Checkpoint:
+    torch.manual_seed(0)
+    head = Head(12, hidden)
+    head.fit_standardiser(torch.randn(20, 12))
+    return Checkpoint(
+        head,
+        {"name": "tiny", "sha256": "abc", "activation": "gelu"},
+        CoRITSettings(("jpeg:80",), cgp=(2,), inject_at=(1,), integrate=(2, 3)),
+        CropConfig("native", 32, 3),
+        Calibration(1.5, -0.25),
+        Thresholds(0.2, 0.8),
+        training={"seed": 1},
+    )
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_what_is_saved_is_loaded(hidden: int, tmp_path: Path) -> None:
+    saved = checkpoint(hidden)
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    z = torch.randn(5, 12)
+    assert torch.equal(loaded.head(z), saved.head(z))
+    for name in ("backbone", "settings", "crops", "calibration", "thresholds", "training", "sha256"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors"]
+
+
+TUNED = {"blocks.1.fc.weight": torch.arange(6.0).view(2, 3), "class_embedding": torch.ones(4)}
+
+
+def test_tuned_weights_stand_beside_the_head(tmp_path: Path) -> None:
+    plain, saved = checkpoint(), checkpoint()
+    saved.tuned = dict(TUNED)
+    assert saved.sha256 != plain.sha256 and plain.tuned == {}
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert set(loaded.tuned) == set(TUNED) and all(torch.equal(loaded.tuned[n], t) for n, t in TUNED.items())
+    assert loaded.sha256 == saved.sha256
+    z = torch.randn(5, 12)
+    assert torch.equal(loaded.head(z), saved.head(z))
+
+
+def test_a_checkpoint_from_before_there_was_tuning(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    config = json.loads((tmp_path / "det" / "config.json").read_text())
+    del config["tuned"]
+    (tmp_path / "det" / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.load(tmp_path / "det").tuned == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("tower.class_embedding", None, "tuned weights are not those"),
+        ("tower.ln_pre.weight", torch.ones(4), "tuned weights are not those"),
+        ("tower.class_embedding", torch.tensor([1.0, float("nan")]), "not finite"),
+        ("head.weight", torch.ones(4), "does not fit"),
+    ],
+)
+def test_damaged_tuned_weights_are_refused(
+    name: str, tensor: torch.Tensor | None, message: str, tmp_path: Path
+) -> None:
+    saved = checkpoint()
+    saved.tuned = dict(TUNED)
+    saved.save(tmp_path / "det")
+    tensors = load_file(tmp_path / "det" / "model.safetensors") | {name: tensor}
+    save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "det" / "model.safetensors")
+    with pytest.raises(CoritError, match=message):
+        Checkpoint.load(tmp_path / "det")
+
+
+def test_a_localizer_stands_beside_the_head(tmp_path: Path) -> None:
+    plain, saved = checkpoint(), checkpoint()
+    saved.localizer = Localizer(Head(8).eval(), PLACES, CropConfig("native", 32), 0.5, 1.25, ("self_blend",))
+    assert saved.sha256 != plain.sha256
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    z, patches = torch.randn(5, 12), torch.randn(2, 9, 8)
+    assert torch.equal(loaded.head(z), saved.head(z)) and loaded.sha256 == saved.sha256
+    assert torch.equal(loaded.localizer.head(patches), saved.localizer.head(patches))
+    for name in ("settings", "crops", "common", "rare", "forges"):
+        assert getattr(loaded.localizer, name) == getattr(saved.localizer, name)
+    plain.save(tmp_path / "plain")
+    assert Checkpoint.load(tmp_path / "plain").localizer is None
+
+
+@pytest.mark.parametrize("change", [{"localizer.mean": None}, {"localizer.more": torch.ones(2)}], ids=["less", "more"])
+def test_a_damaged_localizer_is_refused(change: dict[str, torch.Tensor | None], tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.localizer = Localizer(Head(8), PLACES, CropConfig("native", 32), 0.0, 1.0)
+    saved.save(tmp_path / "det")
+    tensors = load_file(tmp_path / "det" / "model.safetensors") | change
+    save_file({n: t for n, t in tensors.items() if t is not None}, tmp_path / "det" / "model.safetensors")
+    with pytest.raises(CoritError, match="does not fit"):
+        Checkpoint.load(tmp_path / "det")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": None}, "does not say what it reads"),
+        ({"settings": {"cgp": [], "integrate": [2]}}, "reads nothing"),
+        ({"crops": {"mode": "sideways"}}, "crop must be both, native or resize, not 'sideways'"),
+        ({"common": None}, "KeyError"),
+    ],
+)
+def test_a_localizer_that_makes_no_sense_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.localizer = Localizer(Head(8), PLACES, CropConfig("native", 32), 0.0, 1.0)
+    saved.save(tmp_path / "det")
+    config = json.loads((tmp_path / "det" / "config.json").read_text())
+    places = {k: v for k, v in (config["localizer"] | change).items() if v is not None}
+    (tmp_path / "det" / "config.json").write_text(json.dumps(config | {"localizer": places}))
+    with pytest.raises(CoritError, match=message):
+        Checkpoint.load(tmp_path / "det")
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    with pytest.raises(CoritError, match="--overwrite"):
+        checkpoint().save(tmp_path / "det")
+    checkpoint().save(tmp_path / "det", overwrite=True)
+
+
+def other_checkpoint() -> Checkpoint:
+    """One that fits the same config.json, so that a mixture of the two would load."""
+    other = checkpoint()
+    torch.nn.init.normal_(other.head.layers[0].weight)
+    other.thresholds = Thresholds(0.3, 0.7)
+    return other
+
+
+def test_overwriting_replaces_both_files_and_keeps_the_others(tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    (tmp_path / "det" / "notes.txt").write_text("mine")
+    other_checkpoint().save(tmp_path / "det", overwrite=True)
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert (loaded.sha256, loaded.thresholds) == (other_checkpoint().sha256, Thresholds(0.3, 0.7))
+    assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("step", range(4))  # two old files go, two new ones come
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_overwriting_is_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, after: bool, failure: BaseException
+) -> None:
+    checkpoint().save(tmp_path / "det")
+    (tmp_path / "det" / "notes.txt").write_text("mine")
+    done = []
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(target)
+        here = len(done) == step + 1
+        if here and not after:
+            raise failure
+        os.replace(source, target)
+        if here:
+            raise failure
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(CoritError if isinstance(failure, OSError) else KeyboardInterrupt):
+        other_checkpoint().save(tmp_path / "det", overwrite=True)
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert (loaded.sha256, loaded.thresholds) == (checkpoint().sha256, Thresholds(0.2, 0.8))
+    assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+def test_a_process_killed_while_overwriting_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before every step of a swap, and at its end, the folder holds the old pair, the new pair, or none that loads."""
+    moments: list[Path] = []
+
+    def look() -> None:
+        moments.append(tmp_path / str(len(moments)))
+        shutil.copytree(tmp_path / "det", moments[-1])
+
+    def replace(source: Path, target: Path) -> None:
+        look()
+        os.replace(source, target)
+
+    checkpoint().save(tmp_path / "det")
+    monkeypatch.setattr(Path, "replace", replace)
+    other_checkpoint().save(tmp_path / "det", overwrite=True)
+    look()
+    assert len(moments) == 5
+    for folder, expected in ((moments[0], checkpoint()), (moments[4], other_checkpoint())):
+        loaded = Checkpoint.load(folder)
+        assert (loaded.sha256, loaded.thresholds) == (expected.sha256, expected.thresholds)
+    for folder in moments[1:4]:
+        with pytest.raises(CoritError, match=r"has no config\.json"):
+            Checkpoint.load(folder)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda f: (f / "config.json").write_text("{"), "damaged"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "does not fit"),
+        (lambda f: edit(f, format=99), "format 99"),
+        (lambda f: edit(f, head={"features": 13, "hidden": 3}), "does not fit"),
+        (lambda f: edit(f, head={"features": 12, "hidden": 0}), "does not fit"),
+        (lambda f: edit(f, settings={"colour": "blue"}), "damaged"),
+        (lambda f: edit(f, crops={"mode": "squash"}), "squash"),
+    ],
+)
+def test_what_is_wrong_is_said(spoil, message: str, tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    spoil(tmp_path / "det")
+    with pytest.raises(CoritError, match=message):
+        Checkpoint.load(tmp_path / "det")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"backbone": "x"},
+        {"backbone": {"name": "tiny"}},
+        {"backbone": {"name": "tiny", "sha256": 7}},
+        {"head": None},
+        {"head": {"features": "twelve", "hidden": 3}},
+        {"settings": {"cgp": [], "integrate": []}},
+        {"settings": {"cgp": [2], "views": []}},
+        {"crops": {"mode": "native", "size": 0}},
+        {"calibration": {"slope": float("nan"), "bias": 0.0}},
+        {"calibration": {"slope": "steep", "bias": 0.0}},
+        {"calibration": {"slope": float("inf"), "bias": 0.0}},
+        {"thresholds": {"real": 0.8, "fake": 0.2}},
+        {"thresholds": {"real": 0.2, "fake": float("nan")}},
+        {"thresholds": {"real": float("nan"), "fake": float("nan")}},
+        {"thresholds": {"real": 0.2, "fake": 1.5}},
+        {"thresholds": {"real": -0.5, "fake": 0.5}},
+        {"thresholds": {"real": "low", "fake": 0.5}},
+        {"thresholds": {"real": 0.2}},
+        {"thresholds": [0.2, 0.8]},
+        {"training": [1]},
+        {"data": "photos"},
+        {"metrics": None},
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense_is_damaged(wrong: dict, tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    edit(tmp_path / "det", **wrong)
+    with pytest.raises(CoritError, match=r"config\.json is damaged") as error:
+        Checkpoint.load(tmp_path / "det")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"format"', "{}", '{"format": 1}'])
+def test_json_that_is_no_config_is_damaged(text: str, tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    (tmp_path / "det" / "config.json").write_text(text)
+    with pytest.raises(CoritError, match=r"config\.json is damaged"):
+        Checkpoint.load(tmp_path / "det")
+
+
+def test_a_missing_checkpoint_is_never_a_random_head(tmp_path: Path) -> None:
+    with pytest.raises(CoritError, match="no checkpoint"):
+        Checkpoint.load(tmp_path / "nowhere")

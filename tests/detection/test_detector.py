@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corit_cli.data.faces import Face, align
+from corit_cli.data.images import read_image
+from corit_cli.data.robustness import CHAINS
+from corit_cli.data.variants import Variant
+from corit_cli.data.windows import CropConfig, crop
+from corit_cli.detection import detector as predict
+from corit_cli.detection.calibration import Calibration, Thresholds
+from corit_cli.detection.checkpoint import Checkpoint, Localizer
+from corit_cli.detection.detector import Detector
+from corit_cli.detection.heatmap import heatmap
+from corit_cli.detection.verdicts import MILD, trimmed_mean
+from corit_cli.errors import CoritError
+from corit_cli.features.extractor import Extractor, pool
+from corit_cli.model.head import Head
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings
+from tests.conftest import photograph, random_tower
+
+SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(2, 3))
+
+
+class TwoFaces:
+    """Stands in for the face finder: two faces in any picture wider than 60 pixels, none in others."""
+
+    def __init__(self, folder: Path) -> None:
+        assert folder.name == "faces"
+
+    def __call__(self, image: Image.Image) -> list[Face]:
+        if image.width <= 60:
+            return []
+        eyes = np.array([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)])
+        boxes = [(2.0, 3.0, 34.0, 35.0), (40.0, 8.0, 60.0, 28.0)]
+        return [Face(box, 0.9, np.array(box[:2]) + eyes * (box[2] - box[0])) for box in boxes]
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
+    monkeypatch.setattr(predict, "FaceFinder", TwoFaces)
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("both", 32))
+    head = Head(extractor.width)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(head.layers[0].weight)
+    thresholds = Thresholds(0.45, 0.55)
+    return Detector(
+        Checkpoint(head, {"name": "tiny"}, SETTINGS, extractor.crops, Calibration(2.0), thresholds), extractor
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    photograph(1, (90, 60)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def logit(detector: Detector, image: Image.Image) -> float:
+    with torch.inference_mode():
+        return float(detector.head(pool(detector.extractor([crop(image, detector.extractor.crops)])[0])[None]))
+
+
+def probability(detector: Detector, image: Image.Image) -> float:
+    return float(detector.checkpoint.calibration(torch.tensor(logit(detector, image))))
+
+
+def test_faces_are_scored_beside_the_whole(detector: Detector, file: Path) -> None:
+    (plain,), (found,) = detector.predict([file]), detector.predict([file], faces="auto")
+    assert plain.faces is None and found.probability == pytest.approx(plain.probability, abs=2e-6)
+    image = read_image(file)
+    expected = [probability(detector, align(image, face)) for face in TwoFaces(Path("faces"))(image)]
+    assert [face.probability for face in found.faces] == pytest.approx(expected, abs=2e-6)
+    assert found.faces[0].box == (2, 3, 34, 35)
+    assert found.faces[0].verdict == detector.checkpoint.thresholds.verdict(found.faces[0].probability)
+
+
+def test_paths_are_given_back_as_they_were_given(detector: Detector, file: Path, monkeypatch) -> None:
+    monkeypatch.chdir(file.parent)
+    given = ["./a.png", ".//a.png", "x/../a.png", Path("a.png"), "./missing.png", "./missing.mp4"]
+    assert [p.path for p in detector.predict(given)] == [str(path) for path in given]
+
+
+def test_a_source_is_a_path_or_what_is_in_memory(detector: Detector, file: Path) -> None:
+    opened, content = Image.open(file), file.read_bytes()
+    array = np.asarray(opened)
+    sources = [str(file), file, content, bytearray(content), memoryview(content), opened, array]
+    names = [str(file)] * 2 + [f"<image {n}>" for n in range(3, 8)]
+    for options in ({}, {"faces": "auto", "stability": True}):
+        (expected,) = detector.predict([file], **options)
+        many = list(detector.predict(sources, **options))
+        assert [p.path for p in many] == names and all(p.error is None for p in many)
+        for found in (*many, *(one for source in sources for one in detector.predict(source, **options))):
+            assert found.probability == pytest.approx(expected.probability, abs=2e-6)
+            assert found.verdict == expected.verdict and (found.faces is None) == (expected.faces is None)
+    assert [next(detector.predict(source)).path for source in sources] == names[:2] + ["<image 1>"] * 5
+    assert [p.path for p in detector.predict(iter([file, array]))] == [str(file), "<image 2>"]
+    assert [p.path for p in detector.predict(np.stack([array, array]))] == ["<image 1>", "<image 2>"]
+
+
+def test_what_in_memory_is_no_image_is_a_row_with_an_error(detector: Detector, file: Path) -> None:
+    small = Image.new("RGB", (8, 8))
+    found = list(detector.predict([b"", b"a note", small, file.read_bytes()], provenance=True))
+    assert [p.path for p in found] == [f"<image {n}>" for n in range(1, 5)]
+    assert found[0].error == "file is empty" and "not an image" in found[1].error and "too small" in found[2].error
+    assert found[3].error is None and found[3].provenance is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (42, "int"),
+        (None, "NoneType"),
+        (np.zeros((40, 40, 3), np.float32), "float32"),
+        (np.zeros((40, 40), np.uint8), "uint8"),
+        (np.zeros((40, 40, 4), np.uint8), r"\(40, 40, 4\)"),
+    ],
+    ids=["number", "nothing", "float", "grey", "alpha"],
+)
+def test_what_is_no_source_is_refused(detector: Detector, file: Path, wrong: object, named: str) -> None:
+    words = rf"takes paths, bytes of image files, Pillow images and RGB arrays \(H, W, 3\) of uint8, .* not .*{named}"
+    with pytest.raises(CoritError, match=words):
+        list(detector.predict(wrong))
+    with pytest.raises(CoritError, match=words):
+        list(detector.predict([file, wrong]))
+
+
+def test_a_detector_can_be_pickled(detector: Detector, file: Path) -> None:
+    places = CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=())
+    localizer = Localizer(Head(64).eval(), places, CropConfig("native", 32), 0.0, 1.0)
+    detector = Detector(replace(detector.checkpoint, localizer=localizer), detector.extractor)
+    before = list(detector.predict(file, stability=True, faces="auto"))
+    again = pickle.loads(pickle.dumps(detector))
+    after = list(again.predict(file, stability=True, faces="auto"))
+    assert [replace(p, seconds=0) for p in after] == [replace(p, seconds=0) for p in before]
+    image = read_image(file)
+    np.testing.assert_array_equal(again.heatmap(image).map, detector.heatmap(image).map)
+
+
+def test_two_threads_predict_as_one_does(detector: Detector, tmp_path: Path) -> None:
+    files = []
+    for seed in range(12):
+        files.append(tmp_path / f"{seed}.png")
+        photograph(seed, (90 + seed, 60)).save(files[-1])
+
+    def predict_all(order: list[Path]) -> dict[str, tuple[float, str]]:
+        return {p.path: (p.probability, p.verdict) for p in detector.predict(order, stability=True)}
+
+    alone = predict_all(files)
+    assert len({probability for probability, _ in alone.values()}) == 12
+    with ThreadPoolExecutor(2) as pool:
+        for together in pool.map(predict_all, (files, files[::-1])):
+            assert list(together) in (list(alone), list(alone)[::-1])
+            for path, (probability, _) in together.items():
+                assert probability == pytest.approx(alone[path][0], abs=2e-6)
+
+
+def test_faces_only(detector: Detector, file: Path, tmp_path: Path) -> None:
+    photograph(2, (50, 50)).save(tmp_path / "none.png")
+    found, without = detector.predict([file, tmp_path / "none.png"], faces="only")
+    assert found.probability == max(face.probability for face in found.faces)
+    assert without.error == "no face found" and without.probability is None
+    assert next(iter(detector.predict([tmp_path / "none.png"], faces="auto"))).faces == ()
+
+
+def test_stability_scores_degraded_copies(detector: Detector, file: Path) -> None:
+    (found,) = detector.predict([file], stability=True, faces="auto")
+    image = read_image(file)
+    expected = {name: probability(detector, Variant(chain=CHAINS[name]).apply(image)) for name in MILD}
+    assert found.stability.probabilities == pytest.approx(expected, abs=2e-6)
+    values = [found.probability, *expected.values()]
+    assert found.stability.spread == pytest.approx(max(values) - min(values), abs=3e-6)
+    assert len(found.faces) == 2
+
+
+def test_a_verdict_that_flips_is_uncertain(detector: Detector, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sure,) = detector.predict([file], stability=True)
+    monkeypatch.setattr(predict, "flips", lambda verdict, others: True)
+    (unsure,) = detector.predict([file], stability=True)
+    assert unsure.verdict == "uncertain" and unsure.probability == sure.probability
+
+
+def test_options_that_contradict_each_other(detector: Detector, file: Path) -> None:
+    with pytest.raises(CoritError, match="stability"):
+        next(iter(detector.predict([file], faces="only", stability=True)))
+    with pytest.raises(CoritError, match="faces must be"):
+        next(iter(detector.predict([file], faces="all")))
+
+
+def test_provenance_is_told_only_on_request(detector: Detector, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no picture")
+    plain, told, bad = (
+        next(iter(detector.predict([file]))),
+        *detector.predict([file, tmp_path / "bad.jpg"], provenance=True),
+    )
+    assert plain.provenance is None and told.provenance.format == "PNG"
+    assert bad.provenance is None and bad.error
+
+
+# --- videos ---------------------------------------------------------------------------------------
+
+
+def test_a_heatmap_takes_a_detector_that_was_taught(detector: Detector) -> None:
+    image = photograph(1, (90, 60))
+    with pytest.raises(CoritError, match="--local"):
+        detector.heatmap(image)
+    settings, crops = CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=()), CropConfig("native", 32)
+    taught = replace(detector.checkpoint, localizer=Localizer(Head(64).eval(), settings, crops, 0.0, 1.0))
+    found = Detector(taught, detector.extractor)
+    assert found.contrasts.settings == settings and found.contrasts.crops == crops
+    expected = heatmap(found.contrasts, taught.localizer, image)
+    np.testing.assert_array_equal(found.heatmap(image).map, expected.map)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Twelve frames, written without loss."""
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), 4.0, (96, 64))
+    assert writer.isOpened()
+    for number in range(12):
+        writer.write(np.asarray(photograph(number, (96, 64)))[..., ::-1])
+    writer.release()
+    return path
+
+
+def test_a_video_is_the_trimmed_mean_of_its_frames(detector: Detector, film: Path, file: Path) -> None:
+    still, found = detector.predict([file, film], frames=6)
+    assert still.video is None and len(found.video.moments) == 6 and found.error is None
+    assert found.video.duration == pytest.approx(2.75, abs=0.3)
+    logits = [logit(detector, photograph(m.frame, (96, 64))) for m in found.video.moments]
+    # The codec keeps colours to within rounding.
+    each = [float(detector.checkpoint.calibration(torch.tensor(value))) for value in logits]
+    assert [m.probability for m in found.video.moments] == pytest.approx(each, abs=0.1)
+    frames = [torch.logit(torch.tensor(m.probability)) / 2 for m in found.video.moments]
+    expected = detector.checkpoint.calibration(torch.tensor(trimmed_mean([float(f) for f in frames])))
+    assert found.probability == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_faces_of_a_video_are_followed(detector: Detector, film: Path) -> None:
+    (found,) = detector.predict([film], frames=5, faces="auto")
+    assert set(found.video.tracks) == {0, 1}
+    for moment in found.video.moments:
+        assert [face.track for face in moment.faces] == [0, 1] and moment.probability is not None
+    (only,) = detector.predict([film], frames=5, faces="only")
+    assert only.probability == max(only.video.tracks.values())
+    assert all(moment.probability is None for moment in only.video.moments)
+    assert only.video.tracks == pytest.approx(found.video.tracks, abs=1e-5)
+
+
+def test_a_video_that_is_none_is_a_row_with_an_error(detector: Detector, tmp_path: Path, file: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a film")
+    results = list(detector.predict([tmp_path / "text.mp4", file, tmp_path / "missing.mp4"]))
+    assert [r.error is None for r in results] == [False, True, False]
+    assert "\n" not in results[0].error

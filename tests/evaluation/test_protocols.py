@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from corit_cli import metrics
+from corit_cli.data.manifest import Sample
+from corit_cli.data.windows import CropConfig
+from corit_cli.detection.detector import Detector
+from corit_cli.errors import CoritError
+from corit_cli.evaluation import protocols
+from corit_cli.evaluation.protocols import check, leave_out, recipe_of, run
+from corit_cli.features.cache import FeatureCache, Job, extract
+from corit_cli.features.extractor import Extractor
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.run import Run, train_head
+from corit_cli.training.settings import Recipe, TrainSettings
+from tests.conftest import photograph, random_tower
+
+SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), inject_at=(), integrate=(2, 3))
+QUICK = TrainSettings(epochs=10, batch_size=12, folds=3, lr=0.05, seed=3)
+RECIPE = Recipe(degrade=("jpeg",), copies=1, forge=("resample",), seed=3)
+BOTH = ("leave-source-out", "leave-generator-out")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Two sources of 8 and 8, generators alpha and beta, and a source of 8 fakes of gamma alone."""
+    root = tmp_path_factory.mktemp("data")
+    found = []
+    for source, generator in (("s", "alpha"), ("t", "beta"), ("u", "gamma")):
+        for i in range(16):
+            label = i % 2
+            if source == "u" and not label:
+                continue
+            pixels = np.asarray(photograph(len(found), (40, 36)), np.int16)
+            pixels = pixels + label * 15 * (-1) ** np.indices(pixels.shape[:2]).sum(0)[..., None]
+            path = root / f"{source}{i}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+            found.append(Sample(path, label, source, generator if label else "none"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def detector(data: list[Sample]) -> Detector:
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("native", 32))
+    trained = train_head(Run(data, extractor, QUICK, RECIPE, probe=False))
+    return Detector(trained.checkpoint, extractor)
+
+
+def test_heads_never_see_what_they_are_tested_on(detector: Detector, data: list[Sample]) -> None:
+    (found,) = run(detector, data, ["leave-source-out"])
+    assert [(g.name, g.real, g.fake) for g in found.groups] == [("s", 8, 8), ("t", 8, 8)]
+    assert list(found.passed_over) == ["u"] and "fewer than 8" in found.passed_over["u"]
+    # The same by hand: train on the other sources alone, probe included, and test on the files as they are.
+    for group in found.groups:
+        rest = [s for s in data if s.source != group.name]
+        test = [s for s in data if s.source == group.name]
+        labels = [s.label for s in test]
+        rows = plan(rest, range(len(rest)), RECIPE)
+        for settings, auc in ((SETTINGS, group.ours), (baseline(4), group.probe)):
+            extractor = Extractor(detector.extractor.backbone, settings, CropConfig("native", 32))
+            z, _ = extract(extractor, [row.job for row in rows])
+            head = TrainingSet.of(rest, rows, z).fit(QUICK)
+            with torch.inference_mode():
+                scores = head(extract(extractor, [Job(s.path) for s in test])[0])
+            assert auc.value == pytest.approx(roc_auc_score(labels, scores), abs=0.02)
+        assert group.difference.value == pytest.approx(group.ours.value - group.probe.value)
+    assert found.ours.value == pytest.approx(np.mean([g.ours.value for g in found.groups]))
+    assert found.difference.value == pytest.approx(found.ours.value - found.probe.value)
+    for figure in ("ours", "probe", "difference"):
+        values = np.array([getattr(g, figure).value for g in found.groups])
+        assert found.as_groups_vary[figure] == metrics.mean_interval(values)
+    assert found.ours.value != found.probe.value
+
+
+def test_the_same_run_gives_the_same_figures_cache_or_not(
+    detector: Detector, data: list[Sample], tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    one = run(detector, data, BOTH, cache)
+    assert run(detector, data, BOTH, cache) == one
+    cache.close()
+    assert [p.name for p in one] == list(BOTH)
+    assert [g.name for g in one[1].groups] == ["alpha", "beta"]
+
+
+def held(data: list[Sample], name: str) -> set[tuple[int, str]]:
+    groups, _ = leave_out(data, "leave-generator-out", 0)
+    return {(data[i].label, data[i].source) for i in np.flatnonzero(groups[name].mask)}
+
+
+def test_a_generator_goes_with_the_real_images_of_its_sources(data: list[Sample]) -> None:
+    assert held(data, "alpha") == {(0, "s"), (1, "s")}
+
+
+def test_a_generator_without_real_images_borrows_a_third() -> None:
+    made = [
+        Sample(Path(f"{i}"), int(i >= 60), "abcdef"[i // 10] if i < 60 else "g", "gan" if i < 70 else "vae")
+        for i in range(80)
+    ]
+    groups, _ = leave_out(made, "leave-generator-out", 0)
+    real = {name: {i for i in np.flatnonzero(g.mask) if i < 60} for name, g in groups.items()}
+    assert len(real["gan"]) == 20 and real["gan"] == real["vae"]
+    assert groups["gan"].mask.sum() == 30 and groups["gan"].against == "a third of all real images"
+    again, other = (leave_out(made, "leave-generator-out", seed)[0]["gan"].mask for seed in (0, 1))
+    assert (again == groups["gan"].mask).all() and (other != again).any()
+
+
+def test_a_third_is_borrowed_where_else_no_real_image_would_be_left() -> None:
+    made = [Sample(Path(f"{i}"), int(i >= 30), "a", ("gan", "vae")[i % 2]) for i in range(60)]
+    groups, _ = leave_out(made, "leave-generator-out", 0)
+    assert {int(g.mask[:30].sum()) for g in groups.values()} == {10}
+
+
+def test_videos_are_borrowed_whole() -> None:
+    made = [
+        Sample(Path(f"{i}"), int(i >= 60), "a" if i < 60 else "b", "gan" if i < 75 else "vae", video_id=str(i // 6))
+        for i in range(90)
+    ]
+    groups, _ = leave_out(made, "leave-generator-out", 0)
+    chosen = groups["gan"].mask[:60].reshape(10, 6)
+    assert (chosen == chosen[:, :1]).all() and chosen[:, 0].sum() == 3
+
+
+def test_the_recipe_is_the_checkpoint_s(detector: Detector) -> None:
+    assert recipe_of(detector.checkpoint) == (QUICK, RECIPE)
+
+
+def test_what_cannot_be_retrained_is_refused(
+    detector: Detector, data: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CoritError, match="unknown protocol 'leave-one-out'"):
+        check(detector.checkpoint, data, ["leave-one-out"])
+    with pytest.raises(CoritError, match="does not say how it was trained"):
+        check(replace(detector.checkpoint, training={}), data, BOTH)
+    forged = {**detector.checkpoint.training, "recipe": {"forge": ["reconstruct:nowhere/at/all"]}}
+    with pytest.raises(CoritError):
+        check(replace(detector.checkpoint, training=forged), data, BOTH)
+    nameless = [replace(s, source="", generator="") for s in data]
+    with pytest.raises(CoritError, match="leave-source-out finds nothing to hold out \\(no image names its source"):
+        run(detector, nameless, ["leave-source-out"])
+    alone = [s for s in data if s.source == "s"]
+    with pytest.raises(CoritError, match="without it there are no real images to train on"):
+        run(detector, alone, ["leave-source-out"])
+    monkeypatch.setattr(detector.checkpoint, "tuned", {"block": 1}, raising=False)
+    with pytest.raises(CoritError, match="tower was tuned"):
+        check(detector.checkpoint, data, BOTH)
+    assert set(protocols.PROTOCOLS) == set(BOTH)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corit_cli.data.images import read_image
+from corit_cli.data.windows import CropConfig, crop
+from corit_cli.errors import CoritError
+from corit_cli.features.cache import Job, extract
+from corit_cli.features.extractor import Extractor, mean_over_windows, pixels, pool
+from corit_cli.model.corit import CoRIT
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings, baseline
+from tests.conftest import TINY, photograph, random_tower
+from tests.features.conftest import CROPS, SETTINGS, counting
+
+
+def read(settings: CoRITSettings, windows: np.ndarray) -> torch.Tensor:
+    """The features of windows (n, S, S, 3), averaged, straight from the model: (F,)."""
+    images = torch.from_numpy(windows).permute(0, 3, 1, 2) / 255
+    return CoRIT(random_tower(), settings)(images).z.mean(0).detach()
+
+
+def test_class_tokens_come_from_the_whole_and_contrasts_from_native_windows(
+    extractor: Extractor, files: list[Path]
+) -> None:
+    z, errors = extract(extractor, [Job(f) for f in files])
+    assert not errors and z.shape == (7, extractor.width)
+    windows = crop(read_image(files[3]), CROPS)
+    whole = read(replace(SETTINGS, cgp=()), windows[:1])
+    native = read(replace(SETTINGS, integrate=()), windows[1:])
+    torch.testing.assert_close(z[3], torch.cat([whole, native]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crops", [CropConfig("native", 32, 3), CropConfig("resize", 32)])
+def test_windows_of_one_kind_are_read_for_everything(crops: CropConfig, files: list[Path]) -> None:
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, crops)
+    z, _ = extract(extractor, [Job(files[3])])
+    torch.testing.assert_close(z[0], read(SETTINGS, crop(read_image(files[3]), crops)), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("unread", "windows"), [({"cgp": ()}, slice(0, 1)), ({"integrate": ()}, slice(1, 3))])
+def test_windows_that_nobody_reads_are_not_run(unread: dict, windows: slice, files: list[Path]) -> None:
+    settings = replace(SETTINGS, **unread)
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
+    sizes = counting(extractor)
+    z, _ = extract(extractor, [Job(files[3])])
+    assert sum(sizes) == windows.stop - windows.start
+    expected = read(settings, crop(read_image(files[3]), CROPS)[windows])
+    torch.testing.assert_close(z[0], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_batches_hold_windows_of_several_files(extractor: Extractor, files: list[Path]) -> None:
+    sizes = counting(extractor)
+    extract(extractor, [Job(f) for f in files])
+    assert sum(sizes) == 21 and max(sizes) > 3
+
+
+def test_a_small_image_is_run_once(extractor: Extractor, tmp_path: Path) -> None:
+    photograph(1, (32, 32)).save(tmp_path / "small.png")
+    sizes = counting(extractor)
+    z, _ = extract(extractor, [Job(tmp_path / "small.png")])
+    assert sizes == [1, 1]  # once a reader
+    window = crop(read_image(tmp_path / "small.png"), CropConfig("resize", 32))
+    torch.testing.assert_close(z[0], read(SETTINGS, window), atol=1e-6, rtol=1e-5)
+
+
+def test_select_gives_what_a_smaller_reading_gives(extractor: Extractor, files: list[Path]) -> None:
+    wide = Extractor(extractor.backbone, replace(SETTINGS, integrate=(2, 3, 4)), CROPS)
+    z, _ = extract(wide, [Job(f) for f in files])
+    for settings in (SETTINGS, baseline(4), replace(SETTINGS, cgp=(3,), integrate=())):
+        direct, _ = extract(Extractor(extractor.backbone, settings, CROPS), [Job(f) for f in files])
+        torch.testing.assert_close(wide.select(z, settings), direct, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError):
+        wide.select(z, replace(SETTINGS, integrate=(1,)))
+
+
+def test_windows_must_fit_the_backbone(extractor: Extractor) -> None:
+    with pytest.raises(CoritError, match="32"):
+        Extractor(extractor.backbone, SETTINGS, CropConfig("both", 224))
+    with pytest.raises(CoritError, match="layer 9"):
+        Extractor(extractor.backbone, replace(SETTINGS, integrate=(9,)), CROPS)
+
+
+def test_uint8_windows_are_scaled_to_one(extractor: Extractor) -> None:
+    windows = np.full((3, 32, 32, 3), 255, np.uint8)
+    for reading, reader in zip(extractor([windows])[0], extractor.readers, strict=True):
+        torch.testing.assert_close(reading[:1], reader.corit(torch.ones(1, 3, 32, 32)).z)
+
+
+def test_pixels_are_channels_first_in_the_unit_interval() -> None:
+    windows = torch.from_numpy(np.stack([np.asarray(photograph(i, (32, 32))) for i in range(8)]))
+    images = pixels(windows, torch.device("cpu"))
+    assert images.shape == (8, 3, 32, 32) and images.dtype == torch.float32
+    assert float(images[1, 2, 3, 4]) == pytest.approx(int(windows[1, 3, 4, 2]) / 255)
+    whole = pixels(windows.unflatten(0, (4, 2)), "cpu")  # with two windows an image
+    assert whole.shape == (4, 2, 3, 32, 32) and torch.equal(whole[2, 1], images[5])
+
+
+def test_a_mean_over_windows_is_each_images_own() -> None:
+    images = torch.randn(3, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    def read(rows: torch.Tensor) -> torch.Tensor:
+        asked.append(rows.shape)
+        return rows.flatten(1).square()
+
+    found = mean_over_windows(images, [1, 3], read)
+    torch.testing.assert_close(found, images[:, [1, 3]].flatten(2).square().mean(1))
+    assert asked == [(6, 3, 2, 2)]
+
+
+def test_pooled_readings_are_means_side_by_side(extractor: Extractor) -> None:
+    readings = [torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([[5.0]])]
+    assert pool(readings).tolist() == [2.0, 4.0, 5.0]
+
+
+# --- the backbone's interpolation ---------------------------------------------------------------------------------
+
+
+def bilinear() -> Extractor:
+    tower = random_tower(replace(TINY, interpolation="bilinear"))
+    return Extractor(Backbone(tower, "tiny", "0" * 64), SETTINGS, CROPS)
+
+
+def test_windows_are_resized_as_the_backbone_expects(extractor: Extractor, files: list[Path]) -> None:
+    """The resized window alone: native ones are the image's own pixels."""
+    other, image = bilinear(), read_image(files[3])
+    assert (extractor.crops.interpolation, other.crops.interpolation) == ("bicubic", "bilinear")
+    smooth, sharp = crop(image, other.crops), crop(image, extractor.crops)
+    np.testing.assert_array_equal(smooth[1:], sharp[1:])
+    width = int(32 * image.width / image.height)
+    left = round((width - 32) / 2)
+    for windows, filter in ((smooth, Image.Resampling.BILINEAR), (sharp, Image.Resampling.BICUBIC)):
+        resized = image.resize((width, 32), filter)
+        np.testing.assert_array_equal(windows[0], np.asarray(resized.crop((left, 0, left + 32, 32))))
+    assert (smooth[0] != sharp[0]).any()
+    whole, native = (reader.corit.width for reader in other.readers)
+    a, b = (extract(e, [Job(files[3])])[0][0].split([whole, native]) for e in (extractor, other))
+    assert not torch.allclose(a[0], b[0], atol=1e-4)
+    torch.testing.assert_close(a[1], b[1], atol=1e-6, rtol=1e-5)
+
+
+def test_features_of_another_interpolation_are_not_shared(extractor: Extractor) -> None:
+    for ours, theirs in zip(extractor.fingerprints(), bilinear().fingerprints(), strict=True):
+        assert not set(ours) & set(theirs)
+
+
+def test_another_tower_brings_its_own_interpolation(extractor: Extractor) -> None:
+    assert extractor.on(bilinear().backbone).crops.interpolation == "bilinear"
+    assert bilinear().with_settings(baseline(4)).crops.interpolation == "bilinear"

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from corit_cli.data.images import read_image
+from corit_cli.data.windows import crop
+from corit_cli.errors import CoritError
+from corit_cli.features.extractor import Extractor
+from corit_cli.features.stream import ahead, stream
+from tests.features.conftest import CROPS
+
+
+def test_reading_ahead_is_bounded_and_in_order() -> None:
+    started: list[int] = []
+    results = ahead(lambda i: (started.append(i), i)[1], iter(range(1000)), workers=2, window=5)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(started) <= 8
+    assert list(results) == list(range(3, 1000))
+
+
+def test_a_stream_takes_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
+    taken: list[int] = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield files[0]
+
+    results = stream(extractor, endless(), lambda path: ([crop(read_image(path), CROPS)], None))
+    next(results)
+    results.close()
+    assert len(taken) < 100
+
+
+def test_an_item_of_a_stream_may_have_any_number_of_pictures(extractor: Extractor) -> None:
+    windows = [np.full((3, 32, 32, 3), level, np.uint8) for level in range(20)]
+    counts = [2, 0, 17, 1]
+    starts = np.cumsum([0, *counts])
+
+    def load(i: int) -> tuple[list[np.ndarray], str]:
+        if not counts[i]:
+            raise CoritError("nothing in it")
+        return windows[starts[i] : starts[i + 1]], f"item {i}"
+
+    items = list(stream(extractor, range(4), load))
+    assert [(item.item, len(item.readings), item.about) for item in items] == [
+        (0, 2, "item 0"),
+        (1, 0, None),
+        (2, 17, "item 2"),
+        (3, 1, "item 3"),
+    ]
+    assert [item.error for item in items] == [None, "nothing in it", None, None]
+    for windows_, reading in zip(windows, [r for item in items for r in item.readings], strict=True):
+        torch.testing.assert_close(reading, extractor([windows_])[0])

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corit_cli.data.images import read_image
+from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.splits import jackknife_groups
+from corit_cli.data.windows import CropConfig, crop
+from corit_cli.errors import CoritError
+from corit_cli.gsnr import layers
+from corit_cli.gsnr.gradients import layer_of
+from corit_cli.gsnr.layers import study
+from corit_cli.gsnr.study import Compared, Study, StudySettings, parse_all, parse_states
+from corit_cli.metrics import gsnr
+from corit_cli.model.corit import CoRIT, Reading
+from corit_cli.model.head import Head
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.progress import quiet
+from tests.conftest import Told, make_tiles, random_tower
+from tests.gsnr.test_per_sample import gradients_one_by_one
+
+READS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(1,), integrate=(2, 3))
+BASELINE, CORIT = Compared("baseline", baseline(4)), Compared("corit", READS)
+CROPS = CropConfig("native", 32)
+
+
+def run(data: Path | list[Sample], models=(BASELINE, CORIT), crops=CROPS, progress=quiet, **settings) -> Study:
+    samples = load_samples(data) if isinstance(data, Path) else data
+    settings = StudySettings(**{"samples": 24} | settings)
+    return study(samples, Backbone(random_tower(), "tiny", "0" * 64), models, crops, settings, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def found(tiles: Path) -> Study:
+    return run(tiles)
+
+
+def test_every_layer_of_every_model_at_both_states(found: Study):
+    rows = Counter((r.model, r.head) for r in found.rows)
+    assert rows == {(m, h): n for m, n in (("baseline", 6), ("corit", 5)) for h in ("initial", "fitted")}
+    assert [r.layer for r in found.rows[:6]] == ["0", "1", "2", "3", "4", "head"]
+    assert Counter(d.head for d in found.differences) == {"initial": 5, "fitted": 5}
+    values = {(r.model, r.head, r.layer): r.estimate.value for r in found.rows}
+    for d in found.differences:
+        expected = values["corit", d.head, d.layer] - values["baseline", d.head, d.layer]
+        assert d.difference.value == pytest.approx(expected)
+    assert set(found.probes) == {1, 2, 3, 4} and set(found.proxies) == {"corit"}
+    assert found.losses["corit", "fitted", "all"] < found.losses["corit", "initial", "all"]
+    assert found.about["data"] == found.about["data"] | {"fit": 16, "measured": 24, "measured_fakes": 12}
+    assert found.about["data"]["clustered"] and found.about["data"]["jackknife_groups"] == 8
+
+
+def test_the_same_as_from_explicit_gradients_of_images_the_head_never_saw(tiles: Path, monkeypatch):
+    asked: list[list[Path]] = []
+    extract = layers.extract
+
+    def listening(extractor, jobs, **options):
+        asked.append([job.path for job in jobs])
+        return extract(extractor, jobs, **options)
+
+    monkeypatch.setattr(layers, "extract", listening)
+    torch.manual_seed(0)
+    head = Head(CoRIT(random_tower(), READS).width)
+    both = CropConfig("both", 32)
+    result = run(tiles, [Compared("corit", READS, head)], both, samples=12, states=("fitted",))
+    fit = asked[1]
+    measured = [s for s in load_samples(tiles) if s.path in asked[0] and s.path not in fit]
+    assert len(fit) == 12 and len(measured) == 12
+    assert not {s.source for s in load_samples(tiles) if s.path in fit} & {s.source for s in measured}
+
+    tower = random_tower()
+    resized, native = CoRIT(tower, replace(READS, cgp=())), CoRIT(tower, replace(READS, integrate=()))
+
+    class Windows:
+        """Class tokens of the resized window, contrasts of the native one; images (b, 2, 3, S, S)."""
+
+        def __init__(self):
+            self.tower = tower
+
+        def __call__(self, images):
+            return Reading(torch.cat([resized(images[:, 0]).z, native(images[:, 1]).z], 1))
+
+    corit = Windows()
+    windows = np.stack([crop(read_image(s.path), both) for s in measured])
+    images = torch.from_numpy(windows).permute(0, 1, 4, 2, 3).float() / 255
+    labels = torch.tensor([s.label for s in measured])
+    oracle = gradients_one_by_one(corit, head, images, labels)
+    groups = jackknife_groups([s.source for s in measured], seed=0)
+    for row in result.rows:
+        g = torch.cat([x.flatten(1) for name, x in oracle.items() if layer_of(name) == row.layer], 1).double()
+        sums = torch.stack([g[group].sum(0) for group in groups]).numpy()
+        moments = gsnr.Moments.of(
+            [len(group) for group in groups], [float(g[group].square().sum()) for group in groups], sums
+        )
+        expected = gsnr.estimate(moments, clustered=True)
+        assert row.estimate.value == pytest.approx(expected.value, rel=1e-3, abs=1e-6)
+        assert (row.estimate.low, row.estimate.high) == pytest.approx((expected.low, expected.high), rel=2e-2, abs=1e-5)
+    assert "checkpoint" in result.notes[0]
+
+
+def test_the_same_study_gives_the_same_bytes(tiles: Path):
+    options = {"samples": 12, "states": ("initial",), "layers": (1,)}
+    first, again, other = (
+        json.dumps(run(tiles, **options, seed=seed).as_dict(), allow_nan=False) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert json.loads(first)["data"]["fingerprint"] != json.loads(other)["data"]["fingerprint"]
+    assert json.loads(first)["backbone"]["sha256"] == "0" * 64
+
+
+def test_chosen_layers_and_tokens(tiles: Path, found: Study):
+    options = {"states": ("fitted",), "models": [CORIT]}
+    some = run(tiles, **options, layers=(1, 3)).rows
+    assert [r.layer for r in some] == ["1", "3"]
+    expected = {r.layer: r.estimate.value for r in found.rows if (r.model, r.head) == ("corit", "fitted")}
+    assert [r.estimate.value for r in some] == pytest.approx([expected["1"], expected["3"]], rel=1e-4)
+    tokens = run(tiles, **options, wrt="tokens").rows
+    assert [(r.part, r.layer) for r in tokens] == [
+        *(("cls", str(layer)) for layer in range(4)),
+        *(("patches", str(layer)) for layer in range(3)),  # of layer 3 only the class token is read
+    ]
+
+
+def test_every_stage_is_told_of_to_its_end(tiles: Path):
+    told = Told()
+    run(tiles, progress=told, samples=12, states=("initial",))
+    assert told.complete and {title for title, *_ in told.stages} >= {"class tokens", "corit: features", "corit: proxy"}
+
+
+def test_by_class_measures_each_class_too(tiles: Path):
+    result = run(tiles, by="class", states=("fitted",), models=[BASELINE])
+    assert list(dict.fromkeys(r.subset for r in result.rows)) == ["all", "real", "fake"]
+    sizes = {r.subset: r.estimate.n for r in result.rows}
+    assert sizes == {"all": 24, "real": 12, "fake": 12}
+    assert not result.notes
+
+
+def test_by_source_leaves_out_what_is_too_small(dataset: Path, tiles: Path):
+    result = run(dataset, by="source", states=("initial",), models=[BASELINE])
+    assert set(r.subset for r in result.rows) == {"all", *(f"source{i}" for i in range(4))}
+    assert not result.about["data"]["clustered"]
+    result = run(tiles, by="source", states=("initial",), models=[BASELINE])
+    assert {r.subset for r in result.rows} == {"all"} and "photo" in result.notes[0]
+
+
+def test_unreadable_files_are_left_out_and_named(tmp_path: Path):
+    data = make_tiles(tmp_path)
+    samples = load_samples(data)
+    samples[5].path.write_bytes(b"not an image")
+    result = run(data, states=("initial",), models=[BASELINE])
+    assert [s.path for s, _ in result.left_out] == [samples[5].path]
+    counts = result.about["data"]
+    assert counts["fit"] + counts["measured"] == 39
+
+
+def test_mistakes_are_named(tiles: Path):
+    with pytest.raises(CoritError, match=r"layers 0 .* to 4"):
+        run(tiles, layers=(5,))
+    with pytest.raises(CoritError, match="no gradient reaches"):
+        run(tiles, [CORIT], layers=(4,), samples=6)
+    with pytest.raises(CoritError, match=r"fewer than 3 independent fake ones: .* more --samples"):
+        run([s for s in load_samples(tiles) if s.label == 0])
+    for wrong, message in (
+        ({"samples": 4}, "samples must be at least 6"),
+        ({"wrt": "pixels"}, "wrt must be params or tokens"),
+        ({"by": "day"}, "by must be one of"),
+        ({"states": ("half",)}, "states must be of"),
+    ):
+        with pytest.raises(CoritError, match=message):
+            StudySettings(**wrong)
+
+
+def test_spellings_of_the_command_line():
+    assert (parse_all("all"), parse_all("0,3-4")) == (None, (0, 3, 4))
+    assert [parse_states(text) for text in ("init", "fitted", "both")] == [
+        ("initial",),
+        ("fitted",),
+        ("initial", "fitted"),
+    ]
+    with pytest.raises(CoritError, match="--head-state takes"):
+        parse_states("half")
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_a_random_head_stands_where_a_fitted_one_starts(hidden: int):
+    z = torch.randn(8, 6) * 3 + 1
+    given = Head(6, hidden)
+    samples = [Sample(Path(str(i)), i % 2, "x") for i in range(8)]
+    heads = layers._heads(Compared("corit", READS, given), z, samples, 4, "cpu")
+    torch.manual_seed(4)
+    fresh = Head(6, hidden)
+    assert heads["fitted"] is given and heads["initial"].hidden == hidden
+    assert torch.equal(heads["initial"].layers[0].weight, fresh.layers[0].weight)
+    torch.testing.assert_close(heads["initial"].mean, z.mean(0))
+    torch.testing.assert_close(heads["initial"].scale, z.std(0, correction=0))

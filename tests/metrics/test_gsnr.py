@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corit_cli.metrics import jackknife
+from corit_cli.metrics.gsnr import INDISTINCT, Moments, compare, estimate
+
+RUNS = 1000
+
+
+def moments_of(g: np.ndarray, sizes: list[int]) -> Moments:
+    """Moments of gradients (N, d) in consecutive groups of the given sizes."""
+    parts = np.split(g, np.cumsum(sizes)[:-1])
+    return Moments.of(sizes, [np.square(p).sum() for p in parts], np.stack([p.sum(0) for p in parts]))
+
+
+def simulate(ratio: float, n: int, groups: int, d: int = 500, decay: float = 0.0, seed: int = 0):
+    """Estimates from ``RUNS`` sets of n Gaussian gradients whose true GSNR is ``ratio``; variances fall as k^-decay."""
+    rng = np.random.default_rng(seed)
+    variance = np.arange(1.0, d + 1) ** -decay
+    spread = np.sqrt(variance / variance.sum()).astype(np.float32)
+    mean = rng.standard_normal(d).astype(np.float32) * spread
+    mean *= np.sqrt(ratio) / np.linalg.norm(mean)
+    sizes = [n // groups] * groups
+    return [
+        estimate(moments_of(rng.standard_normal((n, d), dtype=np.float32) * spread + mean, sizes)) for _ in range(RUNS)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n", "groups", "decay"),
+    [(0.02, 64, 16, 0.0), (0.1, 64, 8, 0.0), (0.5, 64, 16, 0.0), (0.01, 128, 16, 0.0), (0.1, 64, 16, 1.0)],
+)
+def test_estimates_are_unbiased_and_intervals_cover_the_truth(ratio, n, groups, decay):
+    found = simulate(ratio, n, groups, decay=decay)
+    assert np.mean([e.value for e in found]) == pytest.approx(ratio, rel=0.02)
+    assert np.mean([e.plugin for e in found]) == pytest.approx(ratio + 1 / n, rel=0.02)
+    assert 0.90 <= np.mean([e.low <= ratio <= e.high for e in found]) <= 0.99
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
+def test_a_null_model_is_reported_as_zero(decay):
+    found = simulate(0.0, 64, 16, decay=decay)
+    assert abs(np.mean([e.value for e in found])) < 0.05 / 64  # the plain estimate would show 1/64
+    assert np.mean([e.verdict == INDISTINCT for e in found]) >= 0.97
+
+
+def test_standard_error_is_the_spread_of_the_estimates():
+    found = simulate(0.2, 64, 16)
+    errors = [e.standard_error for e in found]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std([e.value for e in found]), rel=0.1)
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 5), min_size=3, max_size=7))
+def test_agrees_with_the_definition_and_a_jackknife_that_deletes_samples(seed, sizes):
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((sum(sizes), 4)) + 0.5
+    group = np.repeat(np.arange(len(sizes)), sizes)
+
+    def ratio(x: np.ndarray) -> float:
+        noise = np.trace(np.cov(x.T))
+        return (np.square(x.mean(0)).sum() - noise / len(x)) / noise
+
+    if min(len(g) - size for size in sizes) < 2:
+        return
+    e = estimate(moments_of(g, sizes))
+    assert e.value == pytest.approx(ratio(g), rel=1e-9)
+    assert e.signal / e.noise == pytest.approx(e.value)
+    assert e.low <= e.high and e.high >= e.value
+    without = np.array([ratio(g[group != j]) for j in range(len(sizes))])
+    share = np.array(sizes) / len(g)
+    pseudo = ratio(g) / share - (1 / share - 1) * without
+    centre = len(sizes) * ratio(g) - ((1 - share) * without).sum()
+    variance = np.mean((pseudo - centre) ** 2 / (1 / share - 1))
+    assert e.standard_error == pytest.approx(np.sqrt(variance), rel=1e-6, abs=1e-12)
+
+
+@given(st.floats(0.01, 100.0), st.integers(0, 1000))
+def test_gsnr_does_not_depend_on_the_scale_of_the_loss(scale, seed):
+    g = np.random.default_rng(seed).standard_normal((24, 6)) + 0.3
+    a, b = estimate(moments_of(g, [3] * 8)), estimate(moments_of(scale * g, [3] * 8))
+    assert (b.value, b.low, b.high) == pytest.approx((a.value, a.low, a.high), rel=1e-6)
+
+
+def test_moments_of_parts_add_up_to_those_of_the_whole():
+    g = np.random.default_rng(0).standard_normal((24, 6)) + 0.3
+    whole, parts = moments_of(g, [3] * 8), moments_of(g[:, :2], [3] * 8) + moments_of(g[:, 2:], [3] * 8)
+    assert estimate(parts).value == pytest.approx(estimate(whole).value)
+    assert estimate(parts).low == pytest.approx(estimate(whole).low)
+    with pytest.raises(ValueError, match="different samples"):
+        whole + moments_of(g, [4] * 6)
+
+
+def test_paired_comparison_covers_the_difference_and_gains_from_pairing():
+    rng = np.random.default_rng(0)
+    mean = np.zeros(200)
+    mean[0] = np.sqrt(0.1)
+    pairs, covered, paired, apart = [16] * 16, [], [], []
+    for _ in range(300):
+        noise = rng.standard_normal((256, 200)) / np.sqrt(200)
+        own = rng.standard_normal((256, 200)) / np.sqrt(200)
+        a, b = moments_of(mean + noise, pairs), moments_of(1.2 * mean + noise + 0.1 * own, pairs)
+        difference = compare(b, a)
+        truth = 1.44 * 0.1 / 1.01 - 0.1
+        covered.append(difference.low <= truth <= difference.high)
+        paired.append(difference.standard_error)
+        apart.append(np.hypot(estimate(a).standard_error, estimate(b).standard_error))
+    assert 0.90 <= np.mean(covered) <= 0.99
+    assert np.mean(paired) < 0.6 * np.mean(apart)
+
+
+def test_comparison_in_words():
+    rng = np.random.default_rng(0)
+    weak = rng.standard_normal((64, 50))
+    strong = moments_of(weak + 1.0, [4] * 16)
+    weak_moments = moments_of(weak, [4] * 16)
+    assert compare(strong, weak_moments).verdict == "higher"
+    assert compare(weak_moments, strong).verdict == "lower"
+    assert compare(strong, strong).verdict == INDISTINCT
+    with pytest.raises(ValueError, match="same samples"):
+        compare(strong, moments_of(weak, [8] * 8))
+
+
+def test_degenerate_gradients_are_refused():
+    with pytest.raises(ValueError, match="do not vary"):
+        estimate(moments_of(np.ones((12, 3)), [3] * 4))
+    with pytest.raises(ValueError, match="at least 3 groups"):
+        estimate(moments_of(np.random.default_rng(0).standard_normal((12, 3)), [6] * 2))
+
+
+def test_pairs_whose_gradients_cancel_do_not_hide_the_signal():
+    """A photograph and its forgery pull in opposite directions: their sum says little, and is not all noise."""
+    rng = np.random.default_rng(0)
+    ratio, d, pairs, runs = 0.02, 300, 32, 400
+    mean = rng.standard_normal(d)
+    mean *= np.sqrt(ratio) / np.linalg.norm(mean)
+    found, naive = [], []
+    for _ in range(runs):
+        shared = rng.standard_normal((pairs, 1, d)) * np.sqrt(0.9 / d)
+        own = rng.standard_normal((pairs, 2, d)) * np.sqrt(0.1 / d)
+        g = (mean + shared * np.array([1.0, -1.0])[:, None] + own).reshape(2 * pairs, d)
+        found.append(estimate(moments_of(g, [4] * 16), clustered=True))
+        naive.append(estimate(moments_of(g, [4] * 16)))
+    assert np.mean([e.value for e in found]) == pytest.approx(ratio, rel=0.02)
+    assert 0.90 <= np.mean([e.low <= ratio <= e.high for e in found]) <= 0.99
+    assert np.mean([e.value for e in naive]) < 0.5 * ratio
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 5), min_size=3, max_size=7))
+def test_clusters_leave_their_own_products_out(seed, sizes):
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((sum(sizes), 4)) + 0.5
+    group = np.repeat(np.arange(len(sizes)), sizes)
+
+    def ratio(kept: np.ndarray) -> float:
+        apart = group[kept][:, None] != group[kept][None]
+        signal = (g[kept] @ g[kept].T)[apart].mean()
+        return signal / (np.square(g[kept]).sum(1).mean() - signal)
+
+    e = estimate(moments_of(g, sizes), clustered=True)
+    assert e.value == pytest.approx(ratio(np.arange(len(g))), rel=1e-6, abs=1e-9)
+    without = np.array([ratio(np.flatnonzero(group != j)) for j in range(len(sizes))])
+    assert e.standard_error == pytest.approx(jackknife(e.value, without, np.array(sizes))[0], rel=1e-6, abs=1e-9)

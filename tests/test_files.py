@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from corit_cli.errors import CoritError
+from corit_cli.files import content_sha256, write_atomically, write_together
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half of the n")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CoritError, match="No space left"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_files_that_were_not_there_do_not_stay_when_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise OSError(28, "No space left on device")
+        os.replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(CoritError, match="No space left"):
+        write_together({tmp_path / name: lambda path: path.write_text("new") for name in "ab"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_written_can_be_read_by_all_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file.txt", lambda path: path.write_text("new"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").read_text() == "new" and (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_digest_is_of_what_is_in_a_file(tmp_path: Path) -> None:
+    content = os.urandom(1 << 20) + b"more than one block"
+    (tmp_path / "a").write_bytes(content)
+    assert content_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert content_sha256(tmp_path / "none") is None and content_sha256(tmp_path) is None

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.features.cache import Job, extract
+from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.settings import Recipe
+from tests.conftest import photograph
+from tests.training.test_run import QUICK, extractor
+
+
+def test_held_out_logits_come_from_heads_that_never_saw_them(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe(degrade=("jpeg",), copies=1))
+    torch.manual_seed(0)
+    z = torch.randn(len(rows), 64)
+    data = TrainingSet.of(samples, rows, z)
+    fold = [i for i, s in enumerate(samples) if s.source == "source0"]
+    before = data.cross_fit([fold], QUICK)
+    assert set(before) == set(fold)
+    # Whatever the held-out rows' labels are, degraded copies included, the held-out logits do not change.
+    for k, row in enumerate(rows):
+        if row.sample in fold:
+            data.labels[k] = 1 - data.labels[k]
+    assert data.cross_fit([fold], QUICK) == before
+
+
+def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
+    photograph(0).save(tmp_path / "real.jpg", quality=83)
+    photograph(1).save(tmp_path / "fake.png")
+    samples = [Sample(tmp_path / "real.jpg", 0), Sample(tmp_path / "fake.png", 1)]
+    rows = plan(samples, [0, 1], Recipe(forge=("reconstruct:somewhere",), degrade=("jpeg:70-90",), copies=2))
+    assert len(rows) == 9
+    assert len({row.job for row in rows}) == 9
+    forged = [row for row in rows if row.job.variant.forge]
+    assert len(forged) == 3 and all(row.label == 1 and row.sample == 0 for row in forged)
+    assert {row.job.variant.saved for row in forged} == {83}  # the way the photograph was, before any degradation
+    assert {row.job.variant.codec for row in rows} == {None}
+    matched = plan(samples, [0, 1], Recipe(forge=("reconstruct:somewhere",), match_codec=(70, 80)))
+    assert {row.job.variant.codec for row in matched if row.trained} == {(70, 80)}
+    as_they_are = [row for row in matched if not row.trained]
+    assert [(row.job, row.label) for row in as_they_are] == [(Job(s.path), s.label) for s in samples]
+    # A photograph that cannot be looked into is planned as it is, so that its reading reports it.
+    (tmp_path / "broken.jpg").write_text("no picture")
+    broken = Sample(tmp_path / "broken.jpg", 0)
+    assert [row.job for row in plan([broken], [0], Recipe(forge=("self_blend",)))] == [Job(broken.path)]
+
+
+def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files_as_they_are(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe(match_codec=(40, 50)))
+    z, _ = extract(extractor(), [row.job for row in rows])
+    data = TrainingSet.of(samples, rows, z)
+    fold = [i for i, s in enumerate(samples) if s.source == "source1"]
+    found = data.cross_fit([fold], QUICK)
+    encoded = torch.tensor([row.trained and row.sample not in fold for row in rows])
+    alone = TrainingSet.of(samples, [r for r, k in zip(rows, encoded, strict=True) if k], z[encoded]).fit(QUICK)
+    with torch.inference_mode():
+        expected = alone(extract(extractor(), [Job(samples[i].path) for i in fold])[0])
+    assert list(found) == fold
+    np.testing.assert_allclose(list(found.values()), expected.numpy(), atol=1e-5)

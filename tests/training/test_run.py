@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corit_cli import metrics
+from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.windows import CropConfig
+from corit_cli.errors import CoritError
+from corit_cli.features.cache import FeatureCache
+from corit_cli.features.extractor import Extractor
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.training.run import Run, Trained, train_head
+from corit_cli.training.settings import Recipe, TrainSettings
+from tests.conftest import Told, random_tower
+
+SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
+QUICK = TrainSettings(epochs=40, batch_size=12, folds=3)
+
+
+def extractor(settings: CoRITSettings = SETTINGS) -> Extractor:
+    return Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CropConfig("both", 32))
+
+
+def train(
+    samples: Sequence[Sample], settings: TrainSettings = QUICK, e: Extractor | None = None, **options: Any
+) -> Trained:
+    return train_head(Run(samples, e or extractor(), settings, **options))
+
+
+@pytest.fixture
+def trained(dataset: Path) -> Trained:
+    return train(load_samples(dataset))
+
+
+def test_it_finds_what_tells_the_fakes(trained: Trained) -> None:
+    v = trained.validation
+    assert metrics.auc(v.labels, v.logits[0]) > 0.8
+    assert ((v.probabilities > 0) & (v.probabilities < 1)).all()
+    assert not trained.errors
+
+
+def test_same_seed_same_detector(dataset: Path, trained: Trained) -> None:
+    again = train(load_samples(dataset))
+    other = train(load_samples(dataset), replace(QUICK, seed=1))
+    assert again.checkpoint.sha256 == trained.checkpoint.sha256 != other.checkpoint.sha256
+
+
+def test_layer_weights_are_told_by_part_and_leave_the_probe_alone(dataset: Path, trained: Trained) -> None:
+    weighed = train(load_samples(dataset), replace(QUICK, layer_weights="learned"))
+    shares = weighed.checkpoint.metrics["layer_weights"]
+    assert list(shares) == ["cls 2", "cls 3", "cgp 2", "cgp 3"]
+    assert np.mean(list(shares.values())) == pytest.approx(1, abs=0.01) and len(set(shares.values())) == 4
+    assert "layer_weights" not in trained.checkpoint.metrics
+    np.testing.assert_array_equal(weighed.probe, trained.probe)
+    with pytest.raises(CoritError, match="at least 3 sources besides"):
+        train(load_samples(dataset), replace(QUICK, layer_weights="gsnr"))
+
+
+@pytest.mark.parametrize("inject_at", [(), (1,)])
+def test_the_probe_reads_the_last_layer(inject_at: tuple[int, ...], dataset: Path) -> None:
+    samples = load_samples(dataset)
+    ours = train(samples, e=extractor(replace(SETTINGS, inject_at=inject_at)))
+    alone = train(samples, e=extractor(baseline(4)), probe=False)
+    np.testing.assert_allclose(ours.probe, alone.validation.logits[0], atol=1e-4)
+    assert alone.probe is None
+
+
+def test_no_source_is_on_both_sides(trained: Trained, dataset: Path) -> None:
+    counts = trained.checkpoint.data["sources"]
+    assert len(counts) == 4
+    assert all(
+        not ({"train_real", "train_fake"} & set(c) and {"val_real", "val_fake"} & set(c)) for c in counts.values()
+    )
+
+
+def test_unreadable_images_are_left_out_and_named(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    samples[0].path.write_bytes(samples[0].path.read_bytes()[:200])
+    result = train(samples)
+    assert [s.path for s, _ in result.errors] == [samples[0].path]
+
+
+def test_forgeries_that_cannot_be_made_stop_the_run(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CoritError, match="no TAESD"):
+        train(load_samples(dataset), recipe=Recipe(forge=(f"reconstruct:{tmp_path / 'empty'}",)))
+
+
+def test_a_validation_part_without_one_class_is_said(dataset: Path) -> None:
+    samples = [replace(s, split="val" if s.source == "source0" else "train") for s in load_samples(dataset)]
+    for sample in samples:
+        if sample.split == "val" and sample.label:
+            sample.path.write_bytes(b"spoilt")
+    with pytest.raises(CoritError, match="no real or no fake ones"):
+        train(samples, probe=False)
+
+
+def test_reconstructions_join_the_training_set(dataset: Path, tmp_path: Path) -> None:
+    from tests.data.test_forge import autoencoder_files
+
+    result = train(load_samples(dataset), recipe=Recipe(forge=(f"reconstruct:{autoencoder_files(tmp_path)}",)))
+    assert not result.errors
+    assert result.checkpoint.training["recipe"]["forge"]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_is_not_enough(label: int, dataset: Path) -> None:
+    samples = [s for s in load_samples(dataset) if s.label == label]
+    with pytest.raises(CoritError, match="both real and fake"):
+        train(samples)
+
+
+def test_a_cached_run_is_the_same_run(dataset: Path, tmp_path: Path, trained: Trained) -> None:
+    for _ in range(2):
+        cache = FeatureCache(tmp_path / "cache.sqlite")
+        again = train(load_samples(dataset), cache=cache)
+        cache.close()
+        assert again.checkpoint.sha256 == trained.checkpoint.sha256
+
+
+def test_every_stage_is_told_of_to_its_end(dataset: Path) -> None:
+    told = Told()
+    train(load_samples(dataset), progress=told)
+    assert told.complete and [stage[:2] for stage in told.stages] == [("features", 48), ("head", QUICK.epochs)]
+    assert all(note.startswith("loss ") for note in told.stages[1][3])

@@ -17,10 +17,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from corit_cli.errors import CoritError
 
@@ -56,6 +57,7 @@ _silence_libtiff()
 _LARGE = 48_000_000  # pixels
 _one_large = threading.Lock()
 
+_PROFILED = ("RGB", "CMYK", "L", "LAB")  # modes that ICC profiles are applied to as they are
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,6 +81,7 @@ class ImageError(CoritError):
 def read_image(source: Source) -> Image.Image:
     """The image in a file, in a file's bytes, or in memory as 8-bit RGB, turned upright by its EXIF orientation.
 
+    Colours are those that a colour-managed viewer shows, in sRGB (an ICC profile that cannot be used is passed over).
     Transparency is laid over white, 16-bit, integer and float greyscale is brought to 8 bits, and of an animated or
     multi-page file the first frame is taken. Raises ImageError when the file is missing, damaged, truncated, not an
     image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``; an array is not (H, W, 3) of uint8.
@@ -215,12 +218,37 @@ def _orientation(image: Image.Image) -> object:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
-        return white
+        image = white
+    elif image.mode not in _PROFILED:
+        image = image.convert("RGB")
+    transform = _to_srgb(profile, image.mode) if profile else None
+    if transform is not None:
+        return ImageCms.applyTransform(image, transform)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """What turns pixels of ``mode`` under an ICC profile into sRGB; None where that hardly changes them, or for a
+    profile that is broken or of other colours."""
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.NOCACHE  # a cache is not for threads
+        transform = ImageCms.buildTransform(source, target, mode, "RGB", intent, flags)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode == "RGB":
+        steps = np.linspace(0, 255, 17).round().astype(np.uint8)
+        cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 17, 3)
+        changed = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))
+        if np.abs(changed.astype(int) - cube).max() <= 1:  # one of the many profiles of sRGB itself
+            return None
+    return transform
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import struct
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from corit_cli.data import images
 from corit_cli.data.images import FileInfo, ImageError, inspect, read_image
@@ -432,3 +433,57 @@ def test_a_phone_s_multi_picture_file_is_a_jpeg(tmp_path: Path) -> None:
     info = inspect(tmp_path / "a.jpg")
     assert (info.format, info.jpeg_quality) == ("JPEG", 90)
     assert distance(read_image(tmp_path / "a.jpg"), photo()) < 3
+
+
+# --- colour profiles ------------------------------------------------------------------------------
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def adobe_rgb() -> bytes:
+    """A profile of wider colours than sRGB's, as cameras write it."""
+    return Image.open(Path(__file__).parents[2] / "examples/real/rocket.jpg").info["icc_profile"]
+
+
+def apart(a: Image.Image, b: Image.Image) -> float:
+    """Mean difference in levels; dark wide colours have few levels in eight bits."""
+    return float(np.abs(np.asarray(a).astype(int) - np.asarray(b)).mean())
+
+
+@pytest.mark.parametrize("file", ["wide.png", "wide.tif", "wide.jpg", "bytes"])
+def test_colours_are_those_that_a_viewer_shows(tmp_path: Path, file: str) -> None:
+    shown = photograph(3, grain=0)
+    wide = ImageCms.profileToProfile(shown, SRGB, ImageCms.ImageCmsProfile(io.BytesIO(adobe_rgb())))
+    assert apart(wide, shown) > 5
+    path = tmp_path / (file if file != "bytes" else "wide.png")
+    wide.save(path, icc_profile=adobe_rgb(), **({"quality": 100, "subsampling": 0} if file == "wide.jpg" else {}))
+    read = read_image(path.read_bytes() if file == "bytes" else path)
+    assert apart(read, shown) < (2 if file == "wide.jpg" else 1)
+
+
+def test_lab_pixels_are_brought_back(tmp_path: Path) -> None:
+    shown = photograph(3, grain=0)
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    ImageCms.profileToProfile(shown, SRGB, lab, outputMode="LAB").save(tmp_path / "lab.tif")
+    assert apart(read_image(tmp_path / "lab.tif"), shown) < 2
+
+
+@pytest.mark.parametrize("profile", [SRGB.tobytes(), b"", b"no profile", adobe_rgb()[:200], None])
+def test_the_usual_and_broken_profiles_leave_pixels_alone(tmp_path: Path, profile: bytes | None) -> None:
+    image = photograph(4)
+    image.save(tmp_path / "a.png", icc_profile=profile)
+    assert apart(read_image(tmp_path / "a.png"), image) == 0
+
+
+def test_a_profile_of_other_colours_is_passed_over(tmp_path: Path) -> None:
+    grey = photograph(4).convert("L")
+    grey.save(tmp_path / "a.png", icc_profile=adobe_rgb())
+    assert apart(read_image(tmp_path / "a.png"), grey.convert("RGB")) == 0
+
+
+def test_what_shines_through_is_converted_too(tmp_path: Path) -> None:
+    shown = photograph(3, grain=0)
+    wide = ImageCms.profileToProfile(shown, SRGB, ImageCms.ImageCmsProfile(io.BytesIO(adobe_rgb())))
+    wide.putalpha(255)
+    wide.save(tmp_path / "a.png", icc_profile=adobe_rgb())
+    assert apart(read_image(tmp_path / "a.png"), shown) < 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from corit_cli.errors import CoritError
 
@@ -28,6 +29,7 @@ class Option:
         minimum, maximum: bounds of a number.
         parse: the command line's text to the field's value; raises CoritError.
         many: whether it may be repeated; the field is then a tuple of texts.
+        shown: how the default is written where it is no plain number, word or list of layers.
         without: another flag, without a value, that empties the field, such as ``--no-cgp``.
     """
 
@@ -40,6 +42,7 @@ class Option:
     maximum: float | None = None
     parse: Callable[[str], Any] | None = None
     many: bool = False
+    shown: str | None = None
     without: str = ""
 
 
@@ -53,28 +56,37 @@ class Settings:
     """Base of all groups of settings; raises CoritError for values that a field's option does not allow."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, list):  # as JSON has tuples
+                object.__setattr__(self, f.name, value := tuple(value))
+            if not _fits(value, hints[f.name]):
+                raise CoritError(f"{f.name} cannot be {value!r}")
         for name, o in options_of(type(self)):
-            value = getattr(self, name)
-            if not _fits(value, type(self).__dataclass_fields__[name].default):
-                raise CoritError(f"{o.flag.lstrip('-')} cannot be {value!r}")
+            value, called = getattr(self, name), o.flag.lstrip("-")
             if o.choices and value not in o.choices:
-                allowed = f"{', '.join(o.choices[:-1])} or {o.choices[-1]}"
-                raise CoritError(f"{o.flag.lstrip('-')} must be {allowed}, not {value!r}")
+                raise CoritError(f"{called} must be {', '.join(o.choices[:-1])} or {o.choices[-1]}, not {value!r}")
             if isinstance(value, int | float):
                 if o.minimum is not None and not value >= o.minimum:
-                    raise CoritError(f"{o.flag.lstrip('-')} must be at least {o.minimum:g}, not {value:g}")
+                    raise CoritError(f"{called} must be at least {o.minimum:g}, not {value:g}")
                 if o.maximum is not None and not value <= o.maximum:
-                    raise CoritError(f"{o.flag.lstrip('-')} must be at most {o.maximum:g}, not {value:g}")
+                    raise CoritError(f"{called} must be at most {o.maximum:g}, not {value:g}")
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether ``value`` is of the kind of a field's ``default``; anything may stand where that is None."""
-    if isinstance(default, tuple) and default:
-        return isinstance(value, tuple | list) and all(_fits(v, default[0]) for v in value)
-    if isinstance(default, bool | int | float):
-        numbers = (int, float) if isinstance(default, float) else (int,)
-        return isinstance(value, numbers) and isinstance(value, bool) == isinstance(default, bool)
-    return default is None or isinstance(value, type(default))
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is of a type: a plain one, a tuple of such, or one of several."""
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kinds:
+        return any(_fits(value, kind) for kind in kinds)
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def options_of(group: type[Settings]) -> Iterator[tuple[str, Option]]:

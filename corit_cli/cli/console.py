@@ -41,7 +41,7 @@ class Bars(AbstractContextManager["Bars"]):
     """Shows the stages of the work, as ``progress.py`` has them, on standard error.
 
     On a terminal a bar a stage, with count, rate and remaining time, that disappears at the end. Elsewhere a line every
-    ``EVERY`` seconds, and the last note of every stage.
+    ``EVERY`` seconds. The last note of every stage stays in either case.
     """
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class Bars(AbstractContextManager["Bars"]):
             nonlocal done, said
             done += count
             self.bars.update(task, advance=count, description=f"{title} ({note})" if note else title)
-            late = time.monotonic() - said >= EVERY
-            if not err.is_terminal and (late or (note and done == total)):
+            late = not err.is_terminal and time.monotonic() - said >= EVERY
+            if late or (note and done == total):
                 said = time.monotonic()
                 of = f"{done} of {total}" if total else f"{done}"
                 err.print(escape(f"{title}: {note or of}"), soft_wrap=True)

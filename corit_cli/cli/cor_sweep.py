@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 THEORY_SETS = ("rho", "compare", "tune", "extend", "geometry", "resume")
 
 
-@options.expand(optimization=BLOCKS, reads=METHOD, windows=CropConfig("native"))
+@options.expand(other=("for heads", HEADS), optimization=BLOCKS, reads=METHOD, windows=CropConfig("native"))
 def cor_sweep(
     ctx: typer.Context,
     optimization: Given[Optimization],
@@ -103,8 +103,6 @@ def cor_sweep(
     corit cor-sweep --theory --hidden 64 --plot theory.png
 
     A run has collapsed when it ranks unseen images no better than a guess, or gives all of them the same answer.
-    Heads by themselves (--tune head) train at another step size, longer and in larger batches: --lr 0.01 --epochs 40
-    --batch-size 32.
     """
     from corit_cli.cor.collapse import radii_of
 
@@ -136,25 +134,29 @@ def cor_sweep(
         loaded = load_backbone(backbone, activation, device)
     config = loaded.tower.config
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
-    known = {"baseline": baseline(config.layers), "hri": corit.plain(), "corit": corit}
+    known = {"baseline": lambda: baseline(config.layers), "hri": corit.plain, "corit": lambda: corit}
+    models = {name: known[name]() for name in names}
     problem = Problem(images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn)
     if theory:
         return _theory(problem, seeds, plot, as_json)
 
     with Bars() as bars:
-        arms = [problem.arm(name, known[name], scope, bars(f"{name}: frozen part", len(problem))) for name in names]
+        arms = [problem.arm(name, models[name], scope, bars(f"{name}: frozen part", len(problem))) for name in names]
     tests = problem.criteria
     about = {
         "corit": __version__,
         "tune": str(scope),
         "optimization": asdict(recipe),
-        "models": {name: asdict(known[name]) for name in names},
+        "models": {name: asdict(read) for name, read in models.items()},
         "crops": asdict(cut),
         "backbone": loaded.sha256,
         "seed": seed,
         "data": problem.about,
     }
-    found, folder = _run(arms, radii, range(seeds), tests, about, resume, extend, plot, _title(scope, recipe))
+    title = _title(scope, recipe)
+    found, folder = _run(
+        arms, radii, seeds=range(seeds), tests=tests, about=about, resume=resume, extend=extend, plot=plot, title=title
+    )
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with err.status("geometry at the initial weights"):
@@ -167,7 +169,7 @@ def cor_sweep(
         shown = {name: asdict(shape) for name, shape in shapes.items()}
         print_json(about | {"radii": radii, "seeds": seeds, "geometry": shown} | found.as_dict())
     else:
-        trained = f"{_title(scope, recipe)}; {problem.about['train']} images, {problem.about['val']} to validate"
+        trained = f"{title}; {problem.about['train']} images, {problem.about['val']} to validate"
         show_sweep(found, shapes, trained, convex=scope.kind == "head" and not recipe.hidden)
         err.print(f"finished runs are kept in {escape(str(folder))}", soft_wrap=True)
 

@@ -105,7 +105,9 @@ def detect(
             write.append(csv_writer(csv_file, stack))
         if heatmap is not None or html is not None:
             few = total is not None and total <= FEW and faces != "only"
-            illustrator = Illustrator(detector, heatmap, html, few, frames, rate, files if heatmap else ())
+            illustrator = Illustrator(
+                detector, heatmap, html, few=few, frames=frames, rate=rate, inputs=files if heatmap else ()
+            )
             write.append(stack.enter_context(illustrator).add)
         advance = stack.enter_context(Bars())("detecting", total)
         for prediction in predictions:

@@ -53,17 +53,20 @@ class Given(Generic[S]):
         return replace(default, **self.values)
 
 
-def expand(**shown: Settings) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def expand(
+    *, other: tuple[str, Settings] | None = None, **shown: Settings
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command's parameters of these names into the options of a group of settings.
 
-    The command gets a :class:`Given` for each; the defaults that ``--help`` shows are those of the settings given here.
+    The command gets a :class:`Given` for each; the defaults that ``--help`` shows are those of the settings given here,
+    and, where they differ, those of an ``other`` group of the same kind, with the words that say when these hold.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
         for parameter in signature.parameters.values():
-            own = _parameters(parameter.name, shown[parameter.name]) if parameter.name in shown else [parameter]
+            own = _parameters(parameter.name, shown[parameter.name], other) if parameter.name in shown else [parameter]
             parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         wants_context = "ctx" in signature.parameters
         if not wants_context:
@@ -89,7 +92,7 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _parameters(group: str, shown: Settings) -> Iterator[inspect.Parameter]:
+def _parameters(group: str, shown: Settings, other: tuple[str, Settings] | None) -> Iterator[inspect.Parameter]:
     """The parameters that Typer makes options of."""
     hints = get_type_hints(type(shown))
     for name, o in options_of(type(shown)):
@@ -101,10 +104,13 @@ def _parameters(group: str, shown: Settings) -> Iterator[inspect.Parameter]:
         if o.maximum is not None and o.parse is None:
             how["max"] = o.maximum
         kind, default = hints[name], getattr(shown, name)
+        unchanged = default == getattr(type(shown), name, None)
+        if other is not None and type(other[1]) is type(shown) and getattr(other[1], name) != default:
+            how["show_default"] = f"{default:g}; {getattr(other[1], name):g} {other[0]}"
         if o.many:
             kind, default = list[str], list(default)
         elif o.parse is not None:
-            kind, default = str | None, _spelled(default)
+            kind, default = str | None, o.shown if o.shown and unchanged else _spelled(default)
         yield _parameter(f"{group}_{name}", Annotated[kind, opt(o.flag, o.help, o.panel or None, **how)], default)
         if o.without:
             flag = opt(o.without, f"The same as {o.flag} none.", o.panel or None)
@@ -113,7 +119,9 @@ def _parameters(group: str, shown: Settings) -> Iterator[inspect.Parameter]:
 
 def _spelled(value: Any) -> str | None:
     """A parsed default as one would write it; None where there is nothing to write."""
-    if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
+    if value == ():
+        return "none"
+    if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
         together = len(value) > 2 and value == tuple(range(value[0], value[-1] + 1))
         return f"{value[0]}-{value[-1]}" if together else ",".join(map(str, value))
     return None

@@ -70,7 +70,7 @@ def train(
     """
     tuned = tuning.over(TuneSettings())
     frozen = tuned.scope == "head"
-    unused = [flag for flag in tuning.flags if flag != "--tune"] + ["--resume"] * resume if frozen else []
+    unused = [flag for flag in tuning.flags if flag != "--tune" and frozen]
     unused += [flag for flag in settings.flags if flag == "--folds" and not frozen]
     if unused:
         raise CoritError(
@@ -93,7 +93,8 @@ def train(
     check(out_folder, overwrite, resume, chosen, tuned, local or ())
     samples = load_samples(data)
     with nullcontext() if first else _silent():
-        print_shortcuts(samples, made_of)
+        if first:
+            print_shortcuts(samples, made_of)
         with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars, _kept(out_folder / STATE):
             trained = run(
                 samples,

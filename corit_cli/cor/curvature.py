@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from corit_cli.cor.spectrum import extreme_eigenvalues
 from corit_cli.metrics import jackknife
 from corit_cli.metrics.intervals import Estimate
 
@@ -30,27 +30,8 @@ Batch = Sequence[int] | Tensor
 #: same value for the same arguments: no dropout, no random augmentation.
 Loss = Callable[[Params, Batch], Tensor]
 
-#: Operators of so few rows are written out; of larger ones so many Lanczos vectors are kept.
-WRITTEN_OUT, LANCZOS = 32, 20
 #: Radii are tried from ``limit`` / 2^DOUBLINGS upwards, each twice the one before.
 DOUBLINGS = 12
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Ends of a symmetric operator's spectrum.
-
-    Attributes:
-        smoothness: largest absolute value of an eigenvalue.
-        curvature: largest eigenvalue, with its sign.
-        iterations: products with a vector that both took together.
-        converged: whether both settled within the tolerance.
-    """
-
-    smoothness: float
-    curvature: float
-    iterations: int
-    converged: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,7 @@ class Geometry:
     Attributes:
         gradient_norm: ||E g||, the root of the debiased square, or zero when that is negative.
         batch_norm: root mean square norm of a minibatch's gradient, about what SAM divides by.
-        noise: tr Cov of per-sample gradients.
+        noise: tr Cov of per-sample gradients within the classes.
         gsnr: debiased ||E g||^2 / tr Cov. It may be negative; infinite without noise, zero without any gradient.
         smoothness: beta, the largest absolute eigenvalue of the Hessian at these weights.
         curvature: the Hessian's largest eigenvalue, with its sign.
@@ -112,7 +93,7 @@ def geometry(
     """Measure the loss at ``params``, a model's trained parameters by name.
 
     Args:
-        batches: K >= 3 disjoint minibatches, each as large as in training. Samples that
+        batches: K >= 3 disjoint minibatches, each as large as in training, of the same mix of classes. Samples that
             depend on each other belong into one batch; ``noise`` is then that of independent samples with the same
             scatter between batches.
         lr: SAM's step size eta, for ``edge`` alone, which speaks of plain gradient steps.
@@ -171,7 +152,8 @@ def signal_and_noise(gradients: Tensor, size: int) -> tuple[float, float]:
     """Unbiased ||E g||^2 and tr Cov of per-sample gradients, from those of K minibatches of ``size`` samples, (K, d).
 
     The covariance of a minibatch's mean gradient is Cov / size, and the product of two different batches' gradients
-    has the mean ||E g||^2, which the square of their common mean exceeds by tr Cov / (K size).
+    has the mean ||E g||^2, which the square of their common mean exceeds by tr Cov / (K size). Both hold for batches
+    drawn independently, and where all have the same numbers of each class; Cov is then that within the classes.
     """
     mean = gradients.mean(0)  # (d,)
     spread = sum(float((g - mean).double().square().sum()) for g in gradients) / (len(gradients) - 1)
@@ -190,53 +172,6 @@ def hessian_vector(loss: Loss, params: Params, indices: Batch, vector: Params) -
             return {name: torch.zeros_like(p) for name, p in params.items()}
         second = torch.autograd.grad(along, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, second, strict=True))
-
-
-def extreme_eigenvalues(
-    product: Callable[[Tensor], Tensor], start: Tensor, tolerance: float = 1e-4, most: int = 200
-) -> Spectrum:
-    """Ends of the spectrum of a symmetric operator given by its ``product`` with a vector (d,), from ``start`` (d,).
-
-    SciPy's Lanczos method finds the eigenvalue of the largest absolute value and, where that is negative, the largest
-    one; a small operator is written out instead. Raises ValueError when a product is not finite.
-    """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
-    d, count = len(start), 0
-
-    def multiply(vector: np.ndarray) -> np.ndarray:
-        nonlocal count
-        count += 1
-        image = product(torch.from_numpy(np.ascontiguousarray(vector.ravel())).to(start))
-        if not image.isfinite().all():
-            raise ValueError("the loss has no finite curvature at these weights, so nothing can be said about them")
-        return image.cpu().numpy()
-
-    first = start.cpu().numpy()
-    if d <= WRITTEN_OUT:
-        matrix = np.stack([multiply(row) for row in np.eye(d, dtype=first.dtype)])
-        ends = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-        return Spectrum(float(abs(ends).max()), float(ends[-1]), count, True)
-    if not multiply(first).any():  # a linear loss
-        return Spectrum(0.0, 0.0, count, True)
-    settled = True
-
-    def end(which: str, shift: float = 0.0) -> float:
-        """The eigenvalue at that end of the spectrum, sought after all of it was moved by ``shift``."""
-        nonlocal settled
-        operator = LinearOperator((d, d), lambda vector: multiply(vector) + shift * vector.ravel(), dtype=first.dtype)
-        options = {"k": 1, "which": which, "v0": first, "return_eigenvectors": False}
-        try:
-            found = eigsh(operator, **options, tol=tolerance, maxiter=max(1, most // LANCZOS), ncv=LANCZOS)
-        except ArpackNoConvergence:
-            settled = False
-            found = eigsh(operator, **options, tol=1.0, ncv=LANCZOS)
-        return float(found[0]) - shift
-
-    largest = end("LM")
-    # An eigenvalue near zero would never settle, relative to itself, so the other end is moved away from there.
-    top = largest if largest > 0 else end("LA", shift=-2 * largest)
-    return Spectrum(abs(largest), top, count, settled)
 
 
 def edge_radius(gradient_norm: float, curvature: float, lr: float) -> float | None:

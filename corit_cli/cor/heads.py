@@ -41,7 +41,7 @@ def micro_batches(o: Optimization, batch: Tensor) -> Sequence[Tensor]:
     return batch.split(min(o.m, batch.shape[-1]), dim=-1) if o.m else [batch]
 
 
-def train(o: Optimization, trained_on: Tensor, seeds: Sequence[int], step: Callable[[Tensor], Tensor]) -> Tensor:
+def run_batches(o: Optimization, trained_on: Tensor, seeds: Sequence[int], step: Callable[[Tensor], Tensor]) -> Tensor:
     """Call ``step`` for every batch, with positions (S, b) among those ``trained_on``, a row for each of the seeds.
 
     Returns the mean over the last epoch of what the steps return, the cosine of ascent with descent.
@@ -195,7 +195,7 @@ def _train(
         sam.optimizer.step()
         return cosine
 
-    cosine = train(o, trained_on, seeds, step)
+    cosine = run_batches(o, trained_on, seeds, step)
     with torch.no_grad():
         logits = heads(x.expand(len(seeds), -1, -1))  # (S, R, n)
     return Fitted(logits, cosine)

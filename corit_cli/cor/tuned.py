@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corit_cli.cor.heads import micro_batches, sam_of, train
+from corit_cli.cor.heads import micro_batches, run_batches, sam_of
 from corit_cli.cor.settings import Optimization
 from corit_cli.features.extractor import pixels
 from corit_cli.model.backbone import VisionTower
@@ -110,7 +110,7 @@ def train_tuned(
     def step(batch: Tensor) -> float:  # (1, b)
         return sam.step(loss, micro_batches(o, batch[0])).cosine
 
-    return head.eval(), float(train(o, trained_on, [seed], step))
+    return head.eval(), float(run_batches(o, trained_on, [seed], step))
 
 
 @torch.no_grad()

@@ -68,13 +68,16 @@ def deal(
     return [sorted(side) for side in sides]
 
 
-def jackknife_groups(units: Sequence[Hashable], groups: int = GROUPS, seed: int = 0) -> list[list[int]]:
-    """Deal samples into at most ``groups`` random groups of nearly equal size: positions, group by group.
+def jackknife_groups(
+    units: Sequence[Hashable], labels: Sequence[int] | None = None, groups: int = GROUPS, seed: int = 0
+) -> list[list[int]]:
+    """Deal samples into at most ``groups`` random groups of nearly equal size: positions, group by group. With
+    ``labels`` each group also gets much the same mix of classes.
 
     Samples of one unit (a photograph and its forgeries, frames of a video) stay together, since the jackknife takes
     the groups for independent.
     """
-    return deal([0] * len(units), units, min(groups, len(set(units))), seed)
+    return deal(labels or [0] * len(units), units, min(groups, len(set(units))), seed)
 
 
 # --- training, validation, folds ------------------------------------------------------------------

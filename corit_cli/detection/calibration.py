@@ -104,13 +104,13 @@ def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> 
     pooled quantile is left.
     """
     order, names = np.sort(scores), np.unique(sources)
-    parts = [(np.sort(scores[own]), np.sort(scores[~own])) for own in (sources == name for name in names)]
+    judged = [(np.sort(scores[own]), np.sort(scores[~own])) for own in (sources == name for name in names)]
     if len(names) == 1:
-        parts = []
+        judged = []
 
     def kept(allowed: int) -> bool:
         share = allowed / len(order)
-        over = sum(len(own) - np.searchsorted(own, _above(others, share)) for own, others in parts)
+        over = sum(len(own) - np.searchsorted(own, _above(others, share)) for own, others in judged)
         return over <= target * len(order)
 
     low, high = 0, int(target * len(order))  # the count that others exceed a threshold by only grows

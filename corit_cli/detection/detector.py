@@ -116,7 +116,8 @@ class Detector:
 
         ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
         then the highest). ``stability`` scores mildly degraded copies of images too. ``provenance`` adds what a file
-        says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. ``workers`` threads decode.
+        that has a path says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. ``workers``
+        threads decode.
 
         Raises CoritError for options that contradict each other, and for what is no source.
         """
@@ -125,17 +126,24 @@ class Detector:
         if stability and faces == "only":
             raise CoritError("stability is that of the whole picture: it does not go with faces only")
         finder = None if faces == "off" else FaceFinder(weights_dir() / "faces")
-        asked = _Asked(finder, faces == "only", stability, provenance, frames, rate, workers)
+        asked = _Asked(
+            finder=finder,
+            faces_only=faces == "only",
+            stability=stability,
+            provenance=provenance,
+            frames=frames,
+            rate=rate,
+            workers=workers,
+        )
         return self._predict(_named(sources), asked)
 
     def _predict(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
         for video, group in groupby(sources, lambda source: source.is_video):
             if video:
                 for source in group:
-                    yield self._told(self._video(source.name, asked), asked)
+                    yield self._told(self._video(source.name, asked), source, asked)
             else:
-                for prediction in self._images(group, asked):
-                    yield self._told(prediction, asked)
+                yield from self._images(group, asked)
 
     def _images(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
         """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
@@ -167,7 +175,9 @@ class Detector:
             probability = max(face.probability for face in seen) if whole is None else whole
             faces = [] if asked.faces_only else [face.verdict for face in seen]
             verdict = settle(self._verdict(probability), faces, stable)
-            yield Prediction(name, probability, verdict, item.seconds, None, seen if asked.finder else None, stable)
+            shown = seen if asked.finder else None
+            prediction = Prediction(name, probability, verdict, item.seconds, faces=shown, stability=stable)
+            yield self._told(prediction, item.item, asked)
 
     def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[np.ndarray], list[Face]]:
         """The windows of the whole picture, unless faces only, and of every face; and the faces."""
@@ -219,12 +229,12 @@ class Detector:
         video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
         return Prediction(path, probability, verdict, time.perf_counter() - start, video=video)
 
-    def _told(self, prediction: Prediction, asked: _Asked) -> Prediction:
-        if not asked.provenance or prediction.error is not None:
+    def _told(self, prediction: Prediction, source: _Named, asked: _Asked) -> Prediction:
+        if not asked.provenance or prediction.error is not None or not isinstance(source.source, str):
             return prediction
         try:
             return replace(prediction, provenance=read_provenance(prediction.path))
-        except CoritError:  # no file, or gone since it was scored
+        except CoritError:  # gone since it was scored
             return prediction
 
     @torch.inference_mode()
@@ -280,7 +290,7 @@ def _named(sources: Source | Iterable[Source]) -> Iterator[_Named]:
     one = isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
     if one or (isinstance(sources, np.ndarray) and sources.ndim != 4):
         return iter([_name(sources, 1)])
-    if not isinstance(sources, Iterable):
+    if not isinstance(sources, Iterable) or hasattr(sources, "read"):  # an open file is a row of lines
         raise _no_source(sources)
     return (_name(source, number) for number, source in enumerate(sources, 1))
 

@@ -128,6 +128,7 @@ class Tiling:
     origin: tuple[float, float]
     shape: tuple[int, int]
     corners: list[tuple[int, int]]
+    interpolation: str
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -143,7 +144,7 @@ class Tiling:
             return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
         box = tuple(edge / self.scale for edge in (left, top, left + self.side, top + self.side))
         box = (max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
-        return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC, box))
+        return np.asarray(image.resize((self.side, self.side), Image.Resampling[self.interpolation.upper()], box))
 
 
 def contrasted(extractor: Extractor) -> Reader:
@@ -174,7 +175,9 @@ def tile(extractor: Extractor, size: tuple[int, int], limit: int = WINDOWS) -> T
         origin = [int(o) for o in origin]
     columns, rows = _share(cells, grid, limit)
     corners = [(row, column) for row in _spread(cells[1], grid, rows) for column in _spread(cells[0], grid, columns)]
-    return Tiling(scale, side, patch, (origin[0], origin[1]), (cells[1], cells[0]), corners)
+    return Tiling(
+        scale, side, patch, (origin[0], origin[1]), (cells[1], cells[0]), corners, extractor.crops.interpolation
+    )
 
 
 def _share(cells: list[int], grid: int, limit: int) -> tuple[int, int]:

@@ -56,6 +56,7 @@ def evaluate(
 
     Raises CoritError for data or options that cannot be used, before images are read if possible.
     """
+    by, protocols, scores = ([v] if isinstance(v, str | Path) else list(v) for v in (by, protocols, scores))
     wrong = [name for name in by if name not in ("source", "generator")]
     if wrong:
         raise CoritError(f"tables are by source and generator, not by {wrong[0]!r}")

@@ -220,7 +220,7 @@ def whole_videos(scored: Scored) -> Subset | None:
         return None
     labels = np.array([key[-1] for key in videos])
     scores = np.array([trimmed_mean(scored.logits[0, frames]) for frames in videos.values()])
-    units = [(source, video) for source, _, video, _ in videos]
+    units = [units_of([scored.samples[frames[0]]])[0] for frames in videos.values()]
     found = metrics.bootstrap(lambda w: ranking(Roc.of(labels, scores, w)), labels, units=units)
     return _subset("videos", labels, {k: s.estimate for k, s in found.items()})
 
@@ -261,13 +261,13 @@ def robustness(scored: Scored) -> Robustness:
         of = rates(labels, now, units)
         chains.append(
             Degraded(
-                name,
-                mean[name].estimate,
-                (mean[name] - mean[""]).estimate,
-                of["fpr"],
-                of["recall"],
-                share(np.isin(pairs, ["realfake", "fakereal"]), units),
-                share(verdicts[0] != now, units),
+                name=name,
+                auc=mean[name].estimate,
+                change=(mean[name] - mean[""]).estimate,
+                fpr=of["fpr"],
+                recall=of["recall"],
+                flipped=share(np.isin(pairs, ["realfake", "fakereal"]), units),
+                changed=share(verdicts[0] != now, units),
             )
         )
     return Robustness(int(kept.sum()), by, list(groups), mean[""].estimate, chains)

@@ -41,4 +41,7 @@ def parse_mask(spec: str) -> Mask:
         low = high = 0.0
     if name == "quantile" and 0 <= low < high <= 1:
         return partial(quantile, low=low, high=high)
-    raise CoritError(f"mask {spec!r} is not understood: give none or quantile:LO-HI, with 0 <= LO < HI <= 1")
+    raise CoritError(
+        f"mask {spec!r} is not understood: give none or quantile:LO-HI, with 0 <= LO < HI <= 1 "
+        "(soft, topk and snr are gone: train a detector that used them again)"
+    )

@@ -69,10 +69,7 @@ class CoRITSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cgp", "pool", "inject_at", "integrate"):
-            if not all(isinstance(layer, int) for layer in getattr(self, name)):
-                raise CoritError(f"{name} must be numbers of layers, not {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
-        object.__setattr__(self, "views", tuple(self.views))
         if not (self.cgp or self.pool or self.integrate):
             raise CoritError("nothing is read: integrate, cgp and pool name no layer")
         if self.contrasted and not self.views:

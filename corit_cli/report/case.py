@@ -65,23 +65,34 @@ class About:
             held_out=checkpoint.metrics.get("held_out_sources", {}),
             made=made.astimezone(timezone.utc),
             command=command,
-            method=method_of(checkpoint.settings, checkpoint.crops),
+            method=method_of(checkpoint.settings, checkpoint.crops, bool(checkpoint.tuned)),
         )
 
 
-def method_of(settings: CoRITSettings, crops: CropConfig) -> str:
+#: What is done to a picture for the contrast, by kind of view.
+_VIEWS = {
+    "blur": "its finest detail is taken away",
+    "resample": "its finest detail is taken away",
+    "noise": "a little noise is added",
+    "jpeg": "it is saved as JPEG",
+}
+
+
+def method_of(settings: CoRITSettings, crops: CropConfig, tuned: bool = False) -> str:
     """How a detector that reads these layers from such windows works, for a reader of reports."""
-    whole, native = "the whole picture, made small", "a part of the picture at its own size"
+    native = "a part of the picture" if crops.crops == 1 else f"{crops.crops} parts of the picture"
+    whole, native = "the whole picture, made small", f"{native} at its own size"
+    model = "CLIP, an image model" + (" that was trained further for this" if tuned else "")
     reads = []
     if settings.integrate:
         place = native if crops.mode == "native" else whole
-        reads.append(f"what CLIP, an image model, sees in {place}, at {_depths(settings.integrate)}")
+        reads.append(f"what {model}, sees in {place}, at {_depths(settings.integrate)}")
     contrasts = sorted({*settings.cgp, *settings.pool})
     if contrasts:
         place = whole if crops.mode == "resize" else native
-        reads.append(
-            f"how what it sees in {place} changes when the finest detail is taken away, at {_depths(contrasts)}"
-        )
+        sees = "it" if reads else f"{model},"
+        changed = " and when ".join(dict.fromkeys(_VIEWS[view.partition(":")[0]] for view in settings.views))
+        reads.append(f"how what {sees} sees in {place} changes when {changed}, at {_depths(contrasts)}")
     injected = ", after such changes were added to what the model sees" if settings.inject_at else ""
     return (
         f"The detector reads {' and '.join(reads)}{injected}. A small head, trained on real and generated pictures, "

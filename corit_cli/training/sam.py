@@ -110,7 +110,7 @@ class SAM:
             cosine = torch.where((self.rho.to(ascent_norm) > 0) & (ascent_norm > 0), ratio, 1.0)
         else:
             total = self._backward(loss, micro_batches)
-            cosine = torch.ones_like(self.rho)
+            cosine = torch.ones_like(total)
         self.optimizer.step()
         return Step(total, cosine) if self.rho.ndim else Step(float(total), float(cosine))
 

@@ -43,7 +43,14 @@ class TrainSettings(Settings):
     """
 
     hidden: int = option(
-        0, "Kind of head.", flag="--head", metavar="linear|mlp[:WIDTH]", parse=parse_head, minimum=0, panel=HEAD
+        0,
+        "Kind of head.",
+        flag="--head",
+        metavar="linear|mlp[:WIDTH]",
+        parse=parse_head,
+        shown="linear",
+        minimum=0,
+        panel=HEAD,
     )
     optimizer: str = option("adamw", "The optimizer under SAM.", choices=OPTIMIZERS, panel=HEAD)
     lr: float = option(0.1, "Learning rate.", minimum=0, panel=HEAD)

@@ -85,7 +85,7 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     model.head = fitted.fit(settings, advance=run.progress("head", settings.epochs))
     model.to(extractor.device)
 
-    history = tune(run, model, fitted, aside, tuning, state, about, before)
+    history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)
 
     tensors = tuned_tensors(model.tower)
     tuned = extractor.on(tuned_backbone(extractor.backbone, tensors))
@@ -296,13 +296,13 @@ def set_aside(samples: Sequence[Sample], train_part: Sequence[int], seed: int) -
 
     Raises CoritError when either lacks a class.
     """
-    parts = source_split([samples[i] for i in train_part], ASIDE, seed)
-    for name, part in zip(("left to tune on", "set aside"), parts, strict=True):
+    sides = source_split([samples[i] for i in train_part], ASIDE, seed)
+    for name, part in zip(("left to tune on", "set aside"), sides, strict=True):
         if len({samples[train_part[k]].label for k in part}) < 2:
             raise CoritError(
                 f"of the training images, those {name} ({len(part)}) have one class only: give more sources"
             )
-    return [train_part[k] for k in parts[0]]
+    return [train_part[k] for k in sides[0]]
 
 
 def _weights(data: TrainingSet, settings: TrainSettings) -> Tensor:

@@ -127,11 +127,13 @@ def check(
     kind = parse_scope(tuning.scope).kind
     if folder is None and kind != "head":
         raise CoritError("tuning the backbone saves every epoch: give a folder to save to (out)")
+    if resume and kind == "head":
+        raise CoritError("--resume goes on with a run that tunes the backbone: give its --tune, or leave out --resume")
     if kind != "head" and tuning.lr is None and settings.optimizer == "sgd":
         raise CoritError("--tune with --optimizer sgd needs --tune-lr: the default is AdamW's")
     if folder is not None and launched().rank == 0:  # the other processes may be on other machines
         _check_folder(folder, overwrite, resume)
-    kinds = [parse_forge(spec) for spec in local]
+    kinds = [parse_forge(spec) for spec in ([local] if isinstance(local, str) else local)]
     if not all(kind.local for kind in kinds):
         raise CoritError("--local takes forgeries of a region: self_blend, or a name with @part")
     for forge in kinds:
@@ -158,7 +160,13 @@ def _teach_places(run: Run, trained: Trained, kinds: Sequence[Forge], warn: Call
     tuned = run.extractor.on(tuned_backbone(run.extractor.backbone, checkpoint.tuned))
     try:
         checkpoint.localizer, checkpoint.metrics["localizer"] = localize(
-            run.samples, run.train_part, run.val_part, contrasts_for(tuned), kinds, run.settings.seed, run.progress
+            run.samples,
+            run.train_part,
+            run.val_part,
+            contrasts_for(tuned),
+            kinds,
+            seed=run.settings.seed,
+            progress=run.progress,
         )
     except CoritError as error:  # the detector itself is as good as without
         warn(f"this detector will draw no heatmaps: {error}")

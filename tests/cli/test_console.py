@@ -47,7 +47,7 @@ def test_without_a_terminal_long_stages_tell_how_far_they_are(pipe: io.StringIO,
     ]  # fmt: skip
 
 
-def test_on_a_terminal_bars_go_when_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_bars_go_when_the_work_is_done_and_notes_of_epochs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     terminal = Console(file=written, width=120, highlight=False, force_terminal=True, _environ={"TERM": "xterm"})
     monkeypatch.setattr(console, "err", terminal)
@@ -59,4 +59,5 @@ def test_on_a_terminal_bars_go_when_the_work_is_done(monkeypatch: pytest.MonkeyP
         advance(2, "loss 0.25")
         assert [task.completed for task in bars.bars.tasks] == [3]
     assert "head (loss 0.5)" in shown and "1/3" in shown
-    assert "head: loss" not in written.getvalue()  # no line stays
+    assert "head: loss 0.25" in written.getvalue()
+    assert "head: loss 0.5" not in written.getvalue()  # said by the bar, which went on

@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corit_cli.cor.curvature import (
-    WRITTEN_OUT,
     Loss,
     Params,
     batch_gradients,
     edge_radius,
-    extreme_eigenvalues,
     geometry,
     hessian_vector,
     local_radius,
     signal_and_noise,
 )
+from corit_cli.cor.spectrum import WRITTEN_OUT, extreme_eigenvalues
 
 SIZE, LR = 4, 0.1
 

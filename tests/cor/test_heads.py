@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corit_cli.cor import heads as population
-from corit_cli.cor.heads import Heads, batches, micro_batches, train, train_population
+from corit_cli.cor.heads import Heads, batches, micro_batches, run_batches, train_population
 from corit_cli.cor.settings import Optimization
 from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
@@ -239,7 +239,7 @@ def test_training_steps_through_every_seeds_batches_and_tells_the_last_epochs_me
         seen.append(batch)
         return torch.tensor([1.0, -1.0]) * len(seen)
 
-    mean = train(o, trained_on, (3, 0), step)
+    mean = run_batches(o, trained_on, (3, 0), step)
     assert len(seen) == o.steps(9) == 6 and mean.tolist() == [5.5, -5.5]
     for row, seed in enumerate((3, 0)):
         expected = [trained_on[positions] for positions in batches(o, 9, seed)]

@@ -78,7 +78,7 @@ def test_halves_of_single_files_have_the_same_share_of_fakes(reals, fakes, seed)
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.integers(1, 16), st.integers(0, 5))
 def test_jackknife_groups_are_of_whole_units_and_none_is_empty(units, groups, seed):
-    found = jackknife_groups(units, groups, seed)
+    found = jackknife_groups(units, groups=groups, seed=seed)
     assert len(found) == min(groups, len(set(units))) and all(found)
     assert sorted(i for group in found for i in group) == list(range(len(units)))
     assert sum(len({units[i] for i in group}) for group in found) == len(set(units))

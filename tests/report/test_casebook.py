@@ -418,6 +418,7 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
 
 def test_about_is_read_from_a_checkpoint() -> None:
     checkpoint = SimpleNamespace(
+        tuned={},
         backbone={"name": "tower", "sha256": "b" * 64},
         sha256="d" * 64,
         thresholds=Thresholds(0.2, 0.7),
@@ -440,10 +441,18 @@ def test_the_method_is_what_the_detector_reads() -> None:
     assert f"in {whole}, at layers 7, 8, 9 and 12 of its network. A small head" in said and "changes" not in said
     assert native in method_of(layers, CropConfig("native"))
     said = method_of(few, CropConfig("both"))
-    assert f"what it sees in {native} changes when" in said and "at layers 4 to 6 of" in said and whole not in said
-    assert f"what it sees in {whole} changes when" in method_of(few, CropConfig("resize"))
+    assert (
+        f"sees in {native} changes when its finest detail is taken away" in said
+        and "at layers 4 to 6 of" in said
+        and whole not in said
+    )
+    assert f"sees in {whole} changes when" in method_of(few, CropConfig("resize"))
     said = method_of(CoRITSettings(cgp=(4,), inject_at=(3,), integrate=(9,)), CropConfig("both"))
     assert whole in said and native in said and "at layer 9 of" in said and "were added" in said
+    noisy = CoRITSettings(("noise:0.02", "jpeg:75"), cgp=(4,), integrate=())
+    assert "changes when a little noise is added and when it is saved as JPEG" in method_of(noisy, CropConfig())
+    assert "trained further" in method_of(layers, CropConfig(), tuned=True) and "trained further" not in said
+    assert "3 parts of the picture at its own size" in method_of(few, CropConfig("both", crops=3))
 
 
 # --- numbers --------------------------------------------------------------------------------------

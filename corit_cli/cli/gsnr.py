@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
@@ -111,7 +111,9 @@ def gsnr(
     cut = replace(windows.over(cut), size=config.image_size)
     known = {"baseline": Compared("baseline", baseline(config.layers)), "corit": ours}
     with Bars() as bars:
-        found = study(images, loaded, [known[name] for name in names], cut, asked, device, bars)
+        found = study(
+            images, loaded, [known[name] for name in names], crops=cut, settings=asked, device=device, progress=bars
+        )
     warn_of_errors(found.left_out)
     if csv_file is not None:
         _write_csv(found, csv_file)
@@ -130,7 +132,8 @@ def _show(found: Study) -> None:
     about = found.about["data"]
     out.print(
         f"GSNR on {about['measured']} images ({about['measured_fakes']} fake) in {about['jackknife_groups']} jackknife "
-        f"groups; heads fitted on {about['fit']} others. Debiased, with 95% intervals, the plain estimate beside it.",
+        f"groups; heads fitted on {about['fit']} others. Under batches with as many real images as fake ones; "
+        "debiased, with 95% intervals, the plain estimate beside it.",
         soft_wrap=True,
     )
     for state in dict.fromkeys(row.head for row in found.rows):
@@ -242,7 +245,7 @@ def _show_proxies(found: Study) -> None:
 def _write_csv(found: Study, path: Path) -> None:
     from corit_cli.files import write_atomically
 
-    rows = found.as_dict()["gsnr"]
+    rows = [_flat(row) for row in found.as_dict()["gsnr"]]
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -251,3 +254,11 @@ def _write_csv(found: Study, path: Path) -> None:
             writer.writerows(rows)
 
     write_atomically(path, write)
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row of the table with its nested estimates as columns: ``independent_draws.gsnr``."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

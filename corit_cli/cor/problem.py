@@ -166,20 +166,22 @@ class Problem:
     def geometry(self, arm: HeadArm | TunedArm) -> Geometry:
         """Local geometry of the loss at the initial weights of an arm's first seed. Raises ValueError as
         :func:`~corit_cli.cor.curvature.geometry` does."""
-        positions, units = self.split.train.tolist(), self.units
-        dealt = apart([units[k] for k in positions], self.optimization.batch_size)
+        positions, units, labels = self.split.train.tolist(), self.units, self.split.labels.tolist()
+        dealt = apart([units[k] for k in positions], [labels[k] for k in positions], self.optimization.batch_size)
         loss, params = arm.objective()
         return geometry(loss, params, [[positions[k] for k in batch] for batch in dealt], self.optimization.lr)
 
 
-def apart(units: Sequence[Hashable], size: int) -> list[list[int]]:
-    """Disjoint batches of one size, ``size`` at most, no unit in two of them: positions.
+def apart(units: Sequence[Hashable], labels: Sequence[int], size: int) -> list[list[int]]:
+    """Disjoint batches of one size, ``size`` at most, with as many of either class, no unit in two of them: positions.
 
-    There are from 3 to 16, with two units each where there are enough. Raises ValueError below three units.
+    Only then do the products of two batches' gradients have the mean ||E g||^2 (``metrics/gsnr.py``). There are from
+    3 to 16 batches, with two units each where there are enough. Raises ValueError where that cannot be.
     """
     count = max(3, min(16, len(units) // size, len(set(units)) // 2))
-    batches = deal([0] * len(units), units, count)
-    least = min(size, *map(len, batches))
-    if not least:
-        raise ValueError("too few independent images for three batches")
-    return [batch[:least] for batch in batches]
+    batches = deal(labels, units, count)
+    classes = [[[i for i in batch if labels[i] == label] for label in (0, 1)] for batch in batches]
+    each = min(max(1, size // 2), *(len(own) for batch in classes for own in batch))
+    if not each:
+        raise ValueError("too few independent images of either class for three batches")
+    return [sorted(real[:each] + fake[:each]) for real, fake in classes]

@@ -129,15 +129,12 @@ def head_gsnr(
 
     per_sample = vmap(grad(loss), (None, 0, 0))
     own = [units[i] for i in positions.tolist()]
-    counts, squares, sums = [], [], []
-    for group in jackknife_groups(own):
-        chosen = positions[torch.tensor(group)]
-        found = per_sample(parameters, x[chosen], labels[chosen].float())
-        g = torch.cat([v.flatten(1) for v in found.values()], 1)  # (k, parameters)
-        counts.append(len(group))
-        squares.append(float(g.double().square().sum()))
-        sums.append(g.double().sum(0).numpy())
-    return gsnr.estimate(Moments.of(counts, squares, np.stack(sums)), clustered=len(set(own)) < len(own))
+    classes = labels[positions].tolist()
+    groups = jackknife_groups(own, classes)
+    found = per_sample(parameters, x[positions], labels[positions].float())
+    g = torch.cat([v.flatten(1) for v in found.values()], 1).double()  # (t, parameters)
+    moments = Moments.of_samples(g.numpy(), classes, groups)
+    return gsnr.estimate(moments, clustered=len(set(own)) < len(own))
 
 
 def rank_correlation(conditions: Sequence[Condition]) -> Estimate:

@@ -12,10 +12,11 @@ kept whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ from corit_cli.progress import Advance, hush
 #: Buckets of a sketch. A prime, so that no row or column of a matrix falls into few of them.
 BUCKETS = 32749
 
+#: A stratum and a jackknife group.
+Cell = tuple[int, int]
 #: Logits and labels to losses (B,).
 LossPerSample = Callable[[Tensor, Tensor], Tensor]
 
@@ -89,7 +92,7 @@ class Model(Protocol):
 def measure(
     corit: Model,
     head: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor, int]],
+    batches: Iterable[tuple[Tensor, Tensor, Cell]],
     loss_per_sample: LossPerSample = bce_per_sample,
     advance: Advance = hush,
     layers: Container[str] | None = None,
@@ -97,8 +100,9 @@ def measure(
 ) -> Gradients:
     """Gradient moments of the parameters of all ``layers`` (or those named) and the head, and of tokens.
 
-    ``batches`` yields images (b, ...) as ``corit`` takes them, labels (b,) and the number of the jackknife group all of
-    them belong to; a group's batches follow one another (ValueError otherwise). ``advance`` is told each batch's size.
+    ``batches`` yields images (b, ...) as ``corit`` takes them, labels (b,) and the cell, stratum and jackknife group,
+    that all of them belong to; a cell's batches follow one another, and so do a stratum's cells (ValueError otherwise).
+    ``advance`` is told each batch's size. Of every stratum but the last a copy of the gradients' sums is kept.
     Tokens are those of the layers that a tracked parameter stands before, in the first pass through the tower, which
     begins with ``windows`` rows of every sample, row r of sample r mod b.
     """
@@ -109,67 +113,90 @@ def measure(
     }
     ghost = GhostPass(tracked)
     sketch: Sketch | None = None
-    groups: list[_Group] = []
-    seen: set[int] = set()
+    cells: list[_Cell] = []
+    strata: dict[int, dict[str, Tensor]] = {}  # sums of all gradients up to the end of a stratum
     loss = 0.0
 
     def close() -> None:
-        """End the last group: sketch the running totals."""
-        # One tensor a group: small ones that outlive the large ones around them would pin memory that is free.
+        """End the last cell: sketch the running totals."""
+        # One tensor a cell: small ones that outlive the large ones around them would pin memory that is free.
         lengths = [min(total.numel(), BUCKETS) for total in ghost.sums.values()]
         places = sketch.signs.new_empty(sum(lengths)).split(lengths)
-        groups[-1].sketches = dict(zip(ghost.sums, places, strict=True))
-        for name, place in groups[-1].sketches.items():
+        cells[-1].sketches = dict(zip(ghost.sums, places, strict=True))
+        for name, place in cells[-1].sketches.items():
             sketch(ghost.sums[name], out=place)
 
-    for images, labels, number in batches:
-        if not groups or groups[-1].number != number:
-            if number in seen:
-                raise ValueError(f"jackknife group {number} comes in two places")
-            seen.add(number)
-            if groups:
+    for images, labels, place in batches:
+        if not cells or cells[-1].place != place:
+            if place in {cell.place for cell in cells} or place[0] in strata:
+                raise ValueError(f"stratum {place[0]}, jackknife group {place[1]} comes in two places")
+            if cells:
                 close()
-            groups.append(_Group(number))
+                if place[0] != cells[-1].place[0]:
+                    strata[cells[-1].place[0]] = {name: total.clone() for name, total in ghost.sums.items()}
+            cells.append(_Cell(place))
         tokens = _TokenGradients(windows, samples=len(labels))
         with layer_outputs(corit.tower, tokens.saw):
             values, norms = ghost(partial(_losses, corit, head, images, labels, loss_per_sample))
-        groups[-1].add(len(values), norms, tokens.found)
+        cells[-1].add(len(values), norms, tokens.found)
         sketch = sketch or Sketch(max(p.numel() for p in ghost.sums.values()), next(iter(ghost.sums.values())))
         loss += float(values.sum())
         advance(len(values))
-    if not groups:
+    if not cells:
         raise ValueError("no samples were given")
     close()
-    counts = np.array([group.count for group in groups])
+    strata[cells[-1].place[0]] = ghost.sums
+    numbers = [sorted({cell.place[1] for cell in cells}), list(strata)]  # groups, and strata as they came
+    at = tuple(np.array([[numbers[k].index(cell.place[1 - k]) for cell in cells] for k in (0, 1)]))
+    shape = tuple(map(len, numbers))  # (J, C)
+
+    def spread(values: Sequence[float]) -> np.ndarray:
+        """One number a cell as (J, C), 0 where a group has none of a stratum."""
+        out = np.zeros(shape)
+        out[at] = values
+        return out
+
+    counts = spread([cell.count for cell in cells]).astype(int)
 
     def parameter(name: str) -> Moments:
-        running = torch.stack([group.sketches.pop(name) for group in groups]).double()  # (J, m)
+        running = torch.stack([cell.sketches.pop(name) for cell in cells]).double()  # (cells, m)
         each = running.diff(dim=0, prepend=running.new_zeros(1, running.shape[1]))
-        squares = np.array([group.squares[name] for group in groups])
-        total = float(torch.linalg.vector_norm(ghost.sums[name], dtype=torch.float64) ** 2)
-        return Moments(counts, squares, total, (each @ each.T).cpu().numpy())
+        gram = np.zeros((*shape, *shape))
+        gram[at[0][:, None], at[1][:, None], at[0], at[1]] = (each @ each.T).cpu().numpy()
+        # Exact, unlike the sketches': they are what the estimate itself comes from.
+        nothing = torch.zeros_like(ghost.sums[name])
+        upto = [nothing, *(sums.get(name, nothing) for sums in strata.values())]
+        sums = [b - a for a, b in pairwise(upto)]
+        totals = np.array([[_dot(a, b) for b in sums] for a in sums])  # (C, C)
+        return Moments(counts, spread([cell.squares.get(name, 0.0) for cell in cells]), totals, gram)
 
     def token(key: tuple[int, str]) -> Moments:
-        sums = torch.stack([group.token_sums[key] for group in groups])  # (J, d)
-        return Moments.of(counts, [group.token_squares[key] for group in groups], sums.cpu().numpy())
+        sums = np.zeros((*shape, len(cells[0].token_sums[key])))
+        sums[at] = torch.stack([cell.token_sums[key] for cell in cells]).cpu().numpy()
+        return Moments.of(counts, spread([cell.token_squares[key] for cell in cells]), sums)
 
     return Gradients(
         {name: parameter(name) for name in ghost.parameters if name in ghost.sums},
         ghost.sums,
-        {key: token(key) for key in sorted(groups[0].token_sums)},
+        {key: token(key) for key in sorted(cells[0].token_sums)},
         loss / int(counts.sum()),
     )
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of two tensors of one shape, added up in float64 row by row."""
+    return float(torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1)).double().sum())
 
 
 def _losses(corit: Model, head: nn.Module, images: Tensor, labels: Tensor, loss_per_sample: LossPerSample) -> Tensor:
     return loss_per_sample(head(corit(images).z), labels)  # (B,)
 
 
-class _Group:
-    """Sums over one jackknife group. ``sketches`` are of the running totals up to the group's end."""
+class _Cell:
+    """Sums over one jackknife group's samples of one stratum; ``sketches`` are of the running totals at its end."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.count = number, 0
+    def __init__(self, place: Cell) -> None:
+        self.place, self.count = place, 0
         self.squares: dict[str, float] = {}
         self.sketches: dict[str, Tensor] = {}
         self.token_sums: dict[tuple[int, str], Tensor] = {}

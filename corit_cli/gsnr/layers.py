@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import BATCH, Extractor, Reader, mean_over_windows, pixels
 from corit_cli.features.stream import ahead
 from corit_cli.files import content_sha256
-from corit_cli.gsnr.gradients import Gradients, measure
+from corit_cli.gsnr.gradients import Cell, Gradients, measure
 from corit_cli.gsnr.probes import probe_auc
 from corit_cli.gsnr.proxy import measure_proxy
 from corit_cli.gsnr.study import Compared, DifferenceRow, Row, Study, StudySettings
@@ -61,6 +61,7 @@ def study(
 
     Raises CoritError when there are too few images, or of one class only, or a layer does not exist.
     """
+    crops = replace(crops, interpolation=backbone.tower.config.interpolation)
     depth = backbone.tower.config.layers
     for layer in settings.layers or ():
         if not 0 <= layer <= depth:
@@ -107,7 +108,7 @@ def study(
     strata = {"all": list(range(len(measured)))} | _strata(data, settings.by, out.notes)
     for state in settings.states:
         for subset, positions in strata.items():
-            _measure(out, prepared, data, settings, state, subset, positions, progress)
+            _measure(out, prepared, data, settings, state=state, subset=subset, positions=positions, progress=progress)
     if not out.rows:
         raise CoritError("no gradient reaches the layers asked for: the models read none of them, nor what follows")
     for model in prepared:
@@ -200,10 +201,12 @@ def _measure(
         found[model.name] = _moments(gradients, settings)
         for (part, layer), moments in found[model.name].items():
             try:
-                estimate = gsnr.estimate(moments, clustered)
+                balanced, independent = (
+                    gsnr.estimate(moments, clustered, draws) for draws in ("balanced", "independent")
+                )
             except ValueError as error:
                 raise CoritError(f"{title}, layer {layer}: {error}") from None
-            out.rows.append(Row(model.name, state, subset, part, layer, estimate))
+            out.rows.append(Row(model.name, state, subset, part, layer, balanced, independent))
     reference = models[0].name
     for model in models[1:]:
         for key, moments in found[model.name].items():
@@ -247,24 +250,36 @@ class _Measured:
         return len({self.units[i] for i in positions}) < len(positions)
 
     def groups(self, positions: Sequence[int]) -> list[list[int]]:
-        """Jackknife groups of some of the samples, as positions."""
-        dealt = jackknife_groups([self.units[i] for i in positions], seed=self.seed)
-        return [[positions[k] for k in group] for group in dealt]
+        """Jackknife groups of some of the samples, as positions; each holds the classes in much the same mix."""
+        labels, units = [self.samples[i].label for i in positions], [self.units[i] for i in positions]
+        return [[positions[k] for k in group] for group in jackknife_groups(units, labels, seed=self.seed)]
 
-    def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Images with their windows (b, w, 3, S, S) in [0, 1], labels (b,) and group number, group by group."""
+    def cells(self, positions: Sequence[int]) -> Iterator[tuple[Cell, list[int]]]:
+        """Some of the samples by class and jackknife group, class by class."""
+        groups = self.groups(positions)
+        for label in sorted({self.samples[i].label for i in positions}):
+            for number, group in enumerate(groups):
+                own = [i for i in group if self.samples[i].label == label]
+                if own:
+                    yield (label, number), own
+
+    def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Cell]]:
+        """Images with their windows (b, w, 3, S, S) in [0, 1], labels (b,) and their cell, cell by cell."""
         size = max(1, BATCH[torch.device(self.device).type] // self.windows.shape[1])
-        for number, group in enumerate(self.groups(positions)):
-            for start in range(0, len(group), size):
-                part = group[start : start + size]
+        for cell, members in self.cells(positions):
+            for start in range(0, len(members), size):
+                part = members[start : start + size]
                 images = pixels(self.windows[part], self.device)  # (b, w, 3, S, S)
-                labels = torch.tensor([self.samples[i].label for i in part], device=self.device)
-                yield images, labels, number
+                yield images, torch.full((len(part),), cell[0], device=self.device), cell
 
     def places(self) -> list[list[int]]:
         """The jackknife groups of all samples as places in the order of :meth:`batches`."""
-        ends = np.cumsum([0, *map(len, self.groups(range(len(self.samples))))])
-        return [list(range(start, end)) for start, end in pairwise(ends)]
+        groups: dict[int, list[int]] = defaultdict(list)
+        start = 0
+        for (_, number), members in self.cells(range(len(self.samples))):
+            groups[number] += range(start, start + len(members))
+            start += len(members)
+        return [groups[number] for number in sorted(groups)]
 
 
 def _strata(data: _Measured, by: str | None, notes: list[str]) -> dict[str, list[int]]:
@@ -275,7 +290,11 @@ def _strata(data: _Measured, by: str | None, notes: list[str]) -> dict[str, list
     strata = {name: [i for i, n in enumerate(names) if n == name] for name in sorted(set(names))}
     if by == "class":
         strata = dict(sorted(strata.items(), reverse=True))  # real, then fake
-    small = [name for name, positions in strata.items() if len({data.units[i] for i in positions}) < FEWEST_UNITS]
+    small = []
+    for name, positions in strata.items():
+        units = {(data.samples[i].label, data.units[i]) for i in positions}  # of each class, as it is a stratum
+        if min(Counter(label for label, _ in units).values()) < FEWEST_UNITS:
+            small.append(name)
     if small:
         notes.append(f"not measured by themselves, for want of independent images: {', '.join(small)}")
     return {name: positions for name, positions in strata.items() if name not in small}

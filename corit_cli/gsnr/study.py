@@ -51,7 +51,12 @@ class StudySettings(Settings):
     """
 
     layers: tuple[int, ...] | None = option(
-        None, "Layers, as in 0,3,6-9, or all; 0 is the embedding.", metavar="all|LAYERS", parse=parse_all, panel=PANEL
+        None,
+        "Layers, as in 0,3,6-9, or all; 0 is the embedding.",
+        metavar="all|LAYERS",
+        parse=parse_all,
+        shown="all",
+        panel=PANEL,
     )
     wrt: str = option(
         "params",
@@ -65,6 +70,7 @@ class StudySettings(Settings):
         "The head that the loss is taken at: init, random; fitted; or both.",
         flag="--head-state",
         metavar="init|fitted|both",
+        shown="both",
         parse=parse_states,
         panel=PANEL,
     )
@@ -77,7 +83,7 @@ class StudySettings(Settings):
         super().__post_init__()
         if self.by not in (None, "class", "source"):
             raise CoritError(f"by must be one of class, source, not {self.by!r}")
-        if not set(self.states) <= {"initial", "fitted"}:
+        if not self.states or not set(self.states) <= {"initial", "fitted"}:
             raise CoritError(f"states must be of initial, fitted, not {self.states!r}")
 
 
@@ -85,7 +91,8 @@ class StudySettings(Settings):
 class Row:
     """GSNR of one model's layer, at one state of its head, on one subset of the images.
 
-    ``part`` is params, cls or patches; ``subset`` is ``all`` or a class or source.
+    ``part`` is params, cls or patches; ``subset`` is ``all`` or a class or source. ``estimate`` is GSNR under batches
+    with as many real images as fake ones, ``independent`` under independent draws, whose noise is larger.
     """
 
     model: str
@@ -94,6 +101,7 @@ class Row:
     part: str
     layer: str
     estimate: GSNREstimate
+    independent: GSNREstimate
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,9 @@ class Study:
         return plain(
             self.about
             | {
-                "gsnr": [gsnr_row(row, row.estimate) for row in self.rows],
+                "gsnr": [
+                    gsnr_row(row, row.estimate) | {"independent_draws": asdict(row.independent)} for row in self.rows
+                ],
                 "differences": [gsnr_row(row, row.difference) for row in self.differences],
                 "losses": [
                     {"model": model, "head": head, "subset": subset, "loss": loss}

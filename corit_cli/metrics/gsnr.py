@@ -5,11 +5,23 @@ parameters). Two choices differ from common practice. The squared norm of a mean
 tr Cov / N on average, so a model without any signal would show R = 1/N; that share is taken off. And no estimate comes
 without an interval, because at the usual few hundred samples R is often not distinguishable from zero.
 
-Where samples depend on each other, as a photograph and its forgery do, whose gradients nearly cancel, that share is
-another: then only the products of gradients of different groups say what ||E g||^2 is (``clustered``).
+**Strata.** A sample that holds as many real images as fake ones by design is no independent draw. With class means
+mu_r and mu_f, mu = (mu_r + mu_f) / 2 and delta = (mu_f - mu_r) / 2, the mean product of different samples' gradients
+is ||mu||^2 - ||delta||^2 / (N - 1). Near an unfitted head, where a gradient's sign is that of its label, ||delta||^2 is
+most of tr Cov: taken for ||mu||^2, that mean is too low by as much as is to be measured. So samples come in strata (the
+classes) that weigh alike, and everything follows from A_ab, the mean product of different samples of strata a and b,
+which has the mean <mu_a, mu_b>:
 
-The samples are dealt into J groups. Everything here follows from the inner products <S_j, S_k> of the groups' gradient
-sums and from the samples' squared norms, whatever the number of parameters.
+    ||mu||^2 = sum_ab w_a w_b A_ab,    T = sum_a w_a (mean ||g||^2 in a - A_aa),    D = sum_a w_a A_aa - ||mu||^2,
+
+w_a = 1 / C, T the noise within strata, and D (||delta||^2 for two classes) what the strata's means add to it. R is
+``||mu||^2 / T`` under batches that are balanced as the sample is, and ``||mu||^2 / (T + D)`` under independent draws.
+
+Where samples depend on each other, as a photograph and its forgery do, whose gradients nearly cancel, only the products
+of gradients of different groups say what <mu_a, mu_b> is, also between strata (``clustered``).
+
+The samples are dealt into J groups that hold all strata. Everything here follows from the inner products of the
+gradient sums of groups and strata and from the samples' squared norms, whatever the number of parameters.
 
 The interval comes from a delete-a-group jackknife, with Student's t of J - 1 degrees of freedom. ||mean||^2 is a
 square, skewed where the signal is weak, so the interval is laid around the square root of the plain ratio and squared
@@ -23,55 +35,77 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from corit_cli.metrics.intervals import jackknife
 
-#: Jackknife groups to use unless there are fewer samples.
-GROUPS = 16
 INDISTINCT = "not distinguishable from zero"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What GSNR needs of N gradients in J groups. Moments of disjoint sets of parameters add up.
+    """What GSNR needs of N gradients in J groups and C strata. Moments of disjoint sets of parameters add up.
 
     Attributes:
-        counts: samples in each group, (J,).
-        squares: sum of the samples' squared gradient norms in each group, (J,).
-        total: squared norm of the sum of all gradients, ||S||^2.
-        gram: inner products of the groups' gradient sums, (J, J). Only the interval reads it.
+        counts: samples in each group and stratum, (J, C).
+        squares: sum of these samples' squared gradient norms, (J, C).
+        totals: inner products of the strata's gradient sums over all groups, (C, C).
+        gram: inner products of the gradient sums of groups and strata, (J, C, J, C). Only the interval reads it, and
+            clustered samples.
     """
 
     counts: np.ndarray
     squares: np.ndarray
-    total: float
+    totals: np.ndarray
     gram: np.ndarray
 
     @classmethod
-    def of(cls, counts: Sequence[int], squares: Sequence[float], sums: np.ndarray) -> Moments:
-        """From the groups' gradient sums themselves, (J, d)."""
-        sums = np.asarray(sums, dtype=np.float64)
-        gram = sums @ sums.T
-        return cls(np.asarray(counts), np.asarray(squares, dtype=np.float64), float(gram.sum()), gram)
+    def of(cls, counts: ArrayLike, squares: ArrayLike, sums: np.ndarray) -> Moments:
+        """From the gradient sums themselves, (J, C, d), or (J, d) with counts and squares (J,) for one stratum."""
+        sums, counts = np.asarray(sums, dtype=np.float64), np.asarray(counts)
+        if sums.ndim == 2:
+            sums, counts = sums[:, None], counts[:, None]
+        squares = np.asarray(squares, dtype=np.float64).reshape(counts.shape)
+        gram = np.einsum("jad,kbd->jakb", sums, sums)
+        return cls(counts, squares, gram.sum((0, 2)), gram)
+
+    @classmethod
+    def of_samples(cls, g: np.ndarray, strata: ArrayLike, groups: Sequence[Sequence[int]]) -> Moments:
+        """From the samples' gradients (N, d), what stratum each belongs to (N,), and the groups' positions."""
+        names, number = np.unique(strata, return_inverse=True)
+        counts, squares = np.zeros((len(groups), len(names)), int), np.zeros((len(groups), len(names)))
+        sums = np.zeros((*counts.shape, g.shape[1]))
+        for j, group in enumerate(groups):
+            np.add.at(counts[j], number[group], 1)
+            np.add.at(squares[j], number[group], np.square(g[group]).sum(1))
+            np.add.at(sums[j], number[group], g[group])
+        return cls.of(counts, squares, sums)
 
     def __add__(self, other: Moments) -> Moments:
         if not np.array_equal(self.counts, other.counts):
             raise ValueError("moments over different samples do not add up")
-        return Moments(self.counts, self.squares + other.squares, self.total + other.total, self.gram + other.gram)
+        return Moments(self.counts, self.squares + other.squares, self.totals + other.totals, self.gram + other.gram)
 
     @property
     def n(self) -> int:
         """N, the number of samples."""
         return int(self.counts.sum())
 
+    def without(self, group: int) -> Moments:
+        """The moments of all other groups. ``totals`` stays as exact as it was but for what the group took part in."""
+        rows = np.arange(len(self.counts)) != group
+        own = self.gram[group].sum(1)  # (C, C), of the group's sums with all sums
+        totals = self.totals - own - own.T + self.gram[group, :, group]
+        return Moments(self.counts[rows], self.squares[rows], totals, self.gram[rows][:, :, rows])
+
 
 @dataclass(frozen=True)
 class GSNREstimate:
     """A debiased GSNR with its 95% interval.
 
-    ``value`` is ``signal / noise``, where ``signal`` estimates ||E g||^2 without bias and ``noise`` is the trace of the
-    unbiased sample covariance; it may fall below zero. ``plugin`` is the plain ||mean||^2 / noise, too large by 1/N
-    where samples are independent.
+    ``value`` is ``signal / noise``, where ``signal`` estimates ||E g||^2 without bias and ``noise`` is that of balanced
+    batches or of independent draws; it may fall below zero. ``plugin`` is the plain ||mean||^2 / noise, too large by
+    about 1/N where samples are independent.
     """
 
     value: float
@@ -116,29 +150,68 @@ class GSNRDifference:
         return "higher" if self.value > 0 else "lower"
 
 
-def signal_and_noise(moments: Moments, clustered: bool = False) -> tuple[float, float]:
-    """Unbiased estimates of ||E g||^2 and tr Cov(g), whose ratio is GSNR; ``clustered`` as in :func:`estimate`.
+@dataclass(frozen=True)
+class Variances:
+    """Unbiased estimates of ||E g||^2, of tr Cov within strata (T), and of what the strata's means add to it (D)."""
 
-    Raises ValueError on gradients that do not vary.
+    signal: float
+    within: float
+    between: float
+
+    def noise(self, draws: str) -> float:
+        """tr Cov under ``balanced`` batches or ``independent`` draws."""
+        return self.within if draws == "balanced" else self.within + self.between
+
+
+def variances(moments: Moments, clustered: bool = False) -> Variances:
+    """What GSNR is the ratio of; ``clustered`` as in :func:`estimate`.
+
+    Raises ValueError on gradients that do not vary, and where a stratum has no two samples (clustered: groups).
     """
-    within, pairs = _dependent(moments, clustered)
-    signal, noise = _signal_and_noise(moments.total, moments.squares.sum(), moments.n, within.sum(), pairs.sum())
-    return float(signal), float(noise)
+    counts, squares = moments.counts.sum(0), moments.squares.sum(0)  # (C,) each
+    if clustered:  # a group's samples, with themselves and with each other, in all strata
+        own = np.einsum("jajb->ab", moments.gram)
+        pairs = moments.counts.T @ moments.counts
+    else:
+        own, pairs = np.diag(squares), np.diag(counts)
+    different = np.outer(counts, counts) - pairs  # (C, C), pairs of samples that do not depend on each other
+    if (different <= 0).any():
+        raise ValueError("every stratum needs at least two independent samples")
+    A = (moments.totals - own) / different
+    w = np.full(len(counts), 1 / len(counts))
+    signal, diagonal = float(w @ A @ w), float(w @ np.diag(A))
+    mean = float(w @ (squares / counts))
+    if not mean - diagonal > 1e-12 * mean:
+        raise ValueError("the gradients do not vary between samples, so there is no noise to compare with")
+    return Variances(signal, mean - diagonal, diagonal - signal)
 
 
-def estimate(moments: Moments, clustered: bool = False) -> GSNREstimate:
+def estimate(moments: Moments, clustered: bool = False, draws: str = "balanced") -> GSNREstimate:
     """GSNR with its interval; ``clustered`` when samples of one group may depend on each other.
 
+    ``draws`` says what the noise is: ``balanced`` batches of all strata, or ``independent`` draws.
     Raises ValueError on fewer than three groups, or gradients that do not vary.
     """
-    signal, noise = signal_and_noise(moments, clustered)
-    value, plugin = signal / noise, moments.total / moments.n**2 / noise
-    error, reach = jackknife(value, _leave_one_out(moments, clustered), moments.counts)
+    found = variances(moments, clustered)
+    noise = found.noise(draws)
+    value = found.signal / noise
+    means = np.outer(*[1 / moments.counts.sum(0)] * 2) / moments.counts.shape[1] ** 2
+    plugin = float((moments.totals * means).sum()) / noise  # ||mean of the strata's means||^2 / noise
+    error, reach = jackknife(value, _leave_one_out(moments, clustered, draws), moments.counts.sum(1))
     # The root of the plain ratio moves by dR / (2 root).
     root = plugin**0.5
     low = max(root - reach / (2 * root), 0.0) ** 2 - (plugin - value)
     high = (root + reach / (2 * root)) ** 2 - (plugin - value)
-    return GSNREstimate(value, plugin, low, high, error, moments.n, signal, noise)
+    return GSNREstimate(
+        value=value,
+        plugin=plugin,
+        low=low,
+        high=high,
+        standard_error=error,
+        n=moments.n,
+        signal=found.signal,
+        noise=noise,
+    )
 
 
 def compare(first: Moments, second: Moments, clustered: bool = False) -> GSNRDifference:
@@ -148,37 +221,11 @@ def compare(first: Moments, second: Moments, clustered: bool = False) -> GSNRDif
         raise ValueError("a paired comparison needs the same samples in the same groups")
     value = estimate(first, clustered).value - estimate(second, clustered).value
     without = _leave_one_out(first, clustered) - _leave_one_out(second, clustered)
-    error, reach = jackknife(value, without, first.counts)
+    error, reach = jackknife(value, without, first.counts.sum(1))
     return GSNRDifference(value, value - reach, value + reach, error)
 
 
-def _dependent(m: Moments, clustered: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What dependent pairs of samples, each with itself at least, contribute to ||S||^2 and how many they are, by group
-    (J,). All other pairs' products have the mean ||E g||^2."""
-    return (np.diag(m.gram), m.counts**2) if clustered else (m.squares, m.counts)
-
-
-def _signal_and_noise(
-    total: float | np.ndarray,
-    squares: float | np.ndarray,
-    n: int | np.ndarray,
-    within: float | np.ndarray,
-    pairs: int | np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Unbiased ||E g||^2 and tr Cov from ||S||^2, the sum of squared norms, the number of samples, and
-    :func:`_dependent`."""
-    signal = (total - within) / (n**2 - pairs)
-    noise = squares / n - signal
-    if not np.all(noise > 1e-12 * squares):
-        raise ValueError("the gradients do not vary between samples, so there is no noise to compare with")
-    return signal, noise
-
-
-def _leave_one_out(m: Moments, clustered: bool) -> np.ndarray:
+def _leave_one_out(m: Moments, clustered: bool, draws: str = "balanced") -> np.ndarray:
     """R without each group in turn, (J,)."""
-    totals = m.total - 2 * m.gram.sum(1) + np.diag(m.gram)  # ||S - S_j||^2
-    within, pairs = _dependent(m, clustered)
-    signal, noise = _signal_and_noise(
-        totals, m.squares.sum() - m.squares, m.n - m.counts, within.sum() - within, pairs.sum() - pairs
-    )
-    return signal / noise
+    rest = (variances(m.without(j), clustered) for j in range(len(m.counts)))
+    return np.array([found.signal / found.noise(draws) for found in rest])

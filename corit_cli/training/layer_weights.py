@@ -31,17 +31,13 @@ def gsnr_weights(x: Tensor, labels: Tensor, weights: Tensor, units: Sequence[Has
     if len(groups) < UNITS:
         raise CoritError(f"layer weights by GSNR need images of at least {UNITS} sources, not {len(groups)}")
     gradients = ((0.5 - labels.float()) * weights)[:, None] * x  # (n, F)
-    gradients = gradients.unflatten(1, (parts, -1)).double()  # (n, parts, d)
-    chosen = [torch.tensor(group) for group in groups]
-    sums = torch.stack([gradients[group].sum(0) for group in chosen]).numpy()  # (J, parts, d)
-    squares = torch.stack([gradients[group].square().sum((0, 2)) for group in chosen]).numpy()  # (J, parts)
-    counts = [len(group) for group in groups]
-    moments = [Moments.of(counts, squares[:, part], sums[:, part]) for part in range(parts)]
+    gradients = gradients.unflatten(1, (parts, -1)).double().numpy()  # (n, parts, d)
     try:
-        found = [gsnr.signal_and_noise(m, clustered=True) for m in moments]
+        every = [Moments.of_samples(gradients[:, part], labels.numpy(), groups) for part in range(parts)]
+        found = [gsnr.variances(moments, clustered=True) for moments in every]
     except ValueError as error:
         raise CoritError(f"layer weights by GSNR: {error}") from None
-    positive = np.array([max(signal, 0.0) / noise for signal, noise in found])
+    positive = np.array([max(v.signal, 0.0) / v.within for v in found])
     return mean_one(torch.from_numpy(positive)).float() if positive.any() else torch.ones(parts)
 
 

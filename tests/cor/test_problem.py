@@ -86,14 +86,19 @@ def test_nonsense_is_refused(samples: list[Sample]) -> None:
         problem([s for s in samples if s.label == 0])
 
 
-@given(st.lists(st.integers(0, 12), min_size=3, max_size=60), st.integers(1, 16))
-def test_batches_share_no_unit(units: list[int], size: int) -> None:
-    if len(set(units)) < 3:
-        with pytest.raises(ValueError, match="too few"):
-            apart(units, size)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=1, max_size=120), size=st.integers(2, 20)
+)
+def test_batches_share_no_unit_and_have_as_many_of_either_class(rows: list[tuple[int, int]], size: int) -> None:
+    units, labels = ([row[k] for row in rows] for k in (0, 1))
+    homes_of = [len({u for u, label in rows if label == c}) for c in (0, 1)]
+    try:
+        batches = apart(units, labels, size)
+    except ValueError as error:
+        assert "too few" in str(error) and min(homes_of) < 2 * 16
         return
-    batches = apart(units, size)
-    assert 3 <= len(batches) <= 16 and len({len(batch) for batch in batches}) == 1 and 1 <= len(batches[0]) <= size
+    assert 3 <= len(batches) <= 16 and len({len(batch) for batch in batches}) == 1 and 2 <= len(batches[0]) <= size
+    assert all(2 * sum(labels[i] for i in batch) == len(batch) for batch in batches)
     homes = [{units[i] for i in batch} for batch in batches]
     assert sum(map(len, homes)) == len(set().union(*homes))
     assert len({i for batch in batches for i in batch}) == sum(map(len, batches))

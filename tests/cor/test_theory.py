@@ -45,9 +45,12 @@ def test_head_gsnr_equals_a_loop_of_autograd(hidden: int) -> None:
         loss = F.binary_cross_entropy_with_logits(head(x[i])[0], labels[i].float())
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(head.parameters()))]).double())
     g = torch.stack(rows).numpy()
-    noise = np.trace(np.atleast_2d(np.cov(g.T)))
-    assert found.noise == pytest.approx(noise, rel=1e-5)
-    assert found.value == pytest.approx((np.square(g.mean(0)).sum() - noise / 20) / noise, rel=1e-4)
+    classes = [g[labels[4:].numpy() == label] for label in (0, 1)]
+    traces = [np.trace(np.atleast_2d(np.cov(own.T))) for own in classes]
+    mean = sum(own.mean(0) for own in classes) / 2
+    signal = np.square(mean).sum() - sum(trace / len(own) for trace, own in zip(traces, classes, strict=True)) / 4
+    assert found.noise == pytest.approx(sum(traces) / 2, rel=1e-5)
+    assert found.value == pytest.approx(signal / (sum(traces) / 2), rel=1e-4)
 
 
 def test_flipped_labels_weaken_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:

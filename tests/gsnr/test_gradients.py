@@ -14,30 +14,34 @@ from tests.conftest import Told
 from tests.gsnr.test_per_sample import SETTINGS, gradients_one_by_one, random_batch, random_model, randomise
 
 
+def parts_of(count: int, groups: int) -> list[list[int]]:
+    return [part.tolist() for part in torch.arange(count).tensor_split(groups)]
+
+
 def batches_of(images, labels, groups, size):
-    for j, (x, y) in enumerate(zip(images.tensor_split(groups), labels.tensor_split(groups), strict=True)):
-        for part in zip(x.split(size), y.split(size), strict=True):
-            yield *part, j
+    """Class by class, and group by group within a class."""
+    for label in labels.unique().tolist():
+        for j, group in enumerate(parts_of(len(labels), groups)):
+            own = [i for i in group if labels[i] == label]
+            for start in range(0, len(own), size):
+                chosen = own[start : start + size]
+                yield images[chosen], labels[chosen], (label, j)
 
 
-def exact_moments(oracle: dict[str, torch.Tensor], groups: int) -> dict[str, Moments]:
+def exact_moments(oracle: dict[str, torch.Tensor], labels: torch.Tensor, groups: int) -> dict[str, Moments]:
     """Moments by layer from per-sample gradients (n, ...)."""
     layers: dict[str, list[torch.Tensor]] = {}
     for name, g in oracle.items():
         layers.setdefault(layer_of(name), []).append(g.flatten(1))
-    out = {}
-    for layer, parts in layers.items():
-        g = torch.cat(parts, 1).tensor_split(groups)
-        sums = torch.stack([part.sum(0) for part in g]).numpy()
-        out[layer] = Moments.of([len(part) for part in g], [float(part.square().sum()) for part in g], sums)
-    return out
+    parts = parts_of(len(labels), groups)
+    return {layer: Moments.of_samples(torch.cat(g, 1).numpy(), labels.numpy(), parts) for layer, g in layers.items()}
 
 
 @pytest.mark.parametrize("name", ["baseline", "a block run twice"])
 def test_estimates_equal_those_of_explicit_gradients(name):
     corit, head = random_model(SETTINGS[name])
     images, labels = random_batch(22)
-    expected = exact_moments(gradients_one_by_one(corit, head, images, labels), 5)
+    expected = exact_moments(gradients_one_by_one(corit, head, images, labels), labels, 5)
     told = Told()
     found = measure(corit, head, batches_of(images, labels, 5, 3), advance=told("samples", 22))
     assert told.complete
@@ -107,17 +111,16 @@ def test_token_gradients(name):
     assert set(found) == set(rows)
     for key, g in rows.items():
         per_sample = torch.stack(g)
-        parts = per_sample.tensor_split(4)
-        np.testing.assert_allclose(found[key].squares, [float(p.square().sum()) for p in parts], rtol=1e-9)
-        sums = torch.stack([p.sum(0) for p in parts])
-        np.testing.assert_allclose(found[key].gram, sums @ sums.T, rtol=1e-9, atol=1e-20)
+        expected = Moments.of_samples(per_sample.numpy(), labels.numpy(), parts_of(8, 4))
+        np.testing.assert_allclose(found[key].squares, expected.squares, rtol=1e-9)
+        np.testing.assert_allclose(found[key].gram, expected.gram, rtol=1e-9, atol=1e-20)
 
 
 def test_groups_out_of_order_and_empty_data_are_refused():
     corit, head = random_model(baseline(4))
     images, labels = random_batch(2)
     with pytest.raises(ValueError, match="two places"):
-        measure(corit, head, [(images, labels, 0), (images, labels, 1), (images, labels, 0)])
+        measure(corit, head, [(images, labels, (0, 0)), (images, labels, (0, 1)), (images, labels, (0, 0))])
     with pytest.raises(ValueError, match="no samples"):
         measure(corit, head, [])
 
@@ -159,7 +162,7 @@ def test_a_sample_of_two_windows_has_one_gradient():
     batches = list(batches_of(images, labels, 4, 3))
     found = measure(TwoWindows(), head, batches, windows=2)
     oracle = gradients_one_by_one(TwoWindows(), head, images, labels)
-    for layer, moments in exact_moments(oracle, 4).items():
+    for layer, moments in exact_moments(oracle, labels, 4).items():
         np.testing.assert_allclose(found.layers()[layer].squares, moments.squares, rtol=1e-9)
         np.testing.assert_allclose(found.layers()[layer].gram, moments.gram, rtol=1e-9, atol=1e-15)
     cls = torch.zeros(32)
@@ -170,7 +173,7 @@ def test_a_sample_of_two_windows_has_one_gradient():
         hook.remove()
         (g,) = torch.autograd.grad(loss.sum(), seen)
         cls = cls + g[:2].mean(0)[0]
-    assert found.tokens[0, "cls"].gram[0, 0] == pytest.approx(float(cls.square().sum()))
+    assert found.tokens[0, "cls"].gram[0, :, 0].sum() == pytest.approx(float(cls.square().sum()))
 
 
 @pytest.mark.parametrize("chosen", [("0", "3"), ("2",), ("4",), ()])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corit_cli.metrics import jackknife
-from corit_cli.metrics.gsnr import INDISTINCT, Moments, compare, estimate
+from corit_cli.metrics.gsnr import INDISTINCT, Moments, compare, estimate, variances
 
 RUNS = 1000
 
@@ -164,3 +164,112 @@ def test_clusters_leave_their_own_products_out(seed, sizes):
     assert e.value == pytest.approx(ratio(np.arange(len(g))), rel=1e-6, abs=1e-9)
     without = np.array([ratio(np.flatnonzero(group != j)) for j in range(len(sizes))])
     assert e.standard_error == pytest.approx(jackknife(e.value, without, np.array(sizes))[0], rel=1e-6, abs=1e-9)
+
+
+# --- strata ---------------------------------------------------------------------------------------
+
+DRAWS = 2000
+
+
+def strata_of(sizes: tuple[int, int], pairs: bool = False) -> tuple[np.ndarray, list[list[int]]]:
+    """Classes (N,) of that many real and fake samples, and 10 groups of positions with much the same mix.
+
+    As pairs, sample k of either class is of one photograph, and in one group.
+    """
+    classes = np.repeat([0, 1], sizes)
+    rank = np.concatenate([np.arange(n) for n in sizes])
+    return classes, [np.flatnonzero(rank % 10 == j).tolist() for j in range(10)]
+
+
+def simulated(sizes: tuple[int, int], shared: float = 0.0, seed: int = 0) -> tuple[list[Moments], float, float]:
+    """Moments of ``DRAWS`` stratified samples, and the true GSNR under balanced batches and independent draws.
+
+    The classes' means lie far apart (delta), as they do near an unfitted head; their noise differs. With ``shared``
+    the two samples of a photograph have that much of their noise in common, with opposite sign.
+    """
+    rng = np.random.default_rng(seed)
+    d, spread = 12, np.array([1.0, 1.4])
+    mu, delta = np.zeros(d), np.zeros(d)
+    mu[0], delta[1] = 1.2, 2.5
+    classes, groups = strata_of(sizes)
+    sign = 2.0 * classes - 1
+    own = np.concatenate([np.arange(n) for n in sizes])
+    found = []
+    for _ in range(DRAWS):
+        noise = rng.standard_normal((len(classes), d)) * np.sqrt(1 - shared)
+        common = rng.standard_normal((max(sizes), d))[own] * np.sqrt(shared) * sign[:, None]
+        g = mu + sign[:, None] * delta + spread[classes][:, None] * (noise + common)
+        found.append(Moments.of_samples(g, classes, groups))
+    within = d * np.square(spread).mean()
+    return found, mu @ mu / within, mu @ mu / (within + delta @ delta)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shared"),
+    [((40, 40), 0.0), ((60, 20), 0.0), ((40, 40), 0.8)],
+    ids=["balanced", "unbalanced", "photographs and their forgeries"],
+)
+def test_strata_are_unbiased_and_their_intervals_cover_the_truth(sizes: tuple[int, int], shared: float) -> None:
+    moments, *truths = simulated(sizes, shared)
+    signal = 1.2**2
+    estimates = [variances(m, clustered=shared > 0).signal for m in moments]
+    assert abs(np.mean(estimates) - signal) < 2 * np.std(estimates) / DRAWS**0.5 + 1e-3 * signal
+    for draws, truth in zip(("balanced", "independent"), truths, strict=True):
+        found = [estimate(m, clustered=shared > 0, draws=draws) for m in moments[::4]]
+        values = np.array([e.value for e in found])
+        assert abs(values.mean() - truth) < 3 * values.std() / len(values) ** 0.5 + 0.03 * truth
+        assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
+
+
+def test_one_stratum_for_a_balanced_sample_is_too_low_by_what_the_classes_differ() -> None:
+    moments, _, _ = simulated((40, 40))
+    as_one = [
+        Moments(
+            counts=m.counts.sum(1, keepdims=True),
+            squares=m.squares.sum(1, keepdims=True),
+            totals=m.totals.sum(keepdims=True).reshape(1, 1),
+            gram=m.gram.sum((1, 3))[:, None, :, None],
+        )
+        for m in moments[::4]
+    ]
+    signals = np.array([variances(m).signal for m in as_one])
+    assert signals.mean() == pytest.approx(1.2**2 - 2.5**2 / 79, abs=4 * signals.std() / len(signals) ** 0.5)
+    assert signals.mean() < 1.2**2 - 3 * signals.std() / len(signals) ** 0.5
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_strata_equal_all_products_written_out(seed: int, clustered: bool) -> None:
+    rng = np.random.default_rng(seed)
+    classes, groups = strata_of((14, 11))
+    g = rng.standard_normal((25, 3)) + 0.4 + 0.8 * classes[:, None]
+    number = np.empty(25, int)
+    for j, group in enumerate(groups):
+        number[group] = j
+    products = g @ g.T
+    apart = number[:, None] != number[None] if clustered else ~np.eye(25, dtype=bool)
+    a = np.empty((2, 2))
+    for r, f in np.ndindex(2, 2):
+        a[r, f] = products[apart & (classes[:, None] == r) & (classes[None] == f)].mean()
+    squares = np.mean([np.diag(products)[classes == c].mean() for c in (0, 1)])
+    found = variances(Moments.of_samples(g, classes, groups), clustered)
+    assert found.signal == pytest.approx(a.mean(), abs=1e-9)
+    assert found.within == pytest.approx(squares - np.trace(a) / 2)
+    assert found.between == pytest.approx(np.trace(a) / 2 - a.mean(), abs=1e-9)
+
+
+def test_leaving_a_group_out_is_measuring_without_it() -> None:
+    rng = np.random.default_rng(3)
+    classes, groups = strata_of((20, 15))
+    g = rng.standard_normal((35, 4))
+    whole = Moments.of_samples(g, classes, groups)
+    for j in range(len(groups)):
+        kept = [group for k, group in enumerate(groups) if k != j]
+        fresh, rest = Moments.of_samples(g, classes, kept), whole.without(j)
+        for name in ("counts", "squares", "totals", "gram"):
+            np.testing.assert_allclose(getattr(rest, name), getattr(fresh, name), atol=1e-9)
+
+
+def test_a_stratum_of_one_sample_says_nothing() -> None:
+    g = np.random.default_rng(0).standard_normal((9, 2))
+    with pytest.raises(ValueError, match="two independent samples"):
+        variances(Moments.of_samples(g, [0] * 8 + [1], [[k] for k in range(9)]))

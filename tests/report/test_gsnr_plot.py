@@ -15,7 +15,7 @@ from corit_cli.report.gsnr_plot import gsnr_plot
 
 def row(model: str, layer: str, value: float, half: float = 0.005, state: str = "fitted", **other: str) -> Row:
     estimate = GSNREstimate(value, value + 0.02, value - half, value + half, half / 2, 48, value, 1.0)
-    return Row(model, state, other.get("subset", "all"), other.get("part", "params"), layer, estimate)
+    return Row(model, state, other.get("subset", "all"), other.get("part", "params"), layer, estimate, estimate)
 
 
 def example(scale: float = 1.0, **other: str) -> Study:

@@ -42,10 +42,15 @@ def test_gsnr_weights_are_those_of_autograd() -> None:
     g = torch.stack(gradients).double()  # (n, 3, 8)
     groups = np.array(sources)
     means = []
-    for part in range(3):  # signal from all pairs of images of different sources, noise from all images
+    labels = y.numpy()
+    for part in range(3):  # signal from pairs of images of different sources, class by class; noise within classes
         products = (g[:, part] @ g[:, part].T).numpy()
-        signal = products[groups[:, None] != groups[None]].mean()
-        means.append(max(signal, 0) / (np.trace(products) / len(y) - signal))
+        a = np.empty((2, 2))
+        for r, f in np.ndindex(2, 2):
+            pairs = (groups[:, None] != groups[None]) & (labels[:, None] == r) & (labels[None] == f)
+            a[r, f] = products[pairs].mean()
+        squares = np.mean([np.diag(products)[labels == c].mean() for c in (0, 1)])
+        means.append(max(a.mean(), 0) / (squares - np.trace(a) / 2))
     expected = np.maximum(np.array(means) / np.mean(means), LEAST)
     np.testing.assert_allclose(gsnr_weights(z, y, w, sources, parts=3).numpy(), expected, rtol=1e-5)
 

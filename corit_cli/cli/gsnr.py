@@ -22,7 +22,7 @@ from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 if TYPE_CHECKING:
     from corit_cli.metrics import Estimate
 
-STATE_NAMES = {"initial": "at initialisation (one random head)", "fitted": "after fitting the head"}
+STATE_NAMES = {"initial": "at initialisation (a random head)", "fitted": "after fitting the head"}
 PARTS = {"params": "", "cls": " cls", "patches": " patches"}
 
 
@@ -62,6 +62,9 @@ def gsnr(
     as_json: options.Json = False,
     csv_file: options.CsvFile = None,
     plot: options.Plot = None,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
+    cache_size: options.CacheSize = 2,
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
     device: options.Device = "auto",
@@ -74,6 +77,7 @@ def gsnr(
     corit gsnr --layers all --plot gsnr.svg
     corit gsnr --data faces/ --samples 200 --by class --json > gsnr.json
     corit gsnr --wrt tokens --layers 3,6-9 --compare corit --inject-at 3,4,5,6
+    corit gsnr --wrt head --heads 10 --samples 2000 --data faces/
     corit gsnr -c my-detector --data faces/ --head-state fitted
 
     Images are read as one window of untouched pixels unless --crop or a checkpoint says otherwise.
@@ -110,9 +114,16 @@ def gsnr(
     config = loaded.tower.config
     cut = replace(windows.over(cut), size=config.image_size)
     known = {"baseline": Compared("baseline", baseline(config.layers)), "corit": ours}
-    with Bars() as bars:
+    with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = study(
-            images, loaded, [known[name] for name in names], crops=cut, settings=asked, device=device, progress=bars
+            images,
+            loaded,
+            [known[name] for name in names],
+            crops=cut,
+            settings=asked,
+            device=device,
+            progress=bars,
+            cache=store,
         )
     warn_of_errors(found.left_out)
     if csv_file is not None:
@@ -159,9 +170,10 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
     }  # fmt: skip
     models = list(dict.fromkeys(r.model for r in rows))
     cells = {(r.model, r.part, r.layer): r for r in rows}
+    drawn = max(len(r.draws) for r in rows)  # random heads, where there are several
     columns = [
         "layer",
-        *(c for m in models for c in (m, "plain")),
+        *(c for m in models for c in (m, "plain", *([f"of {drawn} heads"] if drawn else []))),
         *([" - ".join(models[::-1])] if differences else []),
     ]
     title = f"GSNR {STATE_NAMES[state]}" + ("" if subset == "all" else f", {escape(subset)} images")
@@ -171,13 +183,16 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
         for model in models:
             row = cells.get((model, part, layer))
             line += ["not read", ""] if row is None else [_interval(row.estimate), f"{row.estimate.plugin:.4f}"]
+            if drawn:
+                line.append(f"{min(row.draws):.4f} to {max(row.draws):.4f}" if row is not None else "")
         if differences:
             row = differences.get((part, layer))
             line.append("" if row is None else _interval(row.difference))
         table.add_row(*line)
     print_table(table)
-    losses = [f"{model} {found.losses[model, state, subset]:.3f}" for model in models]
-    out.print(f"Mean loss: {', '.join(losses)} (chance: 0.693)", soft_wrap=True)
+    losses = [f"{m} {found.losses[m, state, subset]:.3f}" for m in models if (m, state, subset) in found.losses]
+    if losses:
+        out.print(f"Mean loss: {', '.join(losses)} (chance: 0.693)", soft_wrap=True)
     for model in models:
         faint = [r.layer + PARTS[r.part] for r in rows if r.model == model and not r.estimate.significant]
         if faint:
@@ -257,8 +272,11 @@ def _write_csv(found: Study, path: Path) -> None:
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A row of the table with its nested estimates as columns: ``independent_draws.gsnr``."""
+    """A row of the table with its nested estimates as columns, such as ``independent_draws.value``."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
     return flat

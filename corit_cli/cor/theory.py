@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
 from corit_cli.cor.arms import HeadArm, Split
 from corit_cli.cor.collapse import COR, Criteria, critical_radius, rounded
@@ -25,6 +23,7 @@ from corit_cli.metrics.gsnr import GSNREstimate, Moments
 from corit_cli.metrics.intervals import Estimate
 from corit_cli.model.head import Head
 from corit_cli.progress import Progress, quiet
+from corit_cli.training.head import per_sample_gradients
 
 LABEL_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 #: In units of the features' own spread.
@@ -122,17 +121,10 @@ def head_gsnr(
     """GSNR of a fresh head's parameters on standardised features ``x`` (n, F) of the images ``positions``."""
     torch.manual_seed(seed)
     head = Head(x.shape[1], optimization.hidden).layers
-    parameters = {name: p.detach() for name, p in head.named_parameters()}
-
-    def loss(p: dict[str, Tensor], features: Tensor, label: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(functional_call(head, p, (features[None],))[0, 0], label)
-
-    per_sample = vmap(grad(loss), (None, 0, 0))
     own = [units[i] for i in positions.tolist()]
     classes = labels[positions].tolist()
     groups = jackknife_groups(own, classes)
-    found = per_sample(parameters, x[positions], labels[positions].float())
-    g = torch.cat([v.flatten(1) for v in found.values()], 1).double()  # (t, parameters)
+    g = per_sample_gradients(head, x[positions], labels[positions])  # (t, parameters)
     moments = Moments.of_samples(g.numpy(), classes, groups)
     return gsnr.estimate(moments, clustered=len(set(own)) < len(own))
 

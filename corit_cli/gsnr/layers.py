@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
-from corit_cli.data.splits import FEWEST_UNITS, deal, jackknife_groups, thin, units_of
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.splits import FEWEST_UNITS, deal, thin, units_of
+from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.features.cache import Job, extract
-from corit_cli.features.extractor import BATCH, Extractor, Reader, mean_over_windows, pixels
-from corit_cli.features.stream import ahead
+from corit_cli.features.cache import FeatureCache, Job, extract
+from corit_cli.features.extractor import Extractor, Reader, mean_over_windows
 from corit_cli.files import content_sha256
-from corit_cli.gsnr.gradients import Cell, Gradients, measure
+from corit_cli.gsnr.gradients import Gradients, measure
+from corit_cli.gsnr.heads import fitted_head, initial_head, measure_heads
+from corit_cli.gsnr.measured import Measured, subsets
 from corit_cli.gsnr.probes import probe_auc
 from corit_cli.gsnr.proxy import measure_proxy
 from corit_cli.gsnr.study import Compared, DifferenceRow, Row, Study, StudySettings
@@ -38,7 +37,6 @@ from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone, state_sha256
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Progress, quiet
-from corit_cli.training.head import balance_weights, fit_head
 from corit_cli.training.settings import TrainSettings
 from corit_cli.version import __version__
 
@@ -56,8 +54,12 @@ def study(
     settings: StudySettings,
     device: str = "cpu",
     progress: Progress = quiet,
+    cache: FeatureCache | None = None,
 ) -> Study:
     """Measure GSNR of every model, the differences from the first, the proxies' properties and the layers' probes.
+
+    With gradients of heads alone the proxies are left out, and a model stands for what is read at every layer: the
+    class token, or, where it uses contrasts, the class token's contrast. ``cache`` keeps class tokens and contrasts.
 
     Raises CoritError when there are too few images, or of one class only, or a layer does not exist.
     """
@@ -78,34 +80,57 @@ def study(
     tower = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=tuple(range(1, depth + 1)))
     whole = Extractor(backbone, tower, crops, device)
     jobs = [Job(samples[i].path) for i in fit + measured]
-    tokens, errors = extract(whole, jobs, advance=progress("class tokens", len(jobs)))
+    tokens, errors = extract(whole, jobs, cache, progress("class tokens", len(jobs)))
     out.left_out = [(samples[(fit + measured)[k]], message) for k, message in errors.items()]
     tokens = tokens[[k not in errors for k in range(len(jobs))]]
+    jobs = [job for k, job in enumerate(jobs) if k not in errors]
     fit, measured = (
         [i for k, i in enumerate(part, start) if k not in errors] for part, start in ((fit, 0), (measured, len(fit)))
     )
     _check(samples, units, fit, measured)
-    by_layer = tokens.unflatten(1, (depth, -1)).numpy()  # (n, L, d)
-    labels = [samples[i].label for i in fit + measured]
-    out.probes = probe_auc(
-        {layer: by_layer[:, layer - 1] for layer in tower.integrate}, labels, [units[i] for i in fit + measured], seed
-    )
+    by_layer = tokens.unflatten(1, (depth, -1))  # (n, L, d)
+    labels, own = [samples[i].label for i in fit + measured], [units[i] for i in fit + measured]
+    out.probes = probe_auc({layer: by_layer[:, layer - 1].numpy() for layer in tower.integrate}, labels, own, seed)
+    out.about = _about(backbone, models, crops, settings, device)
+    out.about["data"] = {
+        "fingerprint": _fingerprint(samples, fit, measured),
+        "fit": len(fit),
+        "measured": len(measured),
+        "measured_fakes": sum(labels[len(fit) :]),
+    }
+    fitting = labels[: len(fit)], [samples[i].source for i in fit]
+
+    if settings.wrt == "head":
+        read = {}
+        for model in models:
+            z = read[model.name] = by_layer  # (n, L, d)
+            if model.settings.contrasted:
+                contrasts = replace(model.settings, cgp=tower.integrate, pool=(), integrate=(), inject_at=())
+                advance = progress(f"{model.name}: contrasts", len(jobs))
+                z, _ = extract(whole.with_settings(contrasts), jobs, cache, advance)
+                read[model.name] = z.unflatten(1, (depth, -1))
+            if model.head is not None:
+                out.notes.append(f"{model.name}: the checkpoint's head is left out, for every layer has one of its own")
+        training = replace(TRAINING, seed=seed)
+        measure_heads(out, read, fitting, labels[len(fit) :], own[len(fit) :], training, settings)
+        return out
 
     prepared = []
     for model in models:
         if model.settings.contrasted:
-            fitting = [Job(samples[i].path) for i in fit]
             advance = progress(f"{model.name}: features", len(fit))
-            z, _ = extract(extractors[model.name], fitting, advance=advance)
+            z, _ = extract(extractors[model.name], jobs[: len(fit)], cache, advance)
         else:
             z = whole.select(tokens[: len(fit)], model.settings)
-        heads = _heads(model, z, [samples[i] for i in fit], seed, device)
+        training = replace(TRAINING, seed=seed, hidden=model.head.hidden if model.head else 0)
+        heads = {"initial": initial_head(z, training), "fitted": model.head or fitted_head(z, *fitting, training)}
+        heads = {state: head.to(device) for state, head in heads.items()}
         prepared.append(_Prepared(model.name, _Windowed(extractors[model.name]), heads))
         if model.head is not None:
             out.notes.append(f"{model.name}: its head came from a checkpoint, which may have seen these images")
 
-    data = _Measured.read([samples[i] for i in measured], [units[i] for i in measured], crops, device, seed)
-    strata = {"all": list(range(len(measured)))} | _strata(data, settings.by, out.notes)
+    data = Measured.read([samples[i] for i in measured], [units[i] for i in measured], crops, device, seed)
+    strata = {"all": list(range(len(measured)))} | subsets(data, settings.by, out.notes)
     for state in settings.states:
         for subset, positions in strata.items():
             _measure(out, prepared, data, settings, state=state, subset=subset, positions=positions, progress=progress)
@@ -124,12 +149,7 @@ def study(
             )
     if settings.wrt == "tokens" and any(len(model.features.readers) > 1 for model in prepared):
         out.notes.append("tokens are those of the resized images, which the class tokens are read from")
-    out.about = _about(backbone, models, crops, settings, device)
-    out.about["data"] = {
-        "fingerprint": _fingerprint(samples, fit, measured),
-        "fit": len(fit),
-        "measured": len(measured),
-        "measured_fakes": sum(samples[i].label for i in measured),
+    out.about["data"] |= {
         "jackknife_groups": len(data.groups(strata["all"])),
         "clustered": data.clustered(strata["all"]),
     }
@@ -177,7 +197,7 @@ def _check(samples: Sequence[Sample], units: Sequence[Hashable], fit: Sequence[i
 def _measure(
     out: Study,
     models: Sequence[_Prepared],
-    data: _Measured,
+    data: Measured,
     settings: StudySettings,
     state: str,
     subset: str,
@@ -213,91 +233,6 @@ def _measure(
             if key in found[reference]:
                 difference = gsnr.compare(moments, found[reference][key], clustered)
                 out.differences.append(DifferenceRow(model.name, reference, state, subset, *key, difference))
-
-
-def _heads(model: Compared, z: Tensor, samples: Sequence[Sample], seed: int, device: str) -> dict[str, Head]:
-    """A random and a fitted head on features ``z`` (n, F) of the fitting part."""
-    training = replace(TRAINING, seed=seed, hidden=model.head.hidden if model.head else 0)
-    torch.manual_seed(seed)
-    initial = Head(z.shape[1], training.hidden)
-    initial.fit_standardiser(z)
-    fitted = model.head
-    if fitted is None:
-        labels = [s.label for s in samples]
-        weights = balance_weights(labels, [s.source for s in samples], training.balance)
-        fitted = fit_head(z, torch.tensor(labels), weights, training)
-    return {"initial": initial.to(device), "fitted": fitted.to(device)}
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The measured part: windows (n, w, S, S, 3) uint8, samples, and the units they belong to."""
-
-    windows: Tensor
-    samples: list[Sample]
-    units: list[Hashable]
-    device: str
-    seed: int
-
-    @classmethod
-    def read(cls, samples: list[Sample], units: list[Hashable], crops: CropConfig, device: str, seed: int) -> _Measured:
-        """Decode the samples' windows."""
-        windows = ahead(lambda s: crop(read_image(s.path), crops), samples, workers=4, window=16)
-        return cls(torch.from_numpy(np.stack(list(windows))), samples, units, device, seed)
-
-    def clustered(self, positions: Sequence[int]) -> bool:
-        """Whether any of the samples belong together."""
-        return len({self.units[i] for i in positions}) < len(positions)
-
-    def groups(self, positions: Sequence[int]) -> list[list[int]]:
-        """Jackknife groups of some of the samples, as positions; each holds the classes in much the same mix."""
-        labels, units = [self.samples[i].label for i in positions], [self.units[i] for i in positions]
-        return [[positions[k] for k in group] for group in jackknife_groups(units, labels, seed=self.seed)]
-
-    def cells(self, positions: Sequence[int]) -> Iterator[tuple[Cell, list[int]]]:
-        """Some of the samples by class and jackknife group, class by class."""
-        groups = self.groups(positions)
-        for label in sorted({self.samples[i].label for i in positions}):
-            for number, group in enumerate(groups):
-                own = [i for i in group if self.samples[i].label == label]
-                if own:
-                    yield (label, number), own
-
-    def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Cell]]:
-        """Images with their windows (b, w, 3, S, S) in [0, 1], labels (b,) and their cell, cell by cell."""
-        size = max(1, BATCH[torch.device(self.device).type] // self.windows.shape[1])
-        for cell, members in self.cells(positions):
-            for start in range(0, len(members), size):
-                part = members[start : start + size]
-                images = pixels(self.windows[part], self.device)  # (b, w, 3, S, S)
-                yield images, torch.full((len(part),), cell[0], device=self.device), cell
-
-    def places(self) -> list[list[int]]:
-        """The jackknife groups of all samples as places in the order of :meth:`batches`."""
-        groups: dict[int, list[int]] = defaultdict(list)
-        start = 0
-        for (_, number), members in self.cells(range(len(self.samples))):
-            groups[number] += range(start, start + len(members))
-            start += len(members)
-        return [groups[number] for number in sorted(groups)]
-
-
-def _strata(data: _Measured, by: str | None, notes: list[str]) -> dict[str, list[int]]:
-    """Positions by class or source; those with too few units for an interval are left out, with a note."""
-    if by is None:
-        return {}
-    names = [("real", "fake")[s.label] if by == "class" else s.source or "unnamed" for s in data.samples]
-    strata = {name: [i for i, n in enumerate(names) if n == name] for name in sorted(set(names))}
-    if by == "class":
-        strata = dict(sorted(strata.items(), reverse=True))  # real, then fake
-    small = []
-    for name, positions in strata.items():
-        units = {(data.samples[i].label, data.units[i]) for i in positions}  # of each class, as it is a stratum
-        if min(Counter(label for label, _ in units).values()) < FEWEST_UNITS:
-            small.append(name)
-    if small:
-        notes.append(f"not measured by themselves, for want of independent images: {', '.join(small)}")
-    return {name: positions for name, positions in strata.items() if name not in small}
 
 
 def _tracked(settings: StudySettings) -> tuple[str, ...] | None:

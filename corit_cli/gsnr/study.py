@@ -46,8 +46,10 @@ class StudySettings(Settings):
     """What is measured.
 
     ``layers`` of None are all of the backbone's, 0 being the embedding, and the head. Gradients are with respect to
-    a layer's parameters, or to its output, for the class token and for the mean of the patches. ``states`` of the head
-    are ``initial``, random on standardised features, and ``fitted``.
+    a layer's parameters; to its output, for the class token and for the mean of the patches; or (``head``) to a linear
+    head on every layer's class token (baseline) or class token's contrast (CoRIT), which needs no pass backwards
+    through the tower and so bears thousands of samples. ``states`` of the head are ``initial``, random on standardised
+    features, in ``heads`` draws where heads are measured alone, and ``fitted``.
     """
 
     layers: tuple[int, ...] | None = option(
@@ -60,8 +62,9 @@ class StudySettings(Settings):
     )
     wrt: str = option(
         "params",
-        "Gradients with respect to a layer's parameters, or to its output.",
-        choices=("params", "tokens"),
+        "Gradients with respect to a layer's parameters, to its output, or to a linear head on its class token alone: "
+        "without a pass backwards through the backbone, for thousands of images.",
+        choices=("params", "tokens", "head"),
         panel=PANEL,
     )
     samples: int = option(16, "Images to measure on; heads are fitted on others.", minimum=6, panel=PANEL)
@@ -74,6 +77,12 @@ class StudySettings(Settings):
         parse=parse_states,
         panel=PANEL,
     )
+    heads: int = option(
+        1,
+        "With --wrt head: random heads. The table is of the first; the range over all stands beside it.",
+        minimum=1,
+        panel=PANEL,
+    )
     by: str | None = option(
         None, "Measure every class or source by itself, too; takes twice as long.", metavar="class|source", panel=PANEL
     )
@@ -83,6 +92,10 @@ class StudySettings(Settings):
         super().__post_init__()
         if self.by not in (None, "class", "source"):
             raise CoritError(f"by must be one of class, source, not {self.by!r}")
+        if self.heads > 1 and self.wrt != "head":
+            raise CoritError("several random heads are for gradients of heads alone: give --wrt head with --heads")
+        if self.by and self.wrt == "head":
+            raise CoritError("--by is for gradients of the backbone: leave it out, or give --wrt params or tokens")
         if not self.states or not set(self.states) <= {"initial", "fitted"}:
             raise CoritError(f"states must be of initial, fitted, not {self.states!r}")
 
@@ -92,7 +105,8 @@ class Row:
     """GSNR of one model's layer, at one state of its head, on one subset of the images.
 
     ``part`` is params, cls or patches; ``subset`` is ``all`` or a class or source. ``estimate`` is GSNR under batches
-    with as many real images as fake ones, ``independent`` under independent draws, whose noise is larger.
+    with as many real images as fake ones, ``independent`` under independent draws, whose noise is larger. ``draws``
+    holds the values at several random heads, the first among them.
     """
 
     model: str
@@ -102,6 +116,7 @@ class Row:
     layer: str
     estimate: GSNREstimate
     independent: GSNREstimate
+    draws: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,8 @@ class Study:
             self.about
             | {
                 "gsnr": [
-                    gsnr_row(row, row.estimate) | {"independent_draws": asdict(row.independent)} for row in self.rows
+                    gsnr_row(row, row.estimate) | {"independent_draws": asdict(row.independent), "draws": row.draws}
+                    for row in self.rows
                 ],
                 "differences": [gsnr_row(row, row.difference) for row in self.differences],
                 "losses": [

@@ -8,12 +8,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from corit_cli.model.head import Head
 from corit_cli.progress import Advance, hush
 from corit_cli.training.layer_weights import gsnr_weights, learned_weights
 from corit_cli.training.sam import SAM, base_optimizer
 from corit_cli.training.settings import TrainSettings
+
+
+def per_sample_gradients(layers: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Gradients (n, parameters) of each sample's loss with respect to a head's ``layers``, from standardised features
+    ``x`` (n, F) and ``labels`` (n,), in float64."""
+    parameters = {name: p.detach() for name, p in layers.named_parameters()}
+
+    def loss(p: dict[str, Tensor], features: Tensor, label: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(functional_call(layers, p, (features[None],))[0, 0], label)
+
+    found = vmap(grad(loss), (None, 0, 0), chunk_size=1024)(parameters, x, labels.float())
+    return torch.cat([g.flatten(1) for g in found.values()], 1).double()
 
 
 def balance_weights(labels: Sequence[int], sources: Sequence[str], balance: str) -> Tensor:

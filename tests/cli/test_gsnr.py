@@ -30,7 +30,9 @@ READS = ("--integrate", "2-3", "--cgp", "2-3", "--inject-at", "1")
 
 
 @pytest.fixture
-def gsnr(folder: Path) -> Callable[..., Any]:
+def gsnr(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.setenv("CORIT_CACHE", str(tmp_path / "cache.sqlite"))
+
     def run(*arguments: object, reads: tuple[str, ...] = READS, backbone: bool = True) -> Any:
         weights = ["--backbone", str(folder / "tower.safetensors")] if backbone else []
         data = ["--data", str(folder / "tiles/manifest.csv")]
@@ -79,6 +81,18 @@ def test_csv_and_plot_are_written_besides(gsnr, tmp_path: Path):
     assert "fitted head, real" in (tmp_path / "out.svg").read_text()
 
 
+def test_heads_alone_are_shown_with_the_range_over_random_ones(gsnr, tmp_path: Path):
+    result = gsnr("--samples", 12, "--wrt", "head", "--heads", 3, "--csv", tmp_path / "out.csv")
+    assert result.exit_code == 0, result.output
+    assert "of 3 heads" in result.stdout and "Mean loss" not in result.stdout and "RRM" not in result.stdout
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert {len(row["draws"].split()) for row in rows if row["head"] == "initial"} == {3}
+    assert {row["draws"] for row in rows if row["head"] == "fitted"} == {""}
+    assert all(float(row["independent_draws.value"]) for row in rows)
+    again = gsnr("--samples", 12, "--wrt", "head", "--heads", 3)
+    assert again.stdout == result.stdout  # from the cache
+
+
 def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
     backbone = load_backbone(str(folder / "tower.safetensors"))
     settings = CoRITSettings(("blur:1.0",), cgp=(2,), inject_at=(), integrate=(2, 3))
@@ -101,7 +115,7 @@ def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
     [
         (("--layers", "one"), "not a list of layers"),
         (("--layers", "9"), "no layer 9"),
-        (("--wrt", "pixels"), "wrt must be params or tokens, not 'pixels'"),
+        (("--wrt", "pixels"), "wrt must be params, tokens or head, not 'pixels'"),
         (("--by", "day"), "by must be one of"),
         (("--compare", "corit,other"), "--compare takes"),
         (("--head-state", "half"), "--head-state takes"),

@@ -22,7 +22,7 @@ from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 if TYPE_CHECKING:
     from corit_cli.metrics import Estimate
 
-STATE_NAMES = {"initial": "at initialisation (a random head)", "fitted": "after fitting the head"}
+STATE_NAMES = {"initial": "at initialisation (a random head of mean logit zero)", "fitted": "after fitting the head"}
 PARTS = {"params": "", "cls": " cls", "patches": " patches"}
 
 

@@ -23,7 +23,7 @@ from corit_cli.metrics.gsnr import GSNREstimate, Moments
 from corit_cli.metrics.intervals import Estimate
 from corit_cli.model.head import Head
 from corit_cli.progress import Progress, quiet
-from corit_cli.training.head import per_sample_gradients
+from corit_cli.training.head import centre, per_sample_gradients
 
 LABEL_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 #: In units of the features' own spread.
@@ -118,9 +118,11 @@ def theory(
 def head_gsnr(
     x: Tensor, labels: Tensor, positions: Tensor, units: Sequence[Hashable], optimization: Optimization, seed: int = 0
 ) -> GSNREstimate:
-    """GSNR of a fresh head's parameters on standardised features ``x`` (n, F) of the images ``positions``."""
+    """GSNR of a fresh head's parameters, its mean logit taken out, on standardised features ``x`` (n, F) of the images
+    ``positions``."""
     torch.manual_seed(seed)
     head = Head(x.shape[1], optimization.hidden).layers
+    centre(head, x[positions])
     own = [units[i] for i in positions.tolist()]
     classes = labels[positions].tolist()
     groups = jackknife_groups(own, classes)

@@ -14,15 +14,17 @@ from corit_cli.gsnr.study import DifferenceRow, Row, Study, StudySettings
 from corit_cli.metrics import gsnr
 from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.head import Head
-from corit_cli.training.head import balance_weights, fit_head, per_sample_gradients
+from corit_cli.training.head import balance_weights, centre, fit_head, per_sample_gradients
 from corit_cli.training.settings import TrainSettings
 
 
 def initial_head(z: Tensor, training: TrainSettings) -> Head:
-    """A head with random weights by the training's seed, standardising features as of ``z`` (n, F)."""
+    """A head with random weights by the training's seed, for features as of ``z`` (n, F): standardised, and of mean
+    logit zero."""
     torch.manual_seed(training.seed)
     head = Head(z.shape[1], training.hidden)
     head.fit_standardiser(z)
+    centre(head.layers, head.standardise(z))
     return head
 
 

@@ -49,7 +49,7 @@ class StudySettings(Settings):
     a layer's parameters; to its output, for the class token and for the mean of the patches; or (``head``) to a linear
     head on every layer's class token (baseline) or class token's contrast (CoRIT), which needs no pass backwards
     through the tower and so bears thousands of samples. ``states`` of the head are ``initial``, random on standardised
-    features, in ``heads`` draws where heads are measured alone, and ``fitted``.
+    features and of mean logit zero, in ``heads`` draws where heads are measured alone, and ``fitted``.
     """
 
     layers: tuple[int, ...] | None = option(

@@ -17,6 +17,15 @@ from corit_cli.training.sam import SAM, base_optimizer
 from corit_cli.training.settings import TrainSettings
 
 
+def centre(layers: nn.Sequential, x: Tensor) -> None:
+    """Take the mean logit on standardised features ``x`` (n, F) out of the last bias.
+
+    A random head's offset says nothing of the classes, but all images agree on its gradient: GSNR would call it signal.
+    """
+    with torch.no_grad():
+        layers[-1].bias -= layers(x).mean()
+
+
 def per_sample_gradients(layers: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """Gradients (n, parameters) of each sample's loss with respect to a head's ``layers``, from standardised features
     ``x`` (n, F) and ``labels`` (n,), in float64."""

@@ -14,6 +14,7 @@ from corit_cli.gsnr.heads import initial_head, measure_heads
 from corit_cli.gsnr.study import Compared, Study, StudySettings
 from corit_cli.metrics import gsnr
 from corit_cli.model.head import Head
+from corit_cli.training.head import per_sample_gradients
 from corit_cli.training.settings import TrainSettings
 from tests.gsnr.test_layers import BASELINE, CORIT, run
 
@@ -26,6 +27,7 @@ def test_a_random_head_stands_where_a_fitted_one_starts(hidden: int):
     head = initial_head(z, TrainSettings(seed=4, hidden=hidden))
     torch.manual_seed(4)
     fresh = Head(6, hidden)
+    assert head(z).mean().item() == pytest.approx(0, abs=1e-6)
     assert head.hidden == hidden and torch.equal(head.layers[0].weight, fresh.layers[0].weight)
     torch.testing.assert_close(head.mean, z.mean(0))
     torch.testing.assert_close(head.scale, z.std(0, correction=0))
@@ -82,6 +84,23 @@ def test_several_random_heads_give_a_range_and_a_fitted_one_does_not():
         assert not row.draws or (row.draws[0] == row.estimate.value and len(set(row.draws)) == 4)
     other = measured(replace(settings, heads=1, seed=4), {"corit": z}, labels).rows[0]
     assert rows[0].draws[1] == pytest.approx(other.estimate.value, abs=0.02)  # the same head, other jackknife groups
+
+
+def test_on_pure_noise_a_random_head_has_no_signal():
+    def of(head: Head) -> float:
+        g = per_sample_gradients(head.layers, head.standardise(z), torch.tensor(labels)).numpy()
+        return gsnr.estimate(gsnr.Moments.of_samples(g, labels, jackknife_groups(range(400), labels))).value
+
+    centred, drawn = [], []
+    for seed in range(10):
+        z = torch.randn(400, 64, generator=torch.Generator().manual_seed(seed))
+        labels = [i % 2 for i in range(400)]
+        head = initial_head(z, TrainSettings(seed=seed, hidden=16))
+        centred.append(of(head))
+        torch.manual_seed(seed)
+        head.layers = Head(64, 16).layers
+        drawn.append(of(head))
+    assert abs(np.mean(centred)) < 3 * np.std(centred) / 10**0.5 < np.mean(drawn) / 5
 
 
 def test_a_fitted_head_has_less_signal_left():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from corit_cli.metrics import Estimate
 
 STATE_NAMES = {"initial": "at initialisation (a random head of mean logit zero)", "fitted": "after fitting the head"}
-PARTS = {"params": "", "cls": " cls", "patches": " patches"}
+PARTS = {"params": "", "head": "", "cls": " cls", "patches": " patches"}
 
 
 @options.expand(settings=StudySettings(), reads=METHOD, windows=CropConfig("native"))

@@ -70,7 +70,7 @@ def measure_heads(
                     head = initial_head(z[:n], drawn) if state == "initial" else fitted_head(z[:n], *fitting, drawn)
                     g = per_sample_gradients(head.layers, head.standardise(z[n:]), torch.tensor(labels))  # (m, params)
                     found.append(Moments.of_samples(g.numpy(), labels, groups))
-                key = (state, "all", "params", str(layer))
+                key = (state, "all", "head", str(layer))
                 both = [gsnr.estimate(found[0], clustered, reading) for reading in ("balanced", "independent")]
                 values = tuple(gsnr.estimate(moments, clustered).value for moments in found)
                 out.rows.append(Row(name, *key, *both, values if len(values) > 1 else ()))

@@ -109,6 +109,8 @@ def study(
                 advance = progress(f"{model.name}: contrasts", len(jobs))
                 z, _ = extract(whole.with_settings(contrasts), jobs, cache, advance)
                 read[model.name] = z.unflatten(1, (depth, -1))
+            what = "contrast" if model.settings.contrasted else "class token"
+            out.notes.append(f"{model.name} stands for a linear head on every layer's {what}, each by itself")
             if model.head is not None:
                 out.notes.append(f"{model.name}: the checkpoint's head is left out, for every layer has one of its own")
         training = replace(TRAINING, seed=seed)

@@ -104,9 +104,9 @@ class StudySettings(Settings):
 class Row:
     """GSNR of one model's layer, at one state of its head, on one subset of the images.
 
-    ``part`` is params, cls or patches; ``subset`` is ``all`` or a class or source. ``estimate`` is GSNR under batches
-    with as many real images as fake ones, ``independent`` under independent draws, whose noise is larger. ``draws``
-    holds the values at several random heads, the first among them.
+    ``part`` is params, cls, patches or, for a head alone, head; ``subset`` is ``all``, a class or a source.
+    ``estimate`` is GSNR under batches with as many real images as fake ones, ``independent`` under independent
+    draws, whose noise is larger. ``draws`` holds the values at several random heads, the first among them.
     """
 
     model: str

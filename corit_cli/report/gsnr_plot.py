@@ -12,9 +12,10 @@ from corit_cli.metrics.gsnr import INDISTINCT
 from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
 
 MODELS = {"baseline": "baseline (last layer's class token)", "corit": "CoRIT"}
+HEADS = {"baseline": "class token", "corit": "class token's contrast"}
 STATES = {"initial": "random head", "fitted": "fitted head"}
-PARTS = {"params": "", "cls": ", class token", "patches": ", patches"}
-STYLES = {"params": "-", "cls": "-", "patches": "--"}
+PARTS = {"params": "", "head": "", "cls": ", class token", "patches": ", patches"}
+STYLES = {"params": "-", "head": "-", "cls": "-", "patches": "--"}
 #: Where the largest estimate is this many times the median size, a linear axis would flatten the rest.
 WIDE = 20
 #: How many times the largest estimate a linear axis reaches.
@@ -60,7 +61,7 @@ def _panel(axes: Axes, rows: list[Row], depth: int) -> None:
                 "color": colour,
                 "ls": STYLES[part],
                 "lw": 1.5,
-                "label": f"{MODELS.get(model, model)}{PARTS[part]}",
+                "label": f"{(HEADS if part == 'head' else MODELS).get(model, model)}{PARTS[part]}",
             }
             axes.plot([x for x, _ in depths], [e.value for _, e in depths], **style)
             for row in line:

@@ -123,7 +123,7 @@ def test_every_layer_of_a_tower_has_a_head_of_its_own(tiles: Path):
 
 def test_a_checkpoints_head_is_left_out_with_a_note(tiles: Path):
     found = run(tiles, [BASELINE, replace(CORIT, head=Head(16))], wrt="head", states=("initial",))
-    assert "left out" in found.notes[0]
+    assert any("left out" in note for note in found.notes)
 
 
 def test_cases_that_make_no_sense(tiles: Path):

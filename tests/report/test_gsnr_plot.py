@@ -36,6 +36,13 @@ def test_an_svg_names_models_and_layers(tmp_path: Path):
         assert words in text
 
 
+def test_heads_alone_are_named_for_what_they_read(tmp_path: Path):
+    text = svg(
+        Study(rows=[row(model, str(k), 0.02, part="head") for model in ("baseline", "corit") for k in (1, 2)]), tmp_path
+    )
+    assert ">class token<" in text and "class token's contrast" in text and "last layer" not in text
+
+
 def test_points_within_reach_of_zero_are_hollow(tmp_path: Path):
     white = re.compile(r"fill: #ffffff; stroke: #(?:6b6b6b|c0392b)")
     assert len(white.findall(svg(example(), tmp_path))) == 3  # baseline layers 0 to 2: 0, .002, .004 give or take .005

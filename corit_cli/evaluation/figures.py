@@ -211,12 +211,12 @@ def overall(scored: Scored) -> Subset:
 
 def whole_videos(scored: Scored) -> Subset | None:
     """Ranking figures of videos, each scored as ``corit detect`` does it, by the trimmed mean of its frames; None
-    where none are named."""
+    where none has more than one frame."""
     videos: dict[tuple, list[int]] = {}
     for i, s in enumerate(scored.samples):
         if s.video_id:
             videos.setdefault((s.source, s.generator, s.video_id, s.label), []).append(i)
-    if not videos:
+    if all(len(frames) == 1 for frames in videos.values()):
         return None
     labels = np.array([key[-1] for key in videos])
     scores = np.array([trimmed_mean(scored.logits[0, frames]) for frames in videos.values()])

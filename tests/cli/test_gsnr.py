@@ -88,7 +88,7 @@ def test_heads_alone_are_shown_with_the_range_over_random_ones(gsnr, tmp_path: P
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
     assert {len(row["draws"].split()) for row in rows if row["head"] == "initial"} == {3}
     assert {row["draws"] for row in rows if row["head"] == "fitted"} == {""}
-    assert all(float(row["independent_draws.value"]) for row in rows)
+    assert all(abs(float(row["independent_draws.value"])) < abs(float(row["value"])) for row in rows)  # more noise
     again = gsnr("--samples", 12, "--wrt", "head", "--heads", 3)
     assert again.stdout == result.stdout  # from the cache
 

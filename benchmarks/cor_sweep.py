@@ -28,6 +28,7 @@ from pytorch_optimizer import SAM as TheirSAM
 from corit_cli.cor.heads import batches, train_population
 from corit_cli.cor.settings import Optimization
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 
 #: Passes over the weights that a step cannot do without: the forward pass reads them, the backward pass writes the
 #: gradient, and AdamW reads weights, gradient and two moments and writes all but the gradient.
@@ -46,7 +47,7 @@ def looped(x: torch.Tensor, y: torch.Tensor, members: list[tuple[float, int]], o
     start = time.perf_counter()
     for rho, seed in members:
         torch.manual_seed(seed)
-        head = Head(x.shape[1], o.hidden).layers
+        head = Head(x.shape[1], HeadKind(o.hidden)).layers
         sam = TheirSAM(head.parameters(), torch.optim.AdamW, rho=rho, lr=o.lr, weight_decay=o.weight_decay)
         for batch in batches(o, len(x), seed):
             for step in (sam.first_step, sam.second_step):
@@ -95,7 +96,7 @@ def main() -> None:
             ours.append(batched(x, y, radii, seeds, o))
             theirs.append(looped(x, y, few, o) * len(every) / len(few))
         a, b = statistics.median(ours), statistics.median(theirs)
-        size = sum(p.numel() for p in Head(args.features, hidden).parameters()) * 4 * len(every)
+        size = sum(p.numel() for p in Head(args.features, HeadKind(hidden)).parameters()) * 4 * len(every)
         speed = PASSES * size * o.steps(args.images) / a / copy_speed()
         share = f"{speed:.0%}" if hidden else ""
         print(f"{hidden or 'linear':>8} {a:10.2f} {b:8.2f} {b / a:13.1f} {share:>21}", flush=True)

@@ -19,7 +19,7 @@ from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.evaluation.protocols import heads_without, held_out_logits
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor
-from corit_cli.model.head import Head
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.report.evaluation import number
@@ -58,8 +58,9 @@ class Bench:
         """All samples as they are, and what the row's recipe makes of the training split."""
         planned = plan(self.samples, range(len(self.samples)), row.recipe)
         planned = [p for p in planned if _clean(p) or self.splits[p.sample] == "train"]
-        parts = len(Extractor(self.backbone, row.settings, row.crops).parts)
-        return TrainingSet.of(self.samples, planned, self.features(row, [p.job for p in planned]), parts)
+        readings, width = Extractor(self.backbone, row.settings, row.crops).readings, self.backbone.tower.config.width
+        z = self.features(row, [p.job for p in planned])
+        return TrainingSet.of(self.samples, planned, z, readings, width)
 
     def features(self, row: Row, jobs: Sequence[Job]) -> Tensor:
         """Features (n, F) of ``jobs``, as the row reads them."""
@@ -73,11 +74,11 @@ class Bench:
         """The samples (n,) of each tested source."""
         return {source: self.sources == source for source in self.tested}
 
-    def leave_source_out(self, data: TrainingSet, training: TrainSettings) -> dict[str, Head]:
+    def leave_source_out(self, data: TrainingSet, training: TrainSettings) -> dict[str, FusedHead]:
         """For each tested source a head that never saw it."""
         return heads_without(data, training, self.masks())
 
-    def scores(self, heads: Mapping[str, Head], z: Tensor, of: Sequence[int] | None = None) -> np.ndarray:
+    def scores(self, heads: Mapping[str, FusedHead], z: Tensor, of: Sequence[int] | None = None) -> np.ndarray:
         """Logits (n,) of the samples by the head of their source; ``z`` are the features of the samples, or of those
         numbered ``of``. NaN elsewhere."""
         numbers = np.arange(len(self.samples)) if of is None else np.asarray(of)

@@ -1,4 +1,5 @@
-"""The tables of docs/model-card.md: the shipped detector on the validation split of the manifest it was trained on.
+"""The tables of docs/model-card.md: what heads like the shipped detector's say of its training images, each source by
+heads that never saw it, as thresholds were fitted on.
 
 python benchmarks/model_card.py MANIFEST [--cache FILE]
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,9 @@ from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.detection.calibration import strict_threshold
 from corit_cli.detection.detector import Detector
+from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.evaluation.protocols import recipe_of
-from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extract
+from corit_cli.features.cache import FeatureCache, default_cache_path
 from corit_cli.training.run import Run
 
 
@@ -57,37 +60,58 @@ def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.
     return f"| {' | '.join(cells)} |"
 
 
-def held_out_logits(detector: Detector, samples: list[Sample], cache: FeatureCache) -> dict[int, float]:
-    """Logits of the training images by heads that never saw their source, as the thresholds were fitted on."""
+@dataclass(frozen=True)
+class Judged:
+    """Images, as they are or degraded, with logits (n,) by heads that never saw their source."""
+
+    samples: list[Sample]
+    logits: np.ndarray
+    touched: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([s.label for s in self.samples])
+
+    @property
+    def sources(self) -> np.ndarray:
+        return np.array([s.source for s in self.samples])
+
+    def where(self, mask: np.ndarray) -> Judged:
+        """Some of them, by a mask (n,)."""
+        numbers = np.flatnonzero(mask)
+        return Judged([self.samples[i] for i in numbers], self.logits[mask], self.touched[mask])
+
+
+def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> Judged:
+    """The images that the detector was trained on, by heads trained as its own without their source."""
     settings, recipe = recipe_of(detector.checkpoint)
-    run = Run(samples, detector.extractor, settings=settings, recipe=recipe, probe=False, cache=cache)
-    return run.read().data.cross_fit(run.folds(), settings)
+    refit = bool(detector.checkpoint.training.get("refit"))
+    run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=refit, cache=cache)
+    part = sorted([*run.train_part, *(run.val_part if refit else ())])
+    head, found = run.read().of(part).data.cross_fit(run.folds(part), settings)
+    return Judged([samples[i] for i in found.samples], found.fused(head).numpy(), found.touched.numpy())
 
 
-def operating_points(detector: Detector, samples: list[Sample], kinds: dict[Path, str], cache: FeatureCache) -> None:
+def operating_points(detector: Detector, judged: Judged, kinds: dict[Path, str]) -> None:
     """Print the probabilities from which on at most 1% and 5% of real images of new sources are called fake, and the
     rates for each kind of photograph when each source is judged by a threshold that its own scores had no part in.
 
     Intervals in brackets take images for independent; those in parentheses draw whole sources.
     """
-    logits = held_out_logits(detector, samples, cache)
-    numbers = sorted(logits)
-    labels = np.array([samples[i].label for i in numbers])
-    sources = np.array([samples[i].source for i in numbers])
-    kind = np.array([kinds.get(samples[i].path, "") or "any" for i in numbers])
-    scores = np.array([logits[i] for i in numbers])
+    samples, scores, labels, sources = judged.samples, judged.logits, judged.labels, judged.sources
+    kind = np.array([kinds.get(s.path, "") or "any" for s in samples])
 
     def threshold(chosen: np.ndarray, target: float) -> float:
         real = chosen & (labels == 0)
         return strict_threshold(scores[real], sources[real], target)
 
-    everything = np.ones(len(numbers), bool)
+    everything = np.ones(len(samples), bool)
     print("\n| false positives aimed at | from probability | kind | real called fake | fake called fake |")
     print("|---|---|---|---|---|")
     for target in (0.01, 0.05):
         at = threshold(everything, target)
         p = float(detector.checkpoint.calibration(torch.tensor([at])))
-        called = np.zeros(len(numbers), bool)
+        called = np.zeros(len(samples), bool)
         for source in np.unique(sources):
             mask = sources == source
             called[mask] = scores[mask] >= threshold(~mask, target)
@@ -102,36 +126,43 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     """Print the data by source, then the detector's tables."""
     detector = Detector.load()
     checkpoint = detector.checkpoint
-    print("| source | training: real, fake | validation: real, fake |\n|---|---|---|")
+    t, everything = checkpoint.thresholds, load_samples(manifest)
+    print("| source | real | fake |\n|---|---|---|")
     for source, counts in sorted(checkpoint.data["sources"].items()):
-        cells = (f"{counts.get(f'{part}_real', 0)}, {counts.get(f'{part}_fake', 0)}" for part in ("train", "val"))
-        print(f"| {source} | {' | '.join(cells)} |")
-    everything = load_samples(manifest)
-    samples = [s for s in everything if s.split == "val"]
-    labels = np.array([s.label for s in samples])
-    sources = np.array([s.source for s in samples])
-    z, errors = extract(detector.extractor, [Job(s.path) for s in samples], cache)
-    assert not errors, errors
-    with torch.inference_mode():
-        probabilities = checkpoint.calibration(checkpoint.head(z)).double().numpy().round(6)
-    verdicts = np.array([checkpoint.thresholds.verdict(p) for p in probabilities])
-    held_out, t = checkpoint.metrics["held_out_sources"], checkpoint.thresholds
-    print(f"\nFake from {t.fake:.3f}, real up to {t.real:.3f}, uncertain between:\n")
+        cells = (sum(counts.get(f"{part}_{kind}", 0) for part in ("train", "val")) for kind in ("real", "fake"))
+        print(f"| {source} | {' | '.join(map(str, cells))} |")
+
+    judged = judge(detector, everything, cache)
+    plain = judged.where(~judged.touched)
+    labels, sources = plain.labels, plain.sources
+    probabilities = checkpoint.calibration(torch.from_numpy(plain.logits)).double().numpy().round(6)
+    verdicts = np.array([t.verdict(p) for p in probabilities])
+    print(f"\nFake from {t.fake:.3f} (--strict: {t.strict:.3f}), real up to {t.real:.3f}, uncertain between:\n")
     print("| source | real / fake | AUC [95%] | AP | right at 0.5 | real called fake | fake called fake | uncertain |")
     print("|---|---|---|---|---|---|---|---|")
+    small = np.ones(len(labels), bool)
     for source in np.unique(sources):
         chosen = sources == source
-        print(line(source, labels[chosen], probabilities[chosen], verdicts[chosen]))
+        if min((labels[chosen] == c).sum() for c in (0, 1)) >= MINIMUM:
+            small &= ~chosen
+            print(line(source, labels[chosen], probabilities[chosen], verdicts[chosen]))
+    print(line("all others", labels[small], probabilities[small], verdicts[small]))
     print(line("**all**", labels, probabilities, verdicts))
     ece = metrics.expected_calibration_error(labels, probabilities)
     print(f"\nCalibration error on these images: {ece:.3f}.")
-    print(f"\nOn {held_out['images']} training images, each scored by a head that never saw its source:\n")
-    print("| | called real | uncertain | called fake |")
-    print("|---|---|---|---|")
-    for kind in ("real", "fake"):
-        shares = (held_out[f"{kind}_called_{verdict}"] for verdict in ("real", "uncertain", "fake"))
-        print(f"| {kind} images | {' | '.join(f'{share:.1%}' for share in shares)} |")
-    operating_points(detector, everything, kinds_of(manifest), cache)
+    for title, state in (("as they are", ~judged.touched), ("degraded copies", judged.touched)):
+        found = judged.where(state)
+        p = checkpoint.calibration(torch.from_numpy(found.logits)).double().numpy().round(6)
+        said = np.array([t.verdict(one) for one in p])
+        print(f"\n| {title} | called real | uncertain | called fake |\n|---|---|---|---|")
+        for label, kind in enumerate(("real", "fake")):
+            own = found.labels == label
+            shares = (
+                f"{rate(said[own] == verdict)} ({as_sources_vary(said[own] == verdict, found.sources[own])})"
+                for verdict in ("real", "uncertain", "fake")
+            )
+            print(f"| {kind} images ({own.sum()}) | {' | '.join(shares)} |")
+    operating_points(detector, plain, kinds_of(manifest))
 
 
 def kinds_of(manifest: Path) -> dict[Path, str]:

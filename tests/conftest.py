@@ -10,7 +10,10 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from corit_cli.features.extractor import Extractor
 from corit_cli.model.backbone import TowerConfig, VisionTower
+from corit_cli.model.fusion import FusedHead
+from corit_cli.model.head import Head
 from corit_cli.progress import Advance
 
 # Examples are not timed: a busy machine is no failure.
@@ -113,3 +116,12 @@ def make_tiles(folder: Path, photographs: int = 12, tiles: int = 2) -> Path:
 @pytest.fixture(scope="session")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiles(tmp_path_factory.mktemp("tiles"))
+
+
+def random_head(extractor: Extractor, std: float = 1.0) -> FusedHead:
+    """Random linear heads on everything that ``extractor`` reads."""
+    torch.manual_seed(0)
+    heads = {name: Head(width) for name, width in extractor.readings.items()}
+    for head in heads.values():
+        torch.nn.init.normal_(head.layers[0].weight, std=std)
+    return FusedHead(heads)

@@ -7,6 +7,11 @@ folder=$(cd "$(dirname "$0")" && pwd)
 [[ -e ${1-} && -d ${2-} ]] || { echo "usage: $0 MANIFEST AUTOENCODER [options of corit train]" >&2; exit 2; }
 manifest=$1 autoencoder=$2
 shift 2
-degraded=(--degrade jpeg:40-95 --degrade resize:0.35-1.5 --degrade blur:0.3-1.5 --degrade noise:0.5-6 --degrade webp:50-95)
+# What a copy is put through, in this order; what is commoner stands here twice.
+degraded=()
+for kind in crop:0.3-0.9 tonemap:1-4 grade:0.2-0.6 grey:1 portrait:0.5-2 paint:10-60 collage:2-3 rescan:0.5-1.5 \
+    resize:0.35-1.5 resize:0.5-1 blur:0.3-1.5 noise:0.5-6 screenshot:0.6-1.25 webp:50-95 jpeg:40-95 jpeg:70-98; do
+    degraded+=(--degrade "$kind")
+done
 local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
-corit train "$manifest" --out "$folder/detector" --overwrite --crop resize --no-cgp "${degraded[@]}" --copies 4 "${local[@]}" "$@"
+corit train "$manifest" --out "$folder/detector" --overwrite --refit "${degraded[@]}" --copy-weight 0.3 --folds 12 "${local[@]}" "$@"

@@ -45,6 +45,9 @@ def detect(
     fail_on: Annotated[
         FailOn | None, opt("--fail-on", "Exit with 3 if any file is fake (uncertain: fake or uncertain).")
     ] = None,
+    strict: Annotated[
+        bool, opt("--strict", "Say fake only from where one real image in a hundred is reached, not one in twenty.")
+    ] = False,
     faces: Annotated[
         str, opt("--faces", "Score the faces too, or nothing else.", LOOK, **options.words("off", "auto", "only"))
     ] = "off",
@@ -94,6 +97,7 @@ def detect(
 
     with err.status("loading the detector"):
         detector = Detector.load(checkpoint, device)
+        detector = detector.strictly() if strict else detector
     told = provenance or html is not None
     predictions = detector.predict(
         files, workers, faces=faces, stability=stability, provenance=told, frames=frames, rate=rate

@@ -24,6 +24,8 @@ Write = Callable[["Prediction"], None]
 def as_dict(p: Prediction) -> dict[str, Any]:
     """What JSON says of a file. Seconds are left out: the same command gives the same bytes."""
     row: dict[str, Any] = {"path": p.path, "probability": p.probability, "verdict": p.verdict, "error": p.error}
+    if p.parts is not None:
+        row["parts"] = p.parts
     for name in ("faces", "stability", "video", "provenance"):
         part = getattr(p, name)
         if part is not None:

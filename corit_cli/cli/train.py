@@ -52,6 +52,9 @@ def train(
     probe: Annotated[
         bool, opt("--probe/--no-probe", "Train a linear probe of the last layer to compare.", options.RUN)
     ] = True,
+    refit: Annotated[
+        bool, opt("--refit", "Train once more on all images, validation too, when they have validated.", DATA)
+    ] = False,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
@@ -90,7 +93,7 @@ def train(
     from corit_cli.training.train import train as run
 
     first = launched().rank == 0
-    check(out_folder, overwrite, resume, chosen, tuned, local or ())
+    check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
     samples = load_samples(data)
     with nullcontext() if first else _silent():
         if first:
@@ -111,6 +114,7 @@ def train(
                 local=local or (),
                 val_fraction=val_fraction,
                 probe=probe,
+                refit=refit,
                 cache=store,
                 device=device,
                 progress=bars,

@@ -56,6 +56,8 @@ def print_outcome(trained: Trained, folder: Path) -> None:
     held_out = trained.checkpoint.metrics["held_out_sources"]
     thresholds = trained.checkpoint.thresholds
     where = f"On training sources held out in turn ({held_out['images']} images)"
+    if trained.checkpoint.training.get("refit"):
+        out.print("Then trained again on all images, these included; that detector is what is saved.")
     tuning = trained.checkpoint.training.get("tune")
     if tuning:
         before, kept = (tuning["epochs"][k]["held_out"] for k in (0, tuning["epoch"]))

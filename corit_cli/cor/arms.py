@@ -18,6 +18,7 @@ from corit_cli.cor.sweep import Wanted
 from corit_cli.cor.tuned import Prepared, Tuned, read, train_tuned
 from corit_cli.metrics.ranking import auc
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 
 
 @dataclass
@@ -79,7 +80,7 @@ class HeadArm:
     def objective(self) -> tuple[Loss, Params]:
         """The loss of some images as a function of a head's parameters, and the first seed's initial ones."""
         torch.manual_seed(0)
-        head = Head(self.x.shape[1], self.optimization.hidden).to(self.x.device).layers
+        head = Head(self.x.shape[1], HeadKind(self.optimization.hidden)).to(self.x.device).layers
 
         def loss(parameters: Params, batch: Batch) -> Tensor:
             logits = functional_call(head, parameters, (self.x[batch],)).squeeze(-1)  # (b,)
@@ -115,7 +116,7 @@ class TunedArm:
         self.tuned.reset(0)
         z = read(self.tuned, self.prepared, self.split.train)
         torch.manual_seed(0)
-        head = Head(z.shape[1], self.optimization.hidden).to(z.device)
+        head = Head(z.shape[1], HeadKind(self.optimization.hidden)).to(z.device)
         head.fit_standardiser(z)
         whole = _Whole(self.tuned, head)
         trained = {id(p) for p in (*self.tuned.trained.values(), *head.parameters())}

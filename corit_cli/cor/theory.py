@@ -22,6 +22,7 @@ from corit_cli.metrics import gsnr
 from corit_cli.metrics.gsnr import GSNREstimate, Moments
 from corit_cli.metrics.intervals import Estimate
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.head import centre, per_sample_gradients
 
@@ -121,7 +122,7 @@ def head_gsnr(
     """GSNR of a fresh head's parameters, its mean logit taken out, on standardised features ``x`` (n, F) of the images
     ``positions``."""
     torch.manual_seed(seed)
-    head = Head(x.shape[1], optimization.hidden).layers
+    head = Head(x.shape[1], HeadKind(optimization.hidden)).layers
     centre(head, x[positions])
     own = [units[i] for i in positions.tolist()]
     classes = labels[positions].tolist()

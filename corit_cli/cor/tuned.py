@@ -16,7 +16,7 @@ from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT, State
 from corit_cli.model.head import Head
 from corit_cli.model.scope import Scope, draw_low_rank, thaw
-from corit_cli.model.settings import CoRITSettings
+from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.progress import Advance, hush
 
 #: Images in one forward pass through the frozen blocks.
@@ -98,7 +98,7 @@ def train_tuned(
     tuned.reset(seed)
     z = read(tuned, prepared, trained_on)
     torch.manual_seed(seed)
-    head = Head(z.shape[1], o.hidden).to(z.device)
+    head = Head(z.shape[1], HeadKind(o.hidden)).to(z.device)
     head.fit_standardiser(z)
     sam = sam_of(o, [*tuned.trained.values(), *head.parameters()], rho)
     y, size = labels.float().to(z.device), min(o.batch_size, len(trained_on))

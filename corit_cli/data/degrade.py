@@ -1,4 +1,4 @@
-"""What happens to images on their way to us: compression, blur, rescaling, noise, trimming.
+"""What happens to images on their way to us: compression, blur, rescaling, noise, trimming, and people's edits.
 
 Used to harden training and to measure robustness. Every function takes and returns an RGB image and depends on nothing
 but its arguments.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
+from corit_cli.data import edits
 from corit_cli.data.images import MAX_PIXELS, ImageError
 from corit_cli.errors import CoritError
 
@@ -73,24 +74,37 @@ def _round_trip(image: Image.Image, format: str, **options: object) -> Image.Ima
     return Image.open(buffer).convert("RGB")
 
 
-# name: (function, lowest and highest strength drawn by default)
-DEGRADATIONS: dict[str, tuple[Callable[..., Image.Image], float, float]] = {
-    "jpeg": (jpeg, 60, 98),
-    "webp": (webp, 60, 98),
-    "blur": (blur, 0.3, 1.5),
-    "resize": (resize, 0.5, 1.5),
-    "fit": (fit, 640, 2048),
-    "noise": (noise, 1, 8),
-    "crop": (crop, 0.6, 0.95),
-}
-_ALLOWED = {
-    "jpeg": (1, 100),
-    "webp": (0, 100),
-    "blur": (0, 100),
-    "resize": (0.01, 10),
-    "fit": (1, 65535),
-    "noise": (0, 255),
-    "crop": (0.01, 1),
+@dataclass(frozen=True)
+class Kind:
+    """A kind of degradation: what applies it, the range its strength is drawn from by default, and what it may be.
+
+    ``function`` takes an image and a strength and, where ``random``, a generator of random numbers.
+    """
+
+    function: Callable[..., Image.Image]
+    low: float
+    high: float
+    least: float
+    most: float
+    random: bool = False
+
+
+DEGRADATIONS: dict[str, Kind] = {
+    "jpeg": Kind(jpeg, 60, 98, 1, 100),
+    "webp": Kind(webp, 60, 98, 0, 100),
+    "blur": Kind(blur, 0.3, 1.5, 0, 100),
+    "resize": Kind(resize, 0.5, 1.5, 0.01, 10),
+    "fit": Kind(fit, 640, 2048, 1, 65535),
+    "noise": Kind(noise, 1, 8, 0, 255, random=True),
+    "crop": Kind(crop, 0.6, 0.95, 0.01, 1),
+    "tonemap": Kind(edits.tonemap, 1, 4, 0.1, 40),
+    "grade": Kind(edits.grade, 0.2, 0.6, 0, 1, random=True),
+    "grey": Kind(edits.grey, 1, 1, 0, 1),
+    "portrait": Kind(edits.portrait, 0.5, 2, 0, 20),
+    "paint": Kind(edits.paint, 10, 60, 1, 200),
+    "collage": Kind(edits.collage, 2, 3, 1, 8),
+    "screenshot": Kind(edits.screenshot, 0.6, 1.25, 0.01, 4, random=True),
+    "rescan": Kind(edits.rescan, 0.5, 1.5, 0, 4, random=True),
 }
 
 
@@ -108,23 +122,24 @@ class Degradation:
     def __post_init__(self) -> None:
         if self.name not in DEGRADATIONS:
             raise CoritError(f"unknown degradation {self.name!r}: give one of {', '.join(DEGRADATIONS)}")
-        least, most = _ALLOWED[self.name]
-        if not least <= self.low <= self.high <= most:
+        kind = DEGRADATIONS[self.name]
+        if not kind.least <= self.low <= self.high <= kind.most:
             given = f"{self.name} from {self.low:g} to {self.high:g}"
-            raise CoritError(f"{given}: give a low and a high end within {least:g} to {most:g}")
+            raise CoritError(f"{given}: give a low and a high end within {kind.least:g} to {kind.most:g}")
 
     def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """The RGB ``image``, degraded by a strength drawn uniformly from the range."""
-        function = DEGRADATIONS[self.name][0]
+        kind = DEGRADATIONS[self.name]
         strength = rng.uniform(self.low, self.high)
-        return function(image, strength, rng) if function is noise else function(image, strength)
+        return kind.function(image, strength, rng) if kind.random else kind.function(image, strength)
 
 
 def parse_degradation(text: str) -> Degradation:
     """Read ``jpeg`` (the default range), ``jpeg:80`` (one strength) or ``jpeg:70-95``. Raises CoritError."""
     name, colon, strength = text.strip().partition(":")
     if not colon:
-        return Degradation(name, *DEGRADATIONS.get(name, (None, 0, 0))[1:])
+        kind = DEGRADATIONS.get(name)
+        return Degradation(name, kind.low, kind.high) if kind else Degradation(name, 0, 0)
     match = re.fullmatch(r"(\d*\.?\d+)(?:-(\d*\.?\d+))?", strength)
     if match is None:
         raise CoritError(f"cannot read {text!r}: write it as jpeg, jpeg:80 or jpeg:70-95")

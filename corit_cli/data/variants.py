@@ -11,6 +11,9 @@ from PIL import Image
 from corit_cli.data.degrade import jpeg, parse_degradation
 from corit_cli.data.forge import Forge
 
+#: Degradations that a copy goes through at most.
+MOST = 3
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -19,7 +22,7 @@ class Variant:
     Attributes:
         forge: a forgery of a real photograph; the result counts as fake.
         saved: JPEG quality the forgery is saved at, as its photograph was, or None for losslessly.
-        degradations: ``NAME:LOW-HIGH`` each (see ``degrade.py``), every one applied with probability one half.
+        degradations: ``NAME:LOW-HIGH`` each (see ``degrade.py``); one to three are drawn and applied in their order.
         codec: JPEG quality range every image is re-encoded at, so that the codec says nothing about the class.
         chain: degradations as above, but each applied always, one after the other.
         seed: another seed gives another draw from the same recipe.
@@ -38,7 +41,8 @@ class Variant:
         if self == ORIGINAL:
             return "original"
         forge = self.forge.fingerprint if self.forge else ""
-        base = f"{forge}|{self.saved}|{','.join(self.degradations)}|{self.codec}|{self.seed}"
+        drawn = f"{MOST} of {','.join(self.degradations)}" if self.degradations else ""
+        base = f"{forge}|{self.saved}|{drawn}|{self.codec}|{self.seed}"
         return f"{base}|{','.join(self.chain)}" if self.chain else base
 
     def apply(self, image: Image.Image) -> Image.Image:
@@ -51,14 +55,21 @@ class Variant:
             image = self.forge(image, rng)
         if self.saved:
             image = jpeg(image, self.saved)
-        for spec in self.degradations:
-            if rng.random() < 0.5:
-                image = parse_degradation(spec).apply(image, rng)
+        for spec in _some(self.degradations, rng):
+            image = parse_degradation(spec).apply(image, rng)
         if self.codec:
             image = parse_degradation(f"jpeg:{self.codec[0]}-{self.codec[1]}").apply(image, rng)
         for spec in self.chain:
             image = parse_degradation(spec).apply(image, rng)
         return image
+
+
+def _some(specs: tuple[str, ...], rng: np.random.Generator) -> list[str]:
+    """One to ``MOST`` of ``specs``, drawn at random, in their order: what happens to one picture, not all at once."""
+    if not specs:
+        return []
+    count = min(len(specs), int(rng.integers(1, MOST + 1)))
+    return [specs[i] for i in sorted(rng.choice(len(specs), count, replace=False))]
 
 
 ORIGINAL = Variant()

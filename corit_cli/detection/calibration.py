@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Thresholds lie just above or below a probability that was seen, with six decimals, so perhaps outside of [0, 1].
 STEP = 1e-6
+#: Share of real images that may reach the strict threshold.
+STRICT = 0.01
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,23 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
 class Thresholds:
     """Probabilities from which on a file is called fake, up to which real; between them the verdict is uncertain.
 
-    Raises CoritError unless real <= fake and both are probabilities.
+    ``strict`` is one that fewer real images reach, for :meth:`strictly`. Raises CoritError unless real <= fake <=
+    strict and all are probabilities.
     """
 
     real: float
     fake: float
+    strict: float = 1.0
 
     def __post_init__(self) -> None:
         if not -STEP <= self.real <= self.fake <= 1 + STEP:
             raise CoritError(f"thresholds must satisfy 0 <= real <= fake <= 1, not {self.real} and {self.fake}")
+        if not self.fake - STEP <= self.strict <= 1 + STEP:
+            raise CoritError(f"the strict threshold must lie between {self.fake} and 1, not at {self.strict}")
+
+    def strictly(self) -> Thresholds:
+        """The same for whom a false accusation costs more: a file is fake from ``strict`` on."""
+        return Thresholds(self.real, self.strict, self.strict)
 
     def verdict(self, probability: float) -> str:
         """``real``, ``fake`` or ``uncertain``."""
@@ -77,21 +87,33 @@ class Thresholds:
 
 
 def fit_thresholds(
-    probabilities: np.ndarray, labels: np.ndarray, sources: Sequence[str], target_fpr: float, target_fnr: float
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    sources: Sequence[str],
+    target_fpr: float,
+    target_fnr: float,
+    touched: np.ndarray | None = None,
 ) -> Thresholds:
-    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,).
+    """Thresholds that keep both error rates at their targets on held-out ``probabilities`` (n,), as images are and,
+    where some were ``touched`` (n,), on these alike.
 
-    The upper one, past which an image is called fake, keeps its target also where each source is judged by a threshold
-    that it had no part in (:func:`strict_threshold`): to accuse is the graver error. The lower one is the plain
-    quantile. Where the classes separate so well that the two cross, both become their middle and nothing is uncertain.
+    Each keeps its target also where every source is judged by a threshold that it had no part in
+    (:func:`strict_threshold`). Where the classes separate so well that the two cross, both become their middle and
+    nothing is uncertain.
     """
-    probabilities = probabilities.round(6)  # as they are reported
-    real, fake = labels == 0, labels == 1
-    high = strict_threshold(probabilities[real], np.asarray(sources)[real], target_fpr)
-    low = -_above(np.sort(-probabilities[fake]), target_fnr)
+    probabilities, sources = probabilities.round(6), np.asarray(sources)  # as they are reported
+    touched = np.zeros(len(labels), bool) if touched is None else touched
+    lows, highs, stricts = [], [], []
+    for state in (~touched, touched):
+        real, fake = state & (labels == 0), state & (labels == 1)
+        if real.any() and fake.any():
+            highs.append(strict_threshold(probabilities[real], sources[real], target_fpr))
+            stricts.append(strict_threshold(probabilities[real], sources[real], min(STRICT, target_fpr)))
+            lows.append(-strict_threshold(-probabilities[fake], sources[fake], target_fnr))
+    low, high = min(lows), max(highs)
     if low > high:
         low = high = (low + high) / 2
-    return Thresholds(round(low, 6), round(high, 6))
+    return Thresholds(round(low, 6), round(high, 6), round(max(high, *stricts), 6))
 
 
 def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from corit_cli.data.windows import CropConfig
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.errors import CoritError
 from corit_cli.files import write_together
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.loading import state_sha256
-from corit_cli.model.settings import CoRITSettings
+from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
 TOWER, LOCALIZER = "tower.", "localizer."
 
@@ -58,7 +59,7 @@ class Checkpoint:
     along, not interpreted.
     """
 
-    head: Head
+    head: FusedHead
     backbone: dict[str, Any]
     settings: CoRITSettings
     crops: CropConfig
@@ -69,6 +70,13 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, Tensor] = field(default_factory=dict)
     localizer: Localizer | None = None
+
+    def strictly(self) -> Checkpoint:
+        """The same with the strict threshold, and with the error rates that were measured there."""
+        metrics = dict(self.metrics)
+        if "held_out_strict" in metrics:
+            metrics["held_out_sources"] = metrics["held_out_strict"]
+        return replace(self, thresholds=self.thresholds.strictly(), metrics=metrics)
 
     @property
     def sha256(self) -> str:
@@ -93,7 +101,7 @@ class Checkpoint:
             "backbone": self.backbone,
             "settings": asdict(self.settings),
             "crops": asdict(self.crops),
-            "head": {"features": self.head.mean.shape[0], "hidden": self.head.hidden},
+            "head": {name: {"features": head.features, **asdict(head.kind)} for name, head in self.head.heads.items()},
             "tuned": sorted(self.tuned),
             "calibration": asdict(self.calibration),
             "thresholds": asdict(self.thresholds),
@@ -103,7 +111,7 @@ class Checkpoint:
         }
         if self.localizer is not None:
             config["localizer"] = {
-                "features": self.localizer.head.mean.shape[0],
+                "features": self.localizer.head.features,
                 "settings": asdict(self.localizer.settings),
                 "crops": asdict(self.localizer.crops),
                 "common": self.localizer.common,
@@ -111,7 +119,8 @@ class Checkpoint:
                 "forges": self.localizer.forges,
             }
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.contiguous() for k, v in self._tensors.items()}
+        # Landmarks are most of a head's bytes, and were rounded when they were chosen.
+        tensors = {k: (v.half() if k.endswith(".landmarks") else v).contiguous() for k, v in self._tensors.items()}
         text = json.dumps(config, indent=2) + "\n"
         write_together(
             {
@@ -161,7 +170,7 @@ class Checkpoint:
         if not all(tensor.isfinite().all() for tensor in tuned.values()):
             raise RuntimeError("its tuned weights are not finite")
         return cls(
-            head=_head(config["head"]["features"], config["head"]["hidden"], tensors),
+            head=_fused(config["head"], tensors),
             backbone=config["backbone"],
             settings=restored(CoRITSettings, config["settings"]),
             crops=restored(CropConfig, config["crops"]),
@@ -180,10 +189,13 @@ def _damaged(folder: Path, error: Exception) -> CoritError:
     return CoritError(f"{folder}/config.json is damaged ({what})")
 
 
-def _head(features: int, hidden: int, tensors: Mapping[str, Tensor]) -> Head:
-    head = Head(features, hidden)
-    head.load_state_dict(tensors, strict=True)
-    return head.eval()
+def _fused(about: Mapping[str, Mapping[str, int]], tensors: Mapping[str, Tensor]) -> FusedHead:
+    heads = {name: Head(one["features"], HeadKind(one["hidden"], one["landmarks"])) for name, one in about.items()}
+    if not heads:
+        raise CoritError("it names no head")
+    fused = FusedHead(heads)
+    fused.load_state_dict(tensors, strict=True)
+    return fused.eval()
 
 
 def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Localizer | None:
@@ -191,7 +203,9 @@ def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -
         return None
     if about is None:
         raise RuntimeError("it holds a localizer that config.json does not mention")
-    head = _head(about["features"], 0, tensors)
+    head = Head(about["features"])
+    head.load_state_dict(tensors, strict=True)
+    head.eval()
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise RuntimeError("the localizer's weights are not finite")
     if "settings" not in about:

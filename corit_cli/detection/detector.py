@@ -80,15 +80,19 @@ class Detector:
             )
         backbone = tuned_backbone(backbone, found.tuned)
         extractor = Extractor(backbone, found.settings, found.crops, device)
-        if extractor.width != found.head.mean.shape[0]:
-            raise CoritError(f"{folder}: its head reads {found.head.mean.shape[0]} features, not {extractor.width}")
+        if extractor.width != found.head.features:
+            raise CoritError(f"{folder}: its head reads {found.head.features} features, not {extractor.width}")
         if found.localizer is not None:
-            reads = found.localizer.head.mean.shape[0]
+            reads = found.localizer.head.features
             if reads != len(found.localizer.settings.cgp) * backbone.tower.config.width:
                 raise CoritError(
                     f"{folder}: its localizer reads {reads} features a patch, which its settings do not give"
                 )
         return cls(found, extractor)
+
+    def strictly(self) -> Detector:
+        """The same detector, which says fake only from the strict threshold on."""
+        return Detector(self.checkpoint.strictly(), self.extractor)
 
     def heatmap(self, image: Image.Image) -> Heatmap:
         """Where an RGB ``image`` may have been changed. Raises CoritError when the detector was not taught to tell, or
@@ -167,7 +171,8 @@ class Detector:
             if item.error is not None:
                 yield Prediction(name, None, None, item.seconds, item.error)
                 continue
-            scores = iter(self._probability(logit) for logit in self._logits(item.readings))
+            each = self._each(item.readings)  # (pictures, R)
+            scores = iter(self._probability(logit) for logit in self.head.fuse(each).tolist())
             whole = None if asked.faces_only else next(scores)
             found, copies = item.about
             seen = tuple(self._face(face, next(scores)) for face in found)
@@ -176,7 +181,10 @@ class Detector:
             faces = [] if asked.faces_only else [face.verdict for face in seen]
             verdict = settle(self._verdict(probability), faces, stable)
             shown = seen if asked.finder else None
-            prediction = Prediction(name, probability, verdict, item.seconds, faces=shown, stability=stable)
+            parts = None if asked.faces_only else self._parts(each[0])
+            prediction = Prediction(
+                name, probability, verdict, item.seconds, parts=parts, faces=shown, stability=stable
+            )
             yield self._told(prediction, item.item, asked)
 
     def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[np.ndarray], list[Face]]:
@@ -203,7 +211,8 @@ class Detector:
             for item in stream(self.extractor, sampled, load, asked.workers):
                 if item.error is not None:
                     return failed(item.error)
-                seen.append((item.item.number, item.item.seconds, item.about, self._logits(item.readings)))
+                logits = self.head.fuse(self._each(item.readings)).tolist()
+                seen.append((item.item.number, item.item.seconds, item.about, logits))
         except CoritError as error:
             return failed(str(error))
         tracks = follow([[face.box for face in faces] for _, _, faces, _ in seen]) if asked.finder else []
@@ -238,11 +247,17 @@ class Detector:
             return prediction
 
     @torch.inference_mode()
-    def _logits(self, readings: Sequence[list[Tensor]]) -> list[float]:
-        """One logit a picture."""
+    def _each(self, readings: Sequence[list[Tensor]]) -> Tensor:
+        """Every head's logit of each picture, (pictures, R)."""
         if not readings:
-            return []
-        return self.head(torch.stack([pool(reading) for reading in readings])).tolist()
+            return torch.empty(0, len(self.head.names))
+        return self.head.each(torch.stack([pool(reading) for reading in readings]))
+
+    def _parts(self, logits: Tensor) -> dict[str, float]:
+        """What each reading that there is adds to the log odds of one picture, whose heads say ``logits`` (R,)."""
+        shares = self.checkpoint.calibration.slope * self.head.shares(logits)  # (R,)
+        there = zip(self.head.names, shares.tolist(), logits.isfinite().tolist(), strict=True)
+        return {name: round(share, 4) for name, share, has in there if has}
 
     def _probability(self, logit: float) -> float:
         return round(float(self.checkpoint.calibration(torch.tensor([logit]))), 6)

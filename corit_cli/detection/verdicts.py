@@ -72,7 +72,8 @@ class Prediction:
 
     ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
     ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
-    ``seconds`` is what decoding and the model took. The rest is there when it was asked for.
+    ``seconds`` is what decoding and the model took. ``parts`` says of an image what each reading (hri, native, cgp)
+    added to the log odds of its being fake. The rest is there when it was asked for.
     """
 
     path: str
@@ -80,6 +81,7 @@ class Prediction:
     verdict: str | None
     seconds: float
     error: str | None = None
+    parts: dict[str, float] | None = None
     faces: tuple[FaceVerdict, ...] | None = None
     stability: Stability | None = None
     video: VideoVerdict | None = None

@@ -26,7 +26,7 @@ from corit_cli.errors import CoritError
 from corit_cli.evaluation.groups import MINIMUM, Group, groups_by
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.metrics.intervals import Estimate, Sampled
-from corit_cli.model.head import Head
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Advance, Progress, hush, quiet
 from corit_cli.training.rows import TrainingSet, plan
@@ -137,7 +137,7 @@ def _third(samples: Sequence[Sample], real: np.ndarray, seed: int) -> np.ndarray
 
 def heads_without(
     data: TrainingSet, settings: TrainSettings, groups: Mapping[str, NDArray], advance: Advance = hush
-) -> dict[str, Head]:
+) -> dict[str, FusedHead]:
     """For each group, the samples under its mask (n,), a head trained on the rows of all other samples."""
     owners, heads = np.array([row.sample for row in data.rows]), {}
     for name, mask in groups.items():
@@ -147,7 +147,7 @@ def heads_without(
 
 
 @torch.inference_mode()
-def held_out_logits(heads: Mapping[str, Head], z: Tensor, groups: Mapping[str, NDArray]) -> dict[str, NDArray]:
+def held_out_logits(heads: Mapping[str, FusedHead], z: Tensor, groups: Mapping[str, NDArray]) -> dict[str, NDArray]:
     """Logits (n,) of each group's samples by its head, NaN elsewhere; ``z`` (n, F) are the samples' features."""
     found = {}
     for name, mask in groups.items():
@@ -174,7 +174,7 @@ def run(
     jobs = list(dict.fromkeys([row.job for row in rows] + [Job(s.path) for s in samples]))
     at = {job: k for k, job in enumerate(jobs)}
     ours = detector.extractor
-    last = baseline(ours.backbone.tower.config.layers)
+    width, last = ours.backbone.tower.config.width, baseline(ours.backbone.tower.config.layers)
     z, failed = extract(ours, jobs, cache, progress("features", len(jobs)))
     if not ours.settings.inject_at and set(last.integrate) <= set(ours.settings.integrate):
         z_probe = ours.select(z, last)
@@ -184,7 +184,7 @@ def run(
     where = [at[row.job] for row in rows]
     clean = torch.tensor([at[Job(s.path)] for s in samples])  # (n,)
     kinds = {
-        "ours": (TrainingSet.of(samples, rows, z[where], len(ours.parts)), z[clean], settings),
+        "ours": (TrainingSet.of(samples, rows, z[where], ours.readings, width), z[clean], settings),
         "probe": (TrainingSet.of(samples, rows, z_probe[where]), z_probe[clean], of_probe(settings)),
     }
     return [_run(name, samples, *plans[name], kinds, progress) for name in names]

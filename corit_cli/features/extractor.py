@@ -19,24 +19,37 @@ from corit_cli.model.settings import CoRITSettings
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
 FEATURES_VERSION = 2
+#: What a reading is called, by the kind of its parts: class tokens of several layers, those of native windows where
+#: others are read too, and contrasts, of class tokens and of patches.
+READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp"}
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
 
 
 @dataclass
 class Reader:
-    """A CoRIT and the positions, among an image's windows, of those it reads."""
+    """A CoRIT and the positions, among an image's windows, of those it reads.
+
+    ``second`` is true where another reader reads class tokens from other windows; these are then called native.
+    """
 
     windows: list[int]
     corit: CoRIT
+    second: bool = False
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """(kind, layer) of each part that it reads, in order."""
+        return [("native" if self.second and kind == "cls" else kind, layer) for kind, layer in self.corit.parts]
 
 
 class Extractor:
     """Windows of images to features.
 
     With windows of both kinds the work is divided: class tokens (HRI) are read from the resized image, which shows the
-    whole, and contrasts (CGP) from native windows, whose pixels still hold the traces. Otherwise every window is read
-    for everything. Features are averaged over the windows that one reader reads.
+    whole, and contrasts (CGP) from native windows, whose pixels still hold the traces, with the class tokens of
+    ``native`` layers. Otherwise every window is read for everything, and ``native`` adds nothing. Features are averaged
+    over the windows that one reader reads.
     """
 
     def __init__(self, backbone: Backbone, settings: CoRITSettings, crops: CropConfig, device: str = "cpu") -> None:
@@ -46,19 +59,28 @@ class Extractor:
         crops = replace(crops, interpolation=config.interpolation)
         self.backbone, self.settings, self.crops, self.device = backbone, settings, crops, torch.device(device)
         everything = list(range(len(crops.windows)))
-        division = [(everything, settings)]
-        if crops.mode == "both" and settings.integrate and (settings.cgp or settings.pool):
-            whole, native = replace(settings, cgp=(), pool=()), replace(settings, integrate=())
-            division = [(everything[:1], whole), (everything[1:], native)]
-        elif crops.mode == "both":
-            division = [(everything[:1] if settings.integrate else everything[1:], settings)]
-        self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval()) for w, s in division]
+        division = [(everything, settings, False)]
+        if crops.mode == "both":
+            division = []
+            if settings.integrate:
+                division.append((everything[:1], replace(settings, cgp=(), native=()), False))
+            if settings.cgp or settings.native:
+                division.append((everything[1:], replace(settings, integrate=settings.native), True))
+        self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval(), second) for w, s, second in division]
         self.batch = BATCH[self.device.type]
 
     @property
     def parts(self) -> list[tuple[str, int]]:
         """(kind, layer) of each part of a feature vector, in order; a part is as wide as the tower."""
-        return [part for reader in self.readers for part in reader.corit.parts]
+        return [part for reader in self.readers for part in reader.parts]
+
+    @property
+    def readings(self) -> dict[str, int]:
+        """How many features each reading has, in the features' order: see ``READINGS``."""
+        found: dict[str, int] = {}
+        for kind, _ in self.parts:
+            found[READINGS[kind]] = found.get(READINGS[kind], 0) + self.backbone.tower.config.width
+        return found
 
     @property
     def width(self) -> int:

@@ -13,7 +13,9 @@ from corit_cli.errors import CoritError
 from corit_cli.gsnr.study import DifferenceRow, Row, Study, StudySettings
 from corit_cli.metrics import gsnr
 from corit_cli.metrics.gsnr import Moments
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from corit_cli.training.head import balance_weights, centre, fit_head, per_sample_gradients
 from corit_cli.training.settings import TrainSettings
 
@@ -22,10 +24,20 @@ def initial_head(z: Tensor, training: TrainSettings) -> Head:
     """A head with random weights by the training's seed, for features as of ``z`` (n, F): standardised, and of mean
     logit zero."""
     torch.manual_seed(training.seed)
-    head = Head(z.shape[1], training.hidden)
+    head = Head(z.shape[1], HeadKind.parse(training.head))
     head.fit_standardiser(z)
-    centre(head.layers, head.standardise(z))
+    head.choose_landmarks(z)
+    centre(head.layers, head.expand(head.standardise(z)))
     return head
+
+
+def initial_like(head: FusedHead, z: Tensor, training: TrainSettings) -> FusedHead:
+    """Random heads of the kinds that ``head`` has, each as :func:`initial_head` makes it, for features ``z`` (n, F)."""
+    drawn = {
+        name: initial_head(part, replace(training, head=one.kind.spelling))
+        for (name, one), part in zip(head.heads.items(), head.split(z), strict=True)
+    }
+    return FusedHead(drawn)
 
 
 def fitted_head(z: Tensor, labels: Sequence[int], sources: Sequence[str], training: TrainSettings) -> Head:

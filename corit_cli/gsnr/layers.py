@@ -25,7 +25,7 @@ from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor, Reader, mean_over_windows
 from corit_cli.files import content_sha256
 from corit_cli.gsnr.gradients import Gradients, measure
-from corit_cli.gsnr.heads import fitted_head, initial_head, measure_heads
+from corit_cli.gsnr.heads import fitted_head, initial_head, initial_like, measure_heads
 from corit_cli.gsnr.measured import Measured, subsets
 from corit_cli.gsnr.probes import probe_auc
 from corit_cli.gsnr.proxy import measure_proxy
@@ -33,6 +33,7 @@ from corit_cli.gsnr.study import Compared, DifferenceRow, Row, Study, StudySetti
 from corit_cli.metrics import gsnr
 from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.corit import Reading
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone, state_sha256
 from corit_cli.model.settings import CoRITSettings
@@ -105,7 +106,7 @@ def study(
         for model in models:
             z = read[model.name] = by_layer  # (n, L, d)
             if model.settings.contrasted:
-                contrasts = replace(model.settings, cgp=tower.integrate, pool=(), integrate=(), inject_at=())
+                contrasts = replace(model.settings, cgp=tower.integrate, patches=False, integrate=(), inject_at=())
                 advance = progress(f"{model.name}: contrasts", len(jobs))
                 z, _ = extract(whole.with_settings(contrasts), jobs, cache, advance)
                 read[model.name] = z.unflatten(1, (depth, -1))
@@ -124,8 +125,11 @@ def study(
             z, _ = extract(extractors[model.name], jobs[: len(fit)], cache, advance)
         else:
             z = whole.select(tokens[: len(fit)], model.settings)
-        training = replace(TRAINING, seed=seed, hidden=model.head.hidden if model.head else 0)
-        heads = {"initial": initial_head(z, training), "fitted": model.head or fitted_head(z, *fitting, training)}
+        training = replace(TRAINING, seed=seed)
+        if model.head is None:
+            heads = {"initial": initial_head(z, training), "fitted": fitted_head(z, *fitting, training)}
+        else:
+            heads = {"initial": initial_like(model.head, z, training), "fitted": model.head}
         heads = {state: head.to(device) for state, head in heads.items()}
         prepared.append(_Prepared(model.name, _Windowed(extractors[model.name]), heads))
         if model.head is not None:
@@ -183,7 +187,7 @@ class _Prepared:
 
     name: str
     features: _Windowed
-    heads: dict[str, Head]
+    heads: dict[str, Head | FusedHead]
 
 
 def _check(samples: Sequence[Sample], units: Sequence[Hashable], fit: Sequence[int], measured: Sequence[int]) -> None:

@@ -92,7 +92,7 @@ def measure_proxy(
     s = corit.settings
     if not s.contrasted:
         raise ValueError("these settings use no contrast, so there is no proxy to measure")
-    depth = max((*s.integrate, *s.cgp, *s.pool, *s.inject_at))
+    depth = max((*s.integrate, *s.cgp, *s.inject_at))
     inject_at = s.inject_at or (max(1, min(RSI, depth - 1)),)
     rows = []
     for images, labels, before in batches:
@@ -104,7 +104,8 @@ def measure_proxy(
             row |= _magnitudes(plain, "") | _magnitudes(injected, "injected_") | _sums(injected, inject_at[0])
         rows.append(row)
         advance(len(labels))
-    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}  # each (n,) or (n, d)
+    common = [key for key in rows[0] if all(key in row for row in rows)]  # a gradient may vanish in some batch
+    found = {key: np.concatenate([row[key] for row in rows]) for key in common}  # each (n,) or (n, d)
     layers = {layer: _layer(found, layer, groups) for layer in range(depth + 1)}
     return ProxyReport(inject_at, not s.inject_at, _variance(found, inject_at[0], groups), layers)
 
@@ -119,8 +120,9 @@ class _Pass:
     def __init__(self, corit: CoRIT, images: Tensor, depth: int, inject_at: tuple[int, ...]) -> None:
         self.samples = len(images)
         self.rows: dict[int, Tensor] = {}
-        # Pooling everywhere keeps CoRIT from leaving out tokens that nobody reads.
-        everywhere = CoRIT(corit.tower, replace(corit.settings, pool=tuple(range(1, depth + 1)), inject_at=inject_at))
+        # Reading patches everywhere keeps CoRIT from leaving out tokens that nobody reads.
+        every = replace(corit.settings, cgp=tuple(range(1, depth + 1)), patches=True, inject_at=inject_at)
+        everywhere = CoRIT(corit.tower, every)
         with layer_outputs(corit.tower, self._saw):
             self.reading = everywhere(images)
         columns = [everywhere.parts.index(part) for part in corit.parts]

@@ -14,7 +14,7 @@ from corit_cli.model.settings import CoRITSettings, parse_layers
 
 if TYPE_CHECKING:
     from corit_cli.gsnr.proxy import ProxyReport
-    from corit_cli.model.head import Head
+    from corit_cli.model.fusion import FusedHead
 
 PANEL = "What is measured"
 STATES = {"init": ("initial",), "fitted": ("fitted",), "both": ("initial", "fitted")}
@@ -38,7 +38,7 @@ class Compared:
 
     name: str
     settings: CoRITSettings
-    head: Head | None = None
+    head: FusedHead | None = None
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,12 @@ class CoRIT(nn.Module):
 
     @property
     def parts(self) -> list[tuple[str, int]]:
-        """(kind, layer) of each d-wide part of the features, in order; kinds are cls, cgp, mean and spread."""
+        """(kind, layer) of each d-wide part of the features, in order; kinds are cls, cgp and patches."""
         s = self.settings
         return (
             [("cls", layer) for layer in s.integrate]
             + [("cgp", layer) for layer in s.cgp]
-            + [(kind, layer) for layer in s.pool for kind in ("mean", "spread")]
+            + [("patches", layer) for layer in s.cgp if s.patches]
         )
 
     @property
@@ -78,7 +78,7 @@ class CoRIT(nn.Module):
     def _views_end(self) -> int:
         """The deepest layer at which a contrast is read."""
         s = self.settings
-        return max((*s.cgp, *s.pool, *s.inject_at[:1])) if self.views else 0
+        return max((*s.cgp, *s.inject_at[:1])) if self.views else 0
 
     def forward(self, images: Tensor) -> Reading:
         """Images (B, 3, S, S) in [0, 1] to a :class:`Reading`."""
@@ -98,7 +98,7 @@ class CoRIT(nn.Module):
         found = dict(state.found)
         for layer in range(state.layer + 1, until + 1):
             block = self.tower.blocks[layer - 1]
-            patches_read = layer in s.pool or layer == source
+            patches_read = (s.patches and layer in s.cgp) or layer == source
             x_rows = 1 if layer == self.end and not patches_read else None
             v_rows = 1 if layer == views_end and not patches_read else None
             if layer > views_end:
@@ -114,9 +114,8 @@ class CoRIT(nn.Module):
             if layer in s.cgp or patches_read:
                 c = cgp.contrast(x[:, : v.shape[1]], v.unflatten(0, (K, B)))  # (K, B, 1 or N, d)
                 found["cgp", layer] = c[:, :, 0].mean(0)  # (B, d)
-            if layer in s.pool:
-                mean = c[:, :, 1:].mean(0)  # (B, P, d)
-                found["mean", layer], found["spread", layer] = mean.mean(1), mean.std(1)  # (B, d) each
+            if s.patches and layer in s.cgp:
+                found["patches", layer] = c[:, :, 1:].mean((0, 2))  # (B, d)
             if layer == source:
                 found["contrast", layer] = c[:, :, 1:].mean(0)  # (B, P, d)
                 found["norm", layer] = x[:, 1:].norm(dim=-1, keepdim=True)  # (B, P, 1)

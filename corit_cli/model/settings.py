@@ -36,8 +36,7 @@ class CoRITSettings(Settings):
     """What is read from the tower, and how. Layers count from 1 (the first block's output) to L.
 
     With several views the proxy is the mean of their contrasts. Of ``inject_at`` the first block is the source, where
-    contrast and mask are taken. ``pool``, layers whose patch contrasts are read as their mean and spread over patches,
-    is for the instruments.
+    contrast and mask are taken.
     """
 
     views: tuple[str, ...] = option(
@@ -51,7 +50,12 @@ class CoRITSettings(Settings):
     cgp: tuple[int, ...] = _layers(
         (4, 5, 6, 7, 8, 9), "CGP: layers whose class token's contrast is read, as in 4-6.", without="--no-cgp"
     )
-    pool: tuple[int, ...] = ()
+    patches: bool = option(
+        False,
+        "CGP: at these layers read the patches' contrast too, as its mean over all patches.",
+        flag="--patches/--no-patches",
+        panel=PANEL,
+    )
     mask: str = option(
         "quantile:0.25-0.75",
         "RRM: patches that RSI injects at, none (all of them) or quantile:LO-HI.",
@@ -65,39 +69,71 @@ class CoRITSettings(Settings):
     integrate: tuple[int, ...] = _layers(
         (4, 5, 6, 7, 8, 9), "HRI: layers whose class token is read, as in 7-12 or 3,6-9."
     )
+    native: tuple[int, ...] = _layers(
+        (), "Layers whose class token is read from native windows too, where windows of both kinds are read."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cgp", "pool", "inject_at", "integrate"):
+        for name in ("cgp", "inject_at", "integrate", "native"):
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
-        if not (self.cgp or self.pool or self.integrate):
-            raise CoritError("nothing is read: integrate, cgp and pool name no layer")
+        if not (self.cgp or self.integrate or self.native):
+            raise CoritError("nothing is read: integrate, native and cgp name no layer")
         if self.contrasted and not self.views:
             raise CoritError("CGP and RSI need at least one contrast view")
 
     @property
     def contrasted(self) -> bool:
         """Whether any part needs the contrast views."""
-        return bool(self.cgp or self.pool or self.inject_at)
+        return bool(self.cgp or self.inject_at)
 
     def check(self, layers: int) -> None:
         """Raise CoritError when a setting names a layer that a tower of ``layers`` blocks does not have."""
-        for name in ("cgp", "pool", "inject_at", "integrate"):
+        for name in ("cgp", "inject_at", "integrate", "native"):
             for layer in getattr(self, name):
                 if not 1 <= layer <= layers:
                     raise CoritError(f"{name} names layer {layer}, but the backbone has layers 1 to {layers}")
 
     def plain(self) -> CoRITSettings:
         """The same integration without CGP, RRM and RSI."""
-        return replace(self, cgp=(), pool=(), inject_at=())
+        return replace(self, cgp=(), inject_at=())
 
 
 #: The method as docs/method.md defines it, which the instruments measure.
 METHOD = CoRITSettings()
-#: What ``corit train`` reads. The shipped detector leaves the contrasts to its heatmaps (docs/results.md says why).
-DETECTOR = CoRITSettings(integrate=(7, 8, 9, 10, 11, 12), cgp=(4, 5, 6))
+#: What ``corit train`` reads, and the shipped detector: chosen by sources held out (docs/results.md).
+DETECTOR = CoRITSettings(integrate=(6, 7, 8, 9, 10), native=(4, 5, 6, 7, 8, 9), cgp=(3, 4, 5), patches=True)
 
 
 def baseline(layers: int) -> CoRITSettings:
     """A probe on the last block's CLS token, as UniversalFakeDetect (Ojha et al., CVPR 2023) does."""
-    return CoRITSettings(views=(), cgp=(), pool=(), inject_at=(), integrate=(layers,))
+    return CoRITSettings(views=(), cgp=(), inject_at=(), integrate=(layers,))
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """What a head is: linear, with a hidden layer of width ``hidden``, or linear on a kernel's ``landmarks``."""
+
+    hidden: int = 0
+    landmarks: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> HeadKind:
+        """``linear``, ``mlp[:WIDTH]`` or ``rbf[:LANDMARKS]``. Raises CoritError otherwise."""
+        name, _, number = text.partition(":")
+        fields = {"mlp": ("hidden", 256), "rbf": ("landmarks", 512)}
+        if text == "linear":
+            return cls()
+        if name in fields and (not number or (number.isdigit() and int(number) > 0)):
+            field, default = fields[name]
+            return cls(**{field: int(number or default)})
+        raise CoritError(f"a head is linear, mlp, mlp:WIDTH, rbf or rbf:LANDMARKS, not {text!r}")
+
+    @property
+    def spelling(self) -> str:
+        """As :meth:`parse` reads it."""
+        kinds = {f"mlp:{self.hidden}": self.hidden, f"rbf:{self.landmarks}": self.landmarks}
+        return next((name for name, number in kinds.items() if number), "linear")
+
+
+LINEAR = HeadKind()

@@ -65,7 +65,7 @@ class About:
             held_out=checkpoint.metrics.get("held_out_sources", {}),
             made=made.astimezone(timezone.utc),
             command=command,
-            method=method_of(checkpoint.settings, checkpoint.crops, bool(checkpoint.tuned)),
+            method=method_of(checkpoint.settings, checkpoint.crops, len(checkpoint.head.names), bool(checkpoint.tuned)),
         )
 
 
@@ -78,8 +78,16 @@ _VIEWS = {
 }
 
 
-def method_of(settings: CoRITSettings, crops: CropConfig, tuned: bool = False) -> str:
-    """How a detector that reads these layers from such windows works, for a reader of reports."""
+#: What each reading looks at, for a reader of reports.
+_READINGS = {
+    "hri": "the picture as the model sees it",
+    "native": "its middle at its own size",
+    "cgp": "what changes there without the finest detail",
+}
+
+
+def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned: bool = False) -> str:
+    """How a detector that reads these layers from such windows by so many heads works, for a reader of reports."""
     native = "a part of the picture" if crops.crops == 1 else f"{crops.crops} parts of the picture"
     whole, native = "the whole picture, made small", f"{native} at its own size"
     model = "CLIP, an image model" + (" that was trained further for this" if tuned else "")
@@ -87,16 +95,25 @@ def method_of(settings: CoRITSettings, crops: CropConfig, tuned: bool = False) -
     if settings.integrate:
         place = native if crops.mode == "native" else whole
         reads.append(f"what {model}, sees in {place}, at {_depths(settings.integrate)}")
-    contrasts = sorted({*settings.cgp, *settings.pool})
-    if contrasts:
+    if settings.native and crops.mode == "both":
+        reads.append(f"what {'it' if reads else f'{model},'} sees in {native}, at {_depths(settings.native)}")
+    if settings.cgp:
         place = whole if crops.mode == "resize" else native
         sees = "it" if reads else f"{model},"
         changed = " and when ".join(dict.fromkeys(_VIEWS[view.partition(":")[0]] for view in settings.views))
-        reads.append(f"how what {sees} sees in {place} changes when {changed}, at {_depths(contrasts)}")
+        reads.append(f"how what {sees} sees in {place} changes when {changed}, at {_depths(settings.cgp)}")
     injected = ", after such changes were added to what the model sees" if settings.inject_at else ""
+    weighs = "A small head, trained on real and generated pictures, weighs what was read; its output is"
+    if heads > 1:
+        weighs = (
+            f"{heads} small heads, trained on real and generated pictures, weigh one reading each; their sum is shrunk "
+            "as far as they agree anyway, and"
+        )
+    what = reads[0] if len(reads) < 3 else f"{', '.join(reads[:-1])}"
+    what = what if len(reads) == 1 else f"{what} and {reads[-1]}"
     return (
-        f"The detector reads {' and '.join(reads)}{injected}. A small head, trained on real and generated pictures, "
-        "weighs what was read; its output is calibrated to a probability on pictures from sources that it had not seen."
+        f"The detector reads {what}{injected}. {weighs} calibrated to a probability on pictures from sources that "
+        f"{'it' if heads == 1 else 'they'} had not seen."
     )
 
 
@@ -158,6 +175,8 @@ def _meaning(p: Prediction, about: About) -> list[str]:
         )
     elif p.verdict == "uncertain":
         sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
+    if p.parts and len(p.parts) > 1:
+        sentences.append(_speakers(p.parts))
     rates = about.held_out
     real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
     if real is None or fake is None:
@@ -184,6 +203,16 @@ def _meaning(p: Prediction, about: About) -> list[str]:
             "without the most extreme ones."
         )
     return sentences
+
+
+def _speakers(parts: Mapping[str, float]) -> str:
+    """Which readings speak for a fake and which against, the loudest first, in log odds."""
+    sides = []
+    for side, sign in (("for a fake", 1), ("for a real picture", -1)):
+        said = sorted(((sign * share, name) for name, share in parts.items() if sign * share > 0), reverse=True)
+        if said:
+            sides.append(f"{side}: " + ", ".join(f"{_READINGS.get(n, n)} ({sign * s:+.2f})" for s, n in said))
+    return f"What speaks {'; '.join(sides)} (log odds)." if sides else "No reading speaks either way."
 
 
 def notes(p: Prediction) -> list[str]:

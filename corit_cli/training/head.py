@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Advance, hush
 from corit_cli.training.layer_weights import gsnr_weights, learned_weights
 from corit_cli.training.sam import SAM, base_optimizer
@@ -70,12 +71,13 @@ def fit_head(
     proportion to its GSNR over ``units`` (n,) or learned; the head multiplies by it itself.
     """
     torch.manual_seed(settings.seed)
-    head = Head(z.shape[1], settings.hidden)
+    head = Head(z.shape[1], HeadKind.parse(settings.head))
     head.fit_standardiser(z)
     if settings.layer_weights == "gsnr":
         head.weigh(gsnr_weights(head.standardise(z), labels, weights, units, parts))
+    head.choose_landmarks(z)
     learned = nn.Parameter(torch.zeros(parts)) if settings.layer_weights == "learned" else None
-    x, y = head.standardise(z), labels.float()  # (n, F), (n,)
+    x, y = head.expand(head.standardise(z)), labels.float()  # (n, F or m), (n,)
     trained = [*head.parameters(), *([] if learned is None else [learned])]
     base = base_optimizer(settings.optimizer, trained, settings.lr, settings.weight_decay)
     sam = SAM(base, settings.rho)

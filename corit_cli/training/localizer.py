@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,9 +35,11 @@ from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pixels
 from corit_cli.features.stream import ahead
 from corit_cli.model.head import Head
-from corit_cli.model.settings import DETECTOR, CoRITSettings
+from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance, Progress, hush, quiet
 
+#: Layers whose contrasts tell places.
+LAYERS = (4, 5, 6)
 #: Photographs that the head learns from, and that it is tried on, taken from all sources in turn.
 TAUGHT, TRIED = 400, 100
 #: Patches of a window that are learned from: at most so many forged ones, and so many that nobody touched.
@@ -53,13 +55,14 @@ SHARES = (0.1, 0.01)
 
 
 def contrasts_for(extractor: Extractor) -> Extractor:
-    """What reads the contrasts of places for the detector of ``extractor``: the same where it reads CGP, otherwise
-    those that ``corit train`` reads by itself, from native windows. Raises CoritError for a tower too shallow."""
-    if extractor.settings.cgp:
-        return extractor
-    settings = CoRITSettings(extractor.settings.views or DETECTOR.views, cgp=DETECTOR.cgp, integrate=())
-    crops = CropConfig("native", extractor.crops.size)
-    return Extractor(extractor.backbone, settings, crops, extractor.device.type)
+    """What reads the contrasts of places for the detector of ``extractor``: those of ``LAYERS`` in native windows, and
+    of a tower too shallow for these the detector's own. Raises CoritError where it has none."""
+    own, size = extractor.settings, extractor.crops.size
+    if extractor.backbone.tower.config.layers < max(LAYERS) and own.cgp:
+        settings = replace(own, integrate=(), native=(), patches=False)
+        return Extractor(extractor.backbone, settings, extractor.crops, extractor.device.type)
+    settings = CoRITSettings(own.views or CoRITSettings().views, cgp=LAYERS, integrate=())
+    return Extractor(extractor.backbone, settings, CropConfig("native", size), extractor.device.type)
 
 
 def localize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,12 +11,18 @@ from torch import Tensor
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.manifest import Sample
+from corit_cli.data.splits import deal
 from corit_cli.data.variants import ORIGINAL, Variant
+from corit_cli.errors import CoritError
 from corit_cli.features.cache import Job
-from corit_cli.model.head import Head
+from corit_cli.model.fusion import FusedHead
 from corit_cli.progress import Advance, hush
+from corit_cli.training.fusion import HeldOut, join
 from corit_cli.training.head import balance_weights, fit_head
 from corit_cli.training.settings import Recipe, TrainSettings
+
+#: Parts of the sources that are held out in turn to join heads.
+INNER_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -68,20 +74,75 @@ class TrainingSet:
     z: Tensor  # (n, F)
     labels: Tensor  # (n,)
     sources: list[str]
-    parts: int = 1  # equally wide, one a layer and kind, that make up the features
+    readings: Mapping[str, int]  # how many features each has, side by side
+    part: int  # width of one part, a layer and kind, of which the readings are made
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], rows: list[Planned], z: Tensor, parts: int = 1) -> TrainingSet:
-        """Rows with their features ``z`` (n, F), in the same order."""
-        labels = torch.tensor([row.label for row in rows])
-        return cls(rows, z, labels, [samples[row.sample].source for row in rows], parts)
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        rows: list[Planned],
+        z: Tensor,
+        readings: Mapping[str, int] | None = None,
+        part: int = 0,
+    ) -> TrainingSet:
+        """Rows with their features ``z`` (n, F), in the same order; by default one reading of one part."""
+        labels, F = torch.tensor([row.label for row in rows]), z.shape[1]
+        return cls(rows, z, labels, [samples[row.sample].source for row in rows], readings or {"cls": F}, part or F)
 
-    def fit(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> Head:
-        """A head on the rows to be trained on, or on those of them where ``keep`` (n,) is true."""
-        keep = self.trained if keep is None else keep & self.trained
-        sources = [s for s, k in zip(self.sources, keep.tolist(), strict=True) if k]
-        weights = balance_weights(self.labels[keep].tolist(), sources, settings.balance)
-        return fit_head(self.z[keep], self.labels[keep], weights, settings, advance, parts=self.parts, units=sources)
+    def fit(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> FusedHead:
+        """Heads on the rows to be trained on, or on those of them where ``keep`` (n,) is true, joined by what heads
+        say of sources that were held out from them in turn."""
+        head = self.heads(settings, keep, advance)
+        if len(head.names) > 1:
+            held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
+            join(head, held_out.logits, held_out.labels)
+        return head
+
+    def heads(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> FusedHead:
+        """As :meth:`fit`, not joined yet."""
+        kept = self._kept(keep)
+        readings = self.readings if settings.fusion == "late" else {"all": self.z.shape[1]}
+        heads = {}
+        for name, z in zip(readings, self.z.split(list(readings.values()), dim=1), strict=True):
+            chosen = kept & z.isfinite().all(1)
+            sources = [s for s, k in zip(self.sources, chosen.tolist(), strict=True) if k]
+            weights = self.chosen(chosen).weights(settings)
+            heads[name] = fit_head(
+                z[chosen], self.labels[chosen], weights, settings, advance, z.shape[1] // self.part, sources
+            )
+        return FusedHead(heads).eval()
+
+    def cross_fit(
+        self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush
+    ) -> tuple[FusedHead, HeldOut]:
+        """Heads on all rows to be trained on, joined by what heads say of images in ``folds`` (lists of sample numbers)
+        that they never saw; and that."""
+        head = self.heads(settings, advance=advance)
+        held_out = self.held_out(folds, settings)
+        join(head, held_out.logits, held_out.labels)
+        return head, held_out
+
+    def _folds(self, keep: Tensor | None, seed: int) -> list[list[int]]:
+        """The originals among the rows to be used, as lists of sample numbers, whole sources together where each class
+        comes from at least two."""
+        usable = (self.originals if keep is None else self.originals & keep).tolist()
+        rows = [(r.sample, r.label, s) for r, s, k in zip(self.rows, self.sources, usable, strict=True) if k]
+        labels = [label for _, label, _ in rows]
+        units: list[Hashable] = [source for _, _, source in rows]
+        if any(len({u for u, label in zip(units, labels, strict=True) if label == c}) < 2 for c in (0, 1)):
+            units = [sample for sample, _, _ in rows]
+        return [[rows[k][0] for k in fold] for fold in deal(labels, units, min(INNER_FOLDS, len(set(units))), seed)]
+
+    def weights(self, settings: TrainSettings) -> Tensor:
+        """What each row weighs (n,), 1 on average."""
+        copies = torch.tensor([bool(row.job.variant.degradations) for row in self.rows])
+        weights = balance_weights(self.labels.tolist(), self.sources, settings.balance)
+        weights = torch.where(copies, settings.copy_weight, 1.0) * weights
+        return weights / weights.mean()
+
+    def _kept(self, keep: Tensor | None) -> Tensor:
+        return self.trained if keep is None else keep & self.trained
 
     @property
     def trained(self) -> Tensor:
@@ -93,26 +154,37 @@ class TrainingSet:
         """Which rows are images as they are, (n,) bool."""
         return torch.tensor([row.job.variant == ORIGINAL for row in self.rows], dtype=torch.bool)
 
+    @property
+    def found(self) -> Tensor:
+        """Which rows are images as they are or degraded, not forged or re-encoded by us, (n,) bool."""
+        variants = [row.job.variant for row in self.rows]
+        return torch.tensor([not (v.forge or v.codec) for v in variants], dtype=torch.bool)
+
     def chosen(self, keep: Tensor) -> TrainingSet:
         """Some of the rows, by a mask (n,)."""
         numbers = keep.nonzero().squeeze(1).tolist()
         rows, sources = ([values[k] for k in numbers] for values in (self.rows, self.sources))
         return replace(self, rows=rows, z=self.z[keep], labels=self.labels[keep], sources=sources)
 
-    def cross_fit(self, folds: Sequence[Sequence[int]], settings: TrainSettings) -> dict[int, float]:
-        """Logits of the originals in ``folds`` (lists of sample numbers) by heads that never saw their fold.
-
-        Returns {sample number: logit}. A fold without which only one class would be left is passed over.
-        """
-        samples = torch.tensor([row.sample for row in self.rows])
-        original = self.originals
-        logits: dict[int, float] = {}
-        for fold in folds:
-            held_out = torch.isin(samples, torch.tensor(list(fold)))
-            if len(self.labels[~held_out].unique()) < 2 or not held_out.any():
+    @torch.inference_mode()
+    def held_out(self, folds: Sequence[Sequence[int]], settings: TrainSettings, keep: Tensor | None = None) -> HeldOut:
+        """What heads on the rows that :meth:`fit` would use say of images in ``folds`` (lists of sample numbers) that
+        they never saw, as they are and degraded. A fold without which only one class would be left is passed over."""
+        owners = torch.tensor([row.sample for row in self.rows])
+        usable = self.found if keep is None else self.found & keep
+        found = []
+        for number, fold in enumerate(folds):
+            own = torch.isin(owners, torch.tensor(list(fold)))
+            rest = ~own if keep is None else ~own & keep
+            if len(self.labels[rest & self.trained].unique()) < 2 or not own.any():
                 continue
-            head = self.fit(settings, ~held_out)
-            chosen = held_out & original
-            with torch.inference_mode():
-                logits.update(zip(samples[chosen].tolist(), head(self.z[chosen]).tolist(), strict=True))
-        return logits
+            with torch.inference_mode(False):
+                head = self.heads(settings, rest)
+            chosen = own & usable
+            numbers = torch.full((int(chosen.sum()),), number)
+            rows = (owners, self.labels, ~self.originals)
+            found.append((*(values[chosen] for values in rows), numbers, head.each(self.z[chosen])))
+        if not found:
+            raise CoritError("no source can be held out: give images of more sources")
+        samples, labels, touched, numbers, logits = (torch.cat(values) for values in zip(*found, strict=True))
+        return HeldOut(samples.tolist(), logits, labels, numbers, touched)

@@ -14,16 +14,17 @@ from torch import Tensor
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.manifest import Sample, describe
 from corit_cli.data.splits import group_folds, group_split
-from corit_cli.detection.calibration import fit_calibration, fit_thresholds
+from corit_cli.detection.calibration import Thresholds, fit_calibration, fit_thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job
 from corit_cli.features.extractor import Extractor
-from corit_cli.model.head import Head
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
+from corit_cli.training.fusion import HeldOut
 from corit_cli.training.layer_weights import UNITS
 from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.settings import Recipe, TrainSettings
@@ -51,8 +52,9 @@ class Run:
     """One training: images, what reads them, how, and who is told.
 
     With ``probe`` the last block's linear probe is trained on the same rows. The images are split as
-    :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split.
-    Raises CoritError when a part lacks a class.
+    :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split; with
+    ``refit`` the detector is trained once more on both parts when it was validated. Raises CoritError when a part lacks
+    a class.
     """
 
     samples: Sequence[Sample]
@@ -61,6 +63,7 @@ class Run:
     recipe: Recipe = field(default_factory=Recipe)
     val_fraction: float = 0.3
     probe: bool = True
+    refit: bool = False
     cache: FeatureCache | None = None
     progress: Progress = quiet
     world: World = ALONE
@@ -71,10 +74,11 @@ class Run:
             if len({self.samples[i].label for i in part}) < 2:
                 raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
 
-    def folds(self) -> list[list[int]]:
-        """The parts of the training part, as sample numbers, that are held out in turn for calibration."""
-        folds = group_folds([self.samples[i] for i in self.train_part], self.settings.folds, self.settings.seed)
-        return [[self.train_part[k] for k in fold] for fold in folds]
+    def folds(self, part: Sequence[int] | None = None) -> list[list[int]]:
+        """What is held out in turn for calibration of the training part, or of another ``part``, as sample numbers."""
+        part = self.train_part if part is None else part
+        folds = group_folds([self.samples[i] for i in part], self.settings.folds, self.settings.seed)
+        return [[part[k] for k in fold] for fold in folds]
 
     def check_sources(self, held_out: Sequence[Sequence[int]]) -> None:
         """Raise CoritError, before anything is read, when too few sources are left for GSNR where any of the lists of
@@ -96,24 +100,27 @@ class Run:
         return self.world.extract(extractor, jobs, self.cache if cached else None, advance)
 
     def read(self) -> Images:
-        """Plan the training part and read it all. Raises CoritError when a class has no readable image left."""
+        """Plan what is trained on and read it all. Raises CoritError when a class has no readable image left."""
         for spec in self.recipe.forge:
             parse_forge(spec).check()
         samples = self.samples
-        rows = plan(samples, self.train_part, self.recipe)
+        rows = plan(samples, [*self.train_part, *(self.val_part if self.refit else ())], self.recipe)
         jobs = [row.job for row in rows] + [Job(samples[i].path) for i in self.val_part]
         owners = [row.sample for row in rows] + list(self.val_part)
         z, z_probe, failed = self._features_and_probe(jobs)
         kept = [k for k in range(len(rows)) if k not in failed]
         val = [k for k in range(len(rows), len(jobs)) if k not in failed]
-        for labels in ({rows[k].label for k in kept}, {samples[owners[k]].label for k in val}):
+        taught = set(self.train_part)
+        trained = {rows[k].label for k in kept if rows[k].sample in taught}
+        for labels in (trained, {samples[owners[k]].label for k in val}):
             if len(labels) < 2:
                 raise CoritError("without the images that cannot be read, no real or no fake ones are left")
         errors = {owners[k]: message for k, message in failed.items()}
-        data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept], len(self.extractor.parts))
+        part = self.extractor.backbone.tower.config.width
+        data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept], self.extractor.readings, part)
         return Images(
             data=data,
-            probe=None if z_probe is None else replace(data, z=z_probe[kept], parts=1),
+            probe=None if z_probe is None else replace(data, z=z_probe[kept], readings={"cls": part}),
             val=[samples[owners[k]] for k in val],
             z_val=z[val],
             z_probe_val=None if z_probe is None else z_probe[val],
@@ -141,8 +148,8 @@ class Run:
 @dataclass
 class Images:
     """What every training begins with, read by the backbone as it is: training rows with their features and, of the
-    same rows, the probe's; readable validation samples, their features (v, F) and the probe's (v, d); what could not be
-    read."""
+    same rows, the probe's, with ``refit`` those of the validation part too; readable validation samples, their features
+    (v, F) and the probe's (v, d); what could not be read."""
 
     data: TrainingSet
     probe: TrainingSet | None
@@ -151,6 +158,11 @@ class Images:
     z_probe_val: Tensor | None
     errors: list[tuple[Sample, str]]
 
+    def of(self, part: Sequence[int]) -> Images:
+        """The same with the training rows of some samples only, by number."""
+        keep = torch.isin(torch.tensor([row.sample for row in self.data.rows]), torch.tensor(list(part)))
+        return replace(self, data=self.data.chosen(keep), probe=self.probe and self.probe.chosen(keep))
+
 
 def train_head(run: Run) -> Trained:
     """Train a head on frozen features, calibrate and validate it.
@@ -158,44 +170,52 @@ def train_head(run: Run) -> Trained:
     Calibration and thresholds come from cross-fitting: each source of the training part is scored by a head that never
     saw it, which is what a file from an unknown source will meet.
     """
-    folds = run.folds()
-    run.check_sources(folds)
+    run.check_sources(run.folds())
     images = run.read()
-    head = images.data.fit(run.settings, advance=run.progress("head", run.settings.epochs))
-    return outcome(run, images, head, images.z_val, images.data.cross_fit(folds, run.settings))
+    heads = 1 if run.settings.fusion == "early" else len(run.extractor.readings)
+
+    def trained(part: Sequence[int], title: str) -> Trained:
+        chosen, advance = images.of(part), run.progress(title, heads * run.settings.epochs)
+        head, held_out = chosen.data.cross_fit(run.folds(part), run.settings, advance)
+        return outcome(run, chosen, head, chosen.z_val, held_out)
+
+    first = trained(run.train_part, "head")
+    if not run.refit:
+        return first
+    again = trained(sorted([*run.train_part, *run.val_part]), "head, on all images")
+    return replace(first, checkpoint=again.checkpoint)
 
 
 def outcome(
     run: Run,
     images: Images,
-    head: Head,
+    head: FusedHead,
     z_val: Tensor,
-    held_out: Mapping[int, float],
+    held_out: HeldOut,
     tuned: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """The checkpoint, calibrated on ``held_out`` logits {sample number: logit}, and what it and the probe say of the
-    validation images, whose features are ``z_val`` (v, F). Raises CoritError when only one class was held out."""
+    """The checkpoint, calibrated on what heads say of images ``held_out`` from them, and what it and the probe say of
+    the validation images, whose features are ``z_val`` (v, F). Raises CoritError when one class was held out only."""
     settings, extractor = run.settings, run.extractor
-    numbers = sorted(held_out)
-    labels = np.array([run.samples[i].label for i in numbers])
-    if len(np.unique(labels)) < 2:
+    labels, touched = held_out.labels.numpy(), held_out.touched.numpy()
+    if len(np.unique(labels[~touched])) < 2:
         raise CoritError("the held-out folds have only one class: give more images, or fewer --folds")
-    logits = torch.tensor([held_out[i] for i in numbers])
-    calibration = fit_calibration(logits, torch.from_numpy(labels))
+    logits = held_out.fused(head)
+    calibration = fit_calibration(logits, held_out.labels)
     probabilities = calibration(logits).double().numpy()
-    sources = [run.samples[i].source for i in numbers]
-    thresholds = fit_thresholds(probabilities, labels, sources, settings.target_fpr, settings.target_fnr)
-    verdicts = np.array([thresholds.verdict(p) for p in probabilities])
-    rates = {
-        f"{kind}_called_{verdict}": float((verdicts[labels == label] == verdict).mean())
-        for label, kind in ((0, "real"), (1, "fake"))
-        for verdict in ("real", "uncertain", "fake")
+    sources = [run.samples[i].source for i in held_out.samples]
+    thresholds = fit_thresholds(probabilities, labels, sources, settings.target_fpr, settings.target_fnr, touched)
+    metrics: dict[str, Any] = {
+        "held_out_sources": _rates(thresholds, probabilities[~touched], labels[~touched]),
+        "held_out_strict": _rates(thresholds.strictly(), probabilities[~touched], labels[~touched]),
     }
-    metrics: dict[str, Any] = {"held_out_sources": {"images": len(numbers), **rates}}
-    if head.layer_weights is not None:
+    if touched.any():
+        metrics["held_out_degraded"] = _rates(thresholds, probabilities[touched], labels[touched])
+    weighed = [w for one in head.heads.values() for w in one.layer_weights or ()]
+    if weighed:
         names = (f"{kind} {layer}" for kind, layer in extractor.parts)
-        metrics["layer_weights"] = {n: round(w, 3) for n, w in zip(names, head.layer_weights, strict=True)}
+        metrics["layer_weights"] = {n: round(w, 3) for n, w in zip(names, weighed, strict=True)}
     backbone = extractor.backbone
     checkpoint = Checkpoint(
         head=head,
@@ -204,7 +224,7 @@ def outcome(
         crops=extractor.crops,
         calibration=calibration,
         thresholds=thresholds,
-        training={"settings": asdict(settings), "recipe": asdict(run.recipe), **(training or {})},
+        training={"settings": asdict(settings), "recipe": asdict(run.recipe), "refit": run.refit, **(training or {})},
         data=describe(run.samples, run.train_part, run.val_part) | {"unreadable": len(images.errors)},
         metrics=metrics,
         tuned=dict(tuned or {}),
@@ -217,6 +237,16 @@ def outcome(
     return Trained(checkpoint, validation, probe_logits, images.errors)
 
 
+def _rates(thresholds: Thresholds, probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """How many images there are, and the share of each class that got each verdict."""
+    verdicts = np.array([thresholds.verdict(p) for p in probabilities.round(6)])
+    return {"images": len(labels)} | {
+        f"{kind}_called_{verdict}": float((verdicts[labels == label] == verdict).mean())
+        for label, kind in ((0, "real"), (1, "fake"))
+        for verdict in ("real", "uncertain", "fake")
+    }
+
+
 def of_probe(settings: TrainSettings) -> TrainSettings:
     """The linear probe's settings beside a head of ``settings``: it reads one layer."""
-    return replace(settings, hidden=0, layer_weights="uniform")
+    return replace(settings, head="linear", layer_weights="uniform")

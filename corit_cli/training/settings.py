@@ -6,22 +6,13 @@ from dataclasses import dataclass
 
 from corit_cli.config import Settings, option
 from corit_cli.errors import CoritError
+from corit_cli.model.settings import HeadKind
 
 DATA = "Training images"
 HEAD = "Head and optimizer"
 VERDICTS = "Verdicts"
 TUNING = "Tuning the backbone"
 OPTIMIZERS = ("adamw", "sgd")
-
-
-def parse_head(text: str) -> int:
-    """``linear`` or ``mlp[:WIDTH]`` to the width of the head's hidden layer. Raises CoritError otherwise."""
-    kind, _, width = text.partition(":")
-    if kind == "linear" and not width:
-        return 0
-    if kind == "mlp" and (not width or width.isdigit()):
-        return int(width or 256)
-    raise CoritError(f"--head takes linear, mlp or mlp:WIDTH, not {text!r}")
 
 
 def parse_quality_range(text: str) -> tuple[int, int]:
@@ -34,22 +25,24 @@ def parse_quality_range(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """How a head is trained on features, calibrated and given thresholds.
+    """How heads are trained on features, joined, calibrated and given thresholds.
 
-    ``hidden`` is the width of the head's hidden layer, 0 for a linear one. The base under SAM is AdamW or SGD with
-    momentum 0.9. Layers may weigh in proportion to the GSNR that their gradients have across sources. ``class`` gives
-    both classes the same total weight; ``source`` also weighs the sources within a class by the square root of their
-    size, ``even`` all alike.
+    With ``fusion`` late every reading has a head of its own (``model/fusion.py``), else one reads all. The base under
+    SAM is AdamW or SGD with momentum 0.9. Layers may weigh in proportion to the GSNR that their gradients have across
+    sources. ``class`` gives both classes the same total weight; ``source`` also weighs the sources within a class by
+    the square root of their size, ``even`` all alike.
     """
 
-    hidden: int = option(
-        0,
-        "Kind of head.",
-        flag="--head",
-        metavar="linear|mlp[:WIDTH]",
-        parse=parse_head,
-        shown="linear",
-        minimum=0,
+    head: str = option(
+        "linear",
+        "Kind of head: linear, with a hidden layer, or a kernel machine on landmarks among the images.",
+        metavar="linear|mlp[:WIDTH]|rbf[:LANDMARKS]",
+        panel=HEAD,
+    )
+    fusion: str = option(
+        "late",
+        "late: every reading (hri, native, cgp) has a head of its own; early: one head reads all.",
+        choices=("late", "early"),
         panel=HEAD,
     )
     optimizer: str = option("adamw", "The optimizer under SAM.", choices=OPTIMIZERS, panel=HEAD)
@@ -70,14 +63,20 @@ class TrainSettings(Settings):
         choices=("class", "source", "even", "none"),
         panel=HEAD,
     )
+    copy_weight: float = option(1.0, "What a degraded copy weighs beside its original.", minimum=0, panel=HEAD)
     seed: int = option(0, "Seed of everything that is drawn at random.", panel=HEAD)
     target_fpr: float = option(
         0.05, "Share of real images that may be called fake.", minimum=0, maximum=0.5, panel=VERDICTS
     )
-    target_fnr: float = option(0.1, "Share of fakes that may be called real.", minimum=0, maximum=0.5, panel=VERDICTS)
+    target_fnr: float = option(0.05, "Share of fakes that may be called real.", minimum=0, maximum=0.5, panel=VERDICTS)
     folds: int = option(
         24, "Parts of the data, whole sources, held out in turn to calibrate on.", minimum=2, panel=VERDICTS
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if HeadKind.parse(self.head).landmarks and self.layer_weights == "learned":
+            raise CoritError("layer weights are learned with a linear head or mlp, not with rbf")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,11 @@ from corit_cli.features.extractor import Extractor, Reader, mean_over_windows, p
 from corit_cli.features.stream import ahead
 from corit_cli.files import content_sha256
 from corit_cli.model.corit import CoRIT
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.scope import draw_low_rank, parse_scope, thaw, tuned_backbone, tuned_tensors
-from corit_cli.training.head import balance_weights
+from corit_cli.model.settings import HeadKind
+from corit_cli.training.fusion import HeldOut, join
 from corit_cli.training.resume import State, moments, restore_moments
 from corit_cli.training.rows import TrainingSet
 from corit_cli.training.run import Run, Trained, outcome
@@ -82,7 +84,7 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     aside = images.data.chosen(~in_fit & images.data.originals)
     if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
-    model.head = fitted.fit(settings, advance=run.progress("head", settings.epochs))
+    model.head = fitted.fit(settings, advance=run.progress("head", len(model.head.names) * settings.epochs))
     model.to(extractor.device)
 
     history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)
@@ -96,13 +98,16 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
         raise CoritError(f"{jobs[number].path} could be read before, and cannot now: {message}")
     head = model.head.cpu().eval()
     with torch.inference_mode():
-        logits = head(z[: len(aside.rows)]).tolist()
+        each = head.each(z[: len(aside.rows)])  # (a, R)
+    numbers = {source: k for k, source in enumerate(sorted(set(aside.sources)))}
+    folds = torch.tensor([numbers[source] for source in aside.sources])
+    held_out = HeldOut([row.sample for row in aside.rows], each, aside.labels, folds, ~aside.originals)
+    join(head, each, aside.labels)
     chosen = {
         "set_aside": {"images": len(aside.rows), "sources": sorted(set(aside.sources))},
         "epochs": history,
         "epoch": best_epoch(history),
     }
-    held_out = {row.sample: logit for row, logit in zip(aside.rows, logits, strict=True)}
     training = {"tune": asdict(tuning) | chosen}
     return outcome(run, images, head, z[len(aside.rows) :], held_out, tensors, training)
 
@@ -124,7 +129,7 @@ def tune(
     n, device, settings, world = len(fitted.rows), model.device, run.settings, run.world
     if min(n, tuning.batch_size) < world.size:
         raise CoritError(f"{world.size} processes cannot share batches of {min(n, tuning.batch_size)}")
-    y, weights = fitted.labels.float().to(device), _weights(fitted, settings).to(device)  # (n,) each
+    y, weights = fitted.labels.float().to(device), fitted.weights(settings).to(device)  # (n,) each
     net = world.wrap(model)
     optimizer = _optimizer(model, tuning, settings)
     sam = SAM(optimizer, tuning.rho)
@@ -143,9 +148,10 @@ def tune(
         """Its share of the weighted mean over the whole batch, times the processes, over which DDP averages."""
         # Processes talk once a pass, in the backward of the last micro-batch.
         with nullcontext() if one.last or world.size == 1 else net.no_sync():
-            logits = net(pixels(one.windows, device))  # (b,)
-        each = F.binary_cross_entropy_with_logits(logits, y[one.rows], weight=weights[one.rows], reduction="sum")
-        return each * (world.size / one.batch)
+            logits = net(pixels(one.windows, device))  # (b, R)
+        truth, weight = (values[one.rows, None].expand_as(logits) for values in (y, weights))
+        each = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="sum")
+        return each * (world.size / (one.batch * logits.shape[1]))
 
     while len(history) <= tuning.epochs and not _patience_is_over(history, tuning.patience):
         epoch = len(history)
@@ -197,7 +203,9 @@ class Model(nn.Module):
         self.tower, self.frozen_blocks = thaw(extractor.backbone.tower, parse_scope(tuning.scope), end)
         draw_low_rank(dict(self.tower.named_parameters()), settings.seed)
         self.readers = [Reader(r.windows, CoRIT(self.tower, r.corit.settings)) for r in extractor.readers]
-        self.head = Head(extractor.width, settings.hidden)
+        widths = extractor.readings if settings.fusion == "late" else {"all": extractor.width}
+        kind = HeadKind.parse(settings.head)
+        self.head = FusedHead({name: Head(width, kind) for name, width in widths.items()})
         self.crops, self.precision = extractor.crops, PRECISIONS[tuning.precision]
         if tuning.grad_checkpoint:
             for block in self.tower.blocks[max(0, self.frozen_blocks) : end]:
@@ -210,9 +218,9 @@ class Model(nn.Module):
         return self.tower.class_embedding.device
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images with all their windows (b, w, 3, S, S) in [0, 1] to logits (b,)."""
+        """Images with all their windows (b, w, 3, S, S) in [0, 1] to every head's logit (b, R)."""
         z = [mean_over_windows(images, r.windows, partial(self._read, r.corit)) for r in self.readers]
-        return self.head(torch.cat(z, 1))
+        return self.head.each(torch.cat(z, 1))
 
     def _read(self, corit: CoRIT, images: Tensor) -> Tensor:
         """Windows (n, 3, S, S) to features (n, F_r)."""
@@ -270,8 +278,9 @@ def held_out_loss(run: Run, model: Model, aside: TrainingSet, tuning: TuneSettin
     logits = torch.zeros(len(aside.rows))
     for start in range(0, len(share), tuning.micro_batch):
         seen = torch.stack(list(islice(windows, tuning.micro_batch)))  # (b, w, S, S, 3)
-        logits[share[start : start + tuning.micro_batch]] = model(pixels(seen, model.device)).cpu()  # (b,)
-    weights = _weights(aside, run.settings)
+        each = model(pixels(seen, model.device))  # (b, R)
+        logits[share[start : start + tuning.micro_batch]] = model.head.fuse(each).cpu()
+    weights = aside.weights(run.settings)
     return float(F.binary_cross_entropy_with_logits(run.world.total(logits), aside.labels.float(), weight=weights))
 
 
@@ -303,10 +312,6 @@ def set_aside(samples: Sequence[Sample], train_part: Sequence[int], seed: int) -
                 f"of the training images, those {name} ({len(part)}) have one class only: give more sources"
             )
     return [train_part[k] for k in sides[0]]
-
-
-def _weights(data: TrainingSet, settings: TrainSettings) -> Tensor:
-    return balance_weights(data.labels.tolist(), data.sources, settings.balance)
 
 
 def _optimizer(model: Model, tuning: TuneSettings, settings: TrainSettings) -> torch.optim.Optimizer:

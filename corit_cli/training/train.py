@@ -43,6 +43,7 @@ def train(
     local: Sequence[str] = (),
     val_fraction: float = 0.3,
     probe: bool = True,
+    refit: bool = False,
     cache: FeatureCache | None = None,
     device: str = "auto",
     progress: Progress = quiet,
@@ -65,6 +66,7 @@ def train(
         local: forgeries of a region that teach the detector to draw heatmaps.
         val_fraction: validation share, where the data names no split.
         probe: also train the last block's linear probe, to compare with.
+        refit: train on the validation images too, once they have validated; not with ``tuning``.
         cache: where features are kept; None reads them anew.
         device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
         progress, warn: told of the work, and of what went wrong without ending it.
@@ -74,7 +76,7 @@ def train(
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
     recipe, tuned = replace(recipe, seed=settings.seed), tuning.scope != "head"
     folder = None if out is None else Path(out)
-    kinds = check(folder, overwrite, resume, settings, tuning, local)
+    kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
     samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
@@ -89,6 +91,7 @@ def train(
             recipe=recipe,
             val_fraction=val_fraction,
             probe=probe,
+            refit=refit,
             cache=cache,
             progress=progress,
             world=processes,
@@ -119,12 +122,15 @@ def check(
     settings: TrainSettings,
     tuning: TuneSettings,
     local: Sequence[str],
+    refit: bool = False,
 ) -> list[Forge]:
     """What can be told before any image is looked at, as :func:`train` takes it; the forgeries ``local`` names.
 
     Raises CoritError for what does not fit.
     """
     kind = parse_scope(tuning.scope).kind
+    if refit and kind != "head":
+        raise CoritError("--refit trains heads once more on all images: it does not go with --tune")
     if folder is None and kind != "head":
         raise CoritError("tuning the backbone saves every epoch: give a folder to save to (out)")
     if resume and kind == "head":

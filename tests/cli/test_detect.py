@@ -47,7 +47,8 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
     rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
     assert set(rows) == {p.name for p in folder.rglob("*.*")} - {"notes.txt"}
     for name, row in rows.items():
-        assert set(row) == {"path", "probability", "verdict", "error"}
+        told = {"parts"} if row["error"] is None else set()
+        assert set(row) == {"path", "probability", "verdict", "error"} | told
         if name in ("text.jpg", "cut.jpg", "empty.png", "dot.png"):
             assert row["error"] and row["verdict"] is None and row["probability"] is None
         else:
@@ -81,6 +82,10 @@ def test_ways_to_name_files_and_forms_of_output(corit, folder: Path) -> None:
     assert document["results"][0]["path"] == str(good)
     assert len(document["detector_sha256"]) == 64
     thresholds = document["thresholds"]
+    assert set(document["results"][0]["parts"]) == {"hri", "native", "cgp"}
+    strict = json.loads(corit("detect", good, "--json", "--strict").stdout)
+    assert strict["thresholds"]["fake"] > thresholds["fake"] and strict["thresholds"]["real"] == thresholds["real"]
+    assert strict["results"][0]["probability"] == document["results"][0]["probability"]
     p = document["results"][0]["probability"]
     expected = "fake" if p >= thresholds["fake"] else "real" if p <= thresholds["real"] else "uncertain"
     assert document["results"][0]["verdict"] == expected

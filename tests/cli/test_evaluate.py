@@ -76,7 +76,7 @@ def test_json_has_everything_and_the_same_bytes(evaluate, dataset: Path, tmp_pat
     assert set(found["overall"]["figures"]) >= {"auc", "eer", "tpr_at_fpr_0.01", "ece", "fpr", "balanced_accuracy"}
     assert [t["by"] for t in found["tables"]] == ["source", "generator"] and found["videos"] is None
     names = [c["name"] for c in found["robustness"]["chains"]]
-    assert names == ["jpeg-50", "crop-0.9", "crop-0.75", "crop-0.5"]
+    assert names == ["jpeg-50", "crop-0.9", "crop-0.75", "crop-0.5", "crop-0.3"]
     assert found["peers"][0]["name"] == "peer" and found["peers"][0]["missing"] == 1
     assert found["peers"][0]["difference"]["low"] < found["peers"][0]["difference"]["high"]
     (protocol,) = found["protocols"]

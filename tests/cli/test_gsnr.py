@@ -101,7 +101,9 @@ def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
     trained = train_head(Run(samples, extractor, TrainSettings(epochs=5, folds=3), probe=False))
     trained.checkpoint.save(folder / "detector")
     arguments = ("-c", folder / "detector", "--samples", 12, "--head-state", "fitted", "--json")
-    found = json.loads(gsnr(*arguments, reads=(), backbone=False).stdout)
+    result = gsnr(*arguments, reads=(), backbone=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
     assert found["models"][1]["head_sha256"] == trained.checkpoint.sha256
     assert found["models"][1]["settings"]["cgp"] == [2]
     assert found["crops"]["mode"] == "native"

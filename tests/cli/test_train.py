@@ -52,6 +52,8 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
     tiny = [
         "--backbone",
         folder / "tower.safetensors",
+        "--native",
+        "none",
         "--integrate",
         "2-3",
         "--cgp",
@@ -82,7 +84,18 @@ def test_a_detector_without_contrasts_shows_where_too(corit, dataset: Path, tmp_
     deep.mkdir()
     save_file(random_tower(replace(TINY, layers=6)).state_dict(), deep / "tower.safetensors")
     (deep / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
-    tiny = ["--backbone", deep / "tower.safetensors", "--integrate", "6", "--no-cgp", "--no-probe", "--device", "cpu"]
+    tiny = [
+        "--backbone",
+        deep / "tower.safetensors",
+        "--integrate",
+        "6",
+        "--native",
+        "none",
+        "--no-cgp",
+        "--no-probe",
+        "--device",
+        "cpu",
+    ]
     tuning = ["--tune", "last:2", "--tune-epochs", 1, "--view", "blur:2", "--local", "self_blend"]
     result = corit("train", dataset, *tiny, *tuning, "--out", tmp_path / "det")
     assert result.returncode == 0, result.stderr
@@ -111,7 +124,7 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         (["nowhere"], ["nowhere", "does not exist"]),
         ([".", "--cgp", "4", "--no-cgp"], ["not both"]),
         ([".", "--integrate", "a-b"], ["not a list of layers"]),
-        ([".", "--head", "forest"], ["--head takes linear, mlp or mlp:WIDTH, not 'forest'"]),
+        ([".", "--head", "forest"], ["a head is linear, mlp, mlp:WIDTH, rbf or rbf:LANDMARKS, not 'forest'"]),
         ([".", "--match-codec", "95-70"], ["--match-codec"]),
         ([".", "--optimizer", "adam"], ["optimizer must be"]),
         ([".", "--forge", "reconstruct"], ["needs autoencoder weights"]),
@@ -139,7 +152,18 @@ def test_mistakes_are_one_line(corit, arguments: list[str], words: list[str]) ->
 
 
 def tune_arguments(dataset: Path, folder: Path, out: Path, *more: object) -> list[str]:
-    small = ("--backbone", folder / "tower.safetensors", "--view", "blur:1.0", "--cgp", "2,3", "--integrate", "2,3")
+    small = (
+        "--backbone",
+        folder / "tower.safetensors",
+        "--view",
+        "blur:1.0",
+        "--cgp",
+        "2,3",
+        "--native",
+        "2",
+        "--integrate",
+        "2,3",
+    )
     arguments = (
         "train",
         dataset,

@@ -15,6 +15,7 @@ from corit_cli.cor.heads import Heads, batches, micro_batches, run_batches, trai
 from corit_cli.cor.settings import Optimization
 from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from corit_cli.training.sam import SAM
 
 SEEDS, RADII = (3, 0, 7), (0.0, 0.05, 1.0)
@@ -55,7 +56,7 @@ def alone(
 ) -> tuple[Tensor, list[Tensor], float]:
     """One member by itself: logits (n,), weights, and mean cosine over the last epoch."""
     torch.manual_seed(seed)
-    head = Head(x.shape[1], o.hidden)
+    head = Head(x.shape[1], HeadKind(o.hidden))
     if o.optimizer == "adamw":
         base = torch.optim.AdamW(head.parameters(), lr=o.lr, weight_decay=o.weight_decay)
     else:
@@ -250,7 +251,7 @@ def test_heads_of_a_seed_start_alike_and_as_a_head_of_that_seed() -> None:
     heads = Heads(5, 4, SEEDS, 2)
     for s, seed in enumerate(SEEDS):
         torch.manual_seed(seed)
-        for stacked, one in zip(heads.stacked, Head(5, 4).parameters(), strict=True):
+        for stacked, one in zip(heads.stacked, Head(5, HeadKind(4)).parameters(), strict=True):
             assert torch.equal(stacked[s, 0], one) and torch.equal(stacked[s, 1], one)
 
 

@@ -14,6 +14,7 @@ from corit_cli.cor.settings import Optimization
 from corit_cli.cor.theory import Condition, head_gsnr, rank_correlation, theory
 from corit_cli.metrics.gsnr import GSNREstimate
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from tests.conftest import Told
 
 
@@ -39,7 +40,7 @@ def test_head_gsnr_equals_a_loop_of_autograd(hidden: int) -> None:
     x, labels = torch.randn(24, 5), torch.arange(24) % 2
     found = head_gsnr(x, labels, torch.arange(4, 24), list(range(24)), Optimization(hidden=hidden))
     torch.manual_seed(0)
-    head = Head(5, hidden).layers
+    head = Head(5, HeadKind(hidden)).layers
     with torch.no_grad():
         head[-1].bias -= head(x[4:]).mean()
     rows = []

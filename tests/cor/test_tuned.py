@@ -23,7 +23,7 @@ from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.head import Head
 from corit_cli.model.scope import Scope, parse_scope
-from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.model.settings import CoRITSettings, HeadKind, baseline
 from corit_cli.training.sam import SAM
 from tests.conftest import TINY, Told, photograph, random_tower
 
@@ -32,9 +32,9 @@ SETTINGS = {
     "plain, three deep": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
     "contrast": CoRITSettings(("blur:1.0",), cgp=(2, 3), integrate=(2, 4)),
     "injection": CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(1, 2), integrate=(2, 3, 4)),
-    "pool, views go deepest": CoRITSettings(("blur:1.0",), cgp=(), pool=(2, 4), integrate=(1,)),
+    "pool, views go deepest": CoRITSettings(("blur:1.0",), cgp=(2, 4), patches=True, integrate=(1,)),
     "two views, pool, injection": CoRITSettings(
-        ("blur:1.0", "noise:0.05"), cgp=(3,), pool=(2,), inject_at=(1, 3), integrate=(4,), mask="none"
+        ("blur:1.0", "noise:0.05"), cgp=(2, 3), patches=True, inject_at=(1, 3), integrate=(4,), mask="none"
     ),
 }
 SCOPES = ("head", "ln", "last:1", "last:2", "lora:2", "all")
@@ -245,7 +245,7 @@ def test_training_equals_a_loop_over_whole_forward_passes(
     corit = CoRIT(plain, SETTINGS["injection"])
     images = pixels(windows, torch.device("cpu"))
     torch.manual_seed(3)
-    expected = Head(corit.width, hidden)
+    expected = Head(corit.width, HeadKind(hidden))
     expected.fit_standardiser(corit(images[TRAINED_ON]).z)
     parameters = [p.requires_grad_(f"tower.{n}" in tuned.trained) for n, p in plain.named_parameters()]
     parameters = [p for p in parameters if p.requires_grad] + list(expected.parameters())

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from itertools import combinations
 
+import numpy as np
 from PIL import Image
 
-from corit_cli.data.degrade import blur, jpeg
+from corit_cli.data.degrade import blur, jpeg, parse_degradation
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.variants import ORIGINAL, Variant
 from tests.conftest import photograph
@@ -29,12 +32,32 @@ def test_noise_in_a_chain_is_the_same_each_time() -> None:
     assert one == two != photograph(0).tobytes()
 
 
+def test_a_copy_goes_through_one_to_three_in_their_order() -> None:
+    specs = ("grey:1", "crop:0.5", "blur:2", "resize:0.5")
+    steps = {name: parse_degradation(name) for name in specs}
+    rng = np.random.default_rng(0)
+    possible = {}
+    for count in (1, 2, 3):
+        for chosen in combinations(specs, count):
+            image = photograph(0)
+            for spec in chosen:
+                image = steps[spec].apply(image, rng)
+            possible[image.size, image.tobytes()] = chosen
+    assert len(possible) == 14
+    drawn = Counter()
+    for seed in range(60):
+        out = Variant(degradations=specs, seed=seed).apply(photograph(0))
+        drawn[possible[out.size, out.tobytes()]] += 1
+    assert {len(chosen) for chosen in drawn} == {1, 2, 3} and len(drawn) > 8
+
+
 def test_fingerprints_of_caches_that_exist() -> None:
     forge = parse_forge("self_blend")
     assert ORIGINAL.fingerprint == "original"
     assert Variant(seed=3).fingerprint == "|None||None|3"
     assert (
-        Variant(codec=(60, 90), degradations=("blur:2", "jpeg"), seed=1).fingerprint == "|None|blur:2,jpeg|(60, 90)|1"
+        Variant(codec=(60, 90), degradations=("blur:2", "jpeg"), seed=1).fingerprint
+        == "|None|3 of blur:2,jpeg|(60, 90)|1"
     )
     assert Variant(forge=forge, saved=80).fingerprint == f"{forge.fingerprint}|80||None|0"
 

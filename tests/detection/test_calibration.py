@@ -56,6 +56,24 @@ def test_thresholds_keep_their_promise(data: list[tuple[int, float, str]], fpr: 
     assert (verdicts[labels == 1] == "real").mean() <= fnr + 1e-9
 
 
+def test_the_promise_holds_on_touched_files_alike_and_the_strict_one_is_stricter() -> None:
+    rng = np.random.default_rng(0)
+    labels, touched = np.arange(4000) % 2, np.arange(4000) % 4 > 1
+    sources = [f"s{k}" for k in rng.integers(0, 20, 4000)]
+    # What was touched looks more like a fake, of either class.
+    probabilities = 1 / (1 + np.exp(-(2 * labels - 1 + touched + rng.standard_normal(4000))))
+    alone, both = (fit_thresholds(probabilities, labels, sources, 0.05, 0.05, t) for t in (None, touched))
+    verdicts = np.array([both.verdict(round(p, 6)) for p in probabilities])
+    for state in (touched, ~touched):
+        assert (verdicts[state & (labels == 0)] == "fake").mean() <= 0.05
+        assert (verdicts[state & (labels == 1)] == "real").mean() <= 0.05
+    assert (verdicts[touched & (labels == 0)] == "fake").mean() > 0.04
+    assert alone.fake < both.fake and both.real < alone.real
+    strict = both.strictly()
+    assert strict.fake == both.strict > both.fake and strict.real == both.real
+    assert 0.004 < (probabilities[touched & (labels == 0)] >= strict.fake).mean() <= 0.01
+
+
 def test_a_source_of_its_own_kind_makes_the_threshold_stricter() -> None:
     rng = np.random.default_rng(0)
     sources = np.repeat(list("abcdefgh"), 100)

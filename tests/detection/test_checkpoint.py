@@ -13,16 +13,21 @@ from corit_cli.data.windows import CropConfig
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
 from corit_cli.errors import CoritError
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
-from corit_cli.model.settings import CoRITSettings
+from corit_cli.model.settings import CoRITSettings, HeadKind
 
 PLACES = CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=())
 
 
 def checkpoint(hidden: int = 3) -> Checkpoint:
     torch.manual_seed(0)
-    head = Head(12, hidden)
-    head.fit_standardiser(torch.randn(20, 12))
+    heads = {"hri": Head(8, HeadKind(hidden)), "cgp": Head(4, HeadKind(landmarks=0 if hidden else 6))}
+    for head, width in zip(heads.values(), (8, 4), strict=True):
+        head.fit_standardiser(torch.randn(20, width))
+        head.choose_landmarks(torch.randn(20, width))
+    head = FusedHead(heads)
+    head.bias[:] = torch.rand(4)
     return Checkpoint(
         head,
         {"name": "tiny", "sha256": "abc", "activation": "gelu"},
@@ -146,7 +151,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 def other_checkpoint() -> Checkpoint:
     """One that fits the same config.json, so that a mixture of the two would load."""
     other = checkpoint()
-    torch.nn.init.normal_(other.head.layers[0].weight)
+    torch.nn.init.normal_(other.head.heads.hri.layers[0].weight)
     other.thresholds = Thresholds(0.3, 0.7)
     return other
 
@@ -225,8 +230,8 @@ def edit(folder: Path, **changes: object) -> None:
         (lambda f: (f / "config.json").write_text("{"), "damaged"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "does not fit"),
         (lambda f: edit(f, format=99), "format 99"),
-        (lambda f: edit(f, head={"features": 13, "hidden": 3}), "does not fit"),
-        (lambda f: edit(f, head={"features": 12, "hidden": 0}), "does not fit"),
+        (lambda f: edit(f, head={"hri": {"features": 13, "hidden": 3, "landmarks": 0}}), "does not fit"),
+        (lambda f: edit(f, head={"hri": {"features": 12, "hidden": 0, "landmarks": 0}}), "does not fit"),
         (lambda f: edit(f, settings={"colour": "blue"}), "damaged"),
         (lambda f: edit(f, crops={"mode": "squash"}), "squash"),
     ],
@@ -245,7 +250,9 @@ def test_what_is_wrong_is_said(spoil, message: str, tmp_path: Path) -> None:
         {"backbone": {"name": "tiny"}},
         {"backbone": {"name": "tiny", "sha256": 7}},
         {"head": None},
+        {"head": {}},
         {"head": {"features": "twelve", "hidden": 3}},
+        {"head": {"hri": {"features": "twelve", "hidden": 3, "landmarks": 0}}},
         {"settings": {"cgp": [], "integrate": []}},
         {"settings": {"cgp": [2], "views": []}},
         {"crops": {"mode": "native", "size": 0}},
@@ -274,7 +281,7 @@ def test_a_config_that_makes_no_sense_is_damaged(wrong: dict, tmp_path: Path) ->
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "7", "null", '"format"', "{}", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"format"', "{}", '{"format": 2}'])
 def test_json_that_is_no_config_is_damaged(text: str, tmp_path: Path) -> None:
     checkpoint().save(tmp_path / "det")
     (tmp_path / "det" / "config.json").write_text(text)

@@ -27,7 +27,7 @@ from corit_cli.features.extractor import Extractor, pool
 from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
-from tests.conftest import photograph, random_tower
+from tests.conftest import photograph, random_head, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(2, 3))
 
@@ -50,9 +50,7 @@ class TwoFaces:
 def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
     monkeypatch.setattr(predict, "FaceFinder", TwoFaces)
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("both", 32))
-    head = Head(extractor.width)
-    torch.manual_seed(0)
-    torch.nn.init.normal_(head.layers[0].weight)
+    head = random_head(extractor)
     thresholds = Thresholds(0.45, 0.55)
     return Detector(
         Checkpoint(head, {"name": "tiny"}, SETTINGS, extractor.crops, Calibration(2.0), thresholds), extractor
@@ -82,6 +80,27 @@ def test_faces_are_scored_beside_the_whole(detector: Detector, file: Path) -> No
     assert [face.probability for face in found.faces] == pytest.approx(expected, abs=2e-6)
     assert found.faces[0].box == (2, 3, 34, 35)
     assert found.faces[0].verdict == detector.checkpoint.thresholds.verdict(found.faces[0].probability)
+
+
+def test_parts_are_the_readings_shares_of_the_log_odds(detector: Detector, file: Path) -> None:
+    detector.head.weights[3], detector.head.bias[3] = torch.tensor([0.7, 1.5]), 0.2
+    (found,) = detector.predict([file])
+    assert list(found.parts) == ["hri", "cgp"]
+    odds = float(np.log(found.probability / (1 - found.probability)))
+    c = detector.checkpoint.calibration
+    assert sum(found.parts.values()) + c.slope * 0.2 + c.bias == pytest.approx(odds, abs=1e-3)
+    (faces,) = detector.predict([file], faces="only")
+    assert faces.parts is None
+
+
+def test_strictly_is_another_threshold_and_its_rates(detector: Detector, file: Path) -> None:
+    (found,) = detector.predict([file])
+    p = found.probability
+    metrics = {"held_out_sources": {"images": 1}, "held_out_strict": {"images": 2}}
+    checkpoint = replace(detector.checkpoint, thresholds=Thresholds(0, p, min(1.0, p + 0.01)), metrics=metrics)
+    lenient = Detector(checkpoint, detector.extractor)
+    assert [next(d.predict([file])).verdict for d in (lenient, lenient.strictly())] == ["fake", "uncertain"]
+    assert lenient.strictly().checkpoint.metrics["held_out_sources"] == {"images": 2}
 
 
 def test_paths_are_given_back_as_they_were_given(detector: Detector, file: Path, monkeypatch) -> None:

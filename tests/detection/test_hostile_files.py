@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from corit_cli.data.windows import CropConfig
 from corit_cli.detection import detector as predict
@@ -16,11 +15,10 @@ from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.detector import Detector
 from corit_cli.features.extractor import Extractor
-from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
 from tests import hostile
-from tests.conftest import random_tower
+from tests.conftest import random_head, random_tower
 
 #: Kinds of which no file, or none but a few with a sound picture inside, can be read.
 HOPELESS = ("truncated", "nonsense")
@@ -30,9 +28,7 @@ HOPELESS = ("truncated", "nonsense")
 def detector() -> Detector:
     settings = CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(2, 3))
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CropConfig("both", 32))
-    torch.manual_seed(0)
-    head = Head(extractor.width)
-    torch.nn.init.normal_(head.layers[0].weight, std=0.1)
+    head = random_head(extractor, std=0.1)
     checkpoint = Checkpoint(head, {"name": "tiny"}, settings, extractor.crops, Calibration(1.0), Thresholds(0.45, 0.55))
     return Detector(checkpoint, extractor)
 

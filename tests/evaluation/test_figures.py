@@ -15,6 +15,7 @@ from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.evaluation.figures import FIGURES, Evaluation, share, summarise
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.settings import CoRITSettings
 
@@ -24,7 +25,9 @@ THRESHOLDS = Thresholds(0.3, 0.7)
 def checkpoint(**data: object) -> Checkpoint:
     torch.manual_seed(0)
     backbone = {"name": "tiny", "sha256": "0" * 64}
-    return Checkpoint(Head(4), backbone, CoRITSettings(), CropConfig(), Calibration(), THRESHOLDS, data=data)
+    return Checkpoint(
+        FusedHead({"hri": Head(4)}), backbone, CoRITSettings(), CropConfig(), Calibration(), THRESHOLDS, data=data
+    )
 
 
 def scored(
@@ -167,7 +170,7 @@ def test_the_same_scores_give_the_same_document() -> None:
     one, two = (as_json(summarise(checkpoint(), scored(chains=("jpeg-75",), frames=2))) for _ in range(2))
     assert one == two
     document = json.loads(one)
-    assert document["data"]["real"] == 40 and document["thresholds"] == {"real": 0.3, "fake": 0.7}
+    assert document["data"]["real"] == 40 and document["thresholds"] == {"real": 0.3, "fake": 0.7, "strict": 1.0}
     assert document["tables"][0]["parts"][0]["figures"]["auc"]["low"] < document["overall"]["figures"]["auc"]["high"]
     assert document["detector_sha256"] == checkpoint().sha256
 

@@ -13,7 +13,9 @@ from corit_cli.errors import CoritError
 from corit_cli.gsnr.heads import initial_head, measure_heads
 from corit_cli.gsnr.study import Compared, Study, StudySettings
 from corit_cli.metrics import gsnr
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from corit_cli.training.head import per_sample_gradients
 from corit_cli.training.settings import TrainSettings
 from tests.gsnr.test_layers import BASELINE, CORIT, run
@@ -24,11 +26,11 @@ ALONE = StudySettings(wrt="head", states=("initial",))
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_a_random_head_stands_where_a_fitted_one_starts(hidden: int):
     z = torch.randn(8, 6) * 3 + 1
-    head = initial_head(z, TrainSettings(seed=4, hidden=hidden))
+    head = initial_head(z, TrainSettings(seed=4, head=f"mlp:{hidden}" if hidden else "linear"))
     torch.manual_seed(4)
-    fresh = Head(6, hidden)
+    fresh = Head(6, HeadKind(hidden))
     assert head(z).mean().item() == pytest.approx(0, abs=1e-6)
-    assert head.hidden == hidden and torch.equal(head.layers[0].weight, fresh.layers[0].weight)
+    assert head.kind.hidden == hidden and torch.equal(head.layers[0].weight, fresh.layers[0].weight)
     torch.testing.assert_close(head.mean, z.mean(0))
     torch.testing.assert_close(head.scale, z.std(0, correction=0))
 
@@ -96,10 +98,10 @@ def test_on_pure_noise_a_random_head_has_no_signal():
     for seed in range(10):
         z = torch.randn(400, 64, generator=torch.Generator().manual_seed(seed))
         labels = [i % 2 for i in range(400)]
-        head = initial_head(z, TrainSettings(seed=seed, hidden=16))
+        head = initial_head(z, TrainSettings(seed=seed, head="mlp:16"))
         centred.append(of(head))
         torch.manual_seed(seed)
-        head.layers = Head(64, 16).layers
+        head.layers = Head(64, HeadKind(16)).layers
         drawn.append(of(head))
     assert abs(np.mean(centred)) < 3 * np.std(centred) / 10**0.5 < np.mean(drawn) / 5
 
@@ -123,7 +125,7 @@ def test_every_layer_of_a_tower_has_a_head_of_its_own(tiles: Path):
 
 
 def test_a_checkpoints_head_is_left_out_with_a_note(tiles: Path):
-    found = run(tiles, [BASELINE, replace(CORIT, head=Head(16))], wrt="head", states=("initial",))
+    found = run(tiles, [BASELINE, replace(CORIT, head=FusedHead({"all": Head(16)}))], wrt="head", states=("initial",))
     assert any("left out" in note for note in found.notes)
 
 

@@ -20,6 +20,7 @@ from corit_cli.gsnr.layers import study
 from corit_cli.gsnr.study import Compared, Study, StudySettings, parse_all, parse_states
 from corit_cli.metrics import gsnr
 from corit_cli.model.corit import CoRIT, Reading
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
@@ -70,7 +71,7 @@ def test_the_same_as_from_explicit_gradients_of_images_the_head_never_saw(tiles:
     torch.manual_seed(0)
     head = Head(CoRIT(random_tower(), READS).width)
     both = CropConfig("both", 32)
-    result = run(tiles, [Compared("corit", READS, head)], both, samples=12, states=("fitted",))
+    result = run(tiles, [Compared("corit", READS, FusedHead({"all": head}))], both, samples=12, states=("fitted",))
     fit = asked[1]
     measured = [s for s in load_samples(tiles) if s.path in asked[0] and s.path not in fit]
     assert len(fit) == 12 and len(measured) == 12

@@ -14,15 +14,15 @@ from corit_cli.gsnr.per_sample import GhostPass
 from corit_cli.model.backbone import TowerConfig, VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.head import Head
-from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.model.settings import CoRITSettings, HeadKind, baseline
 
 VIEWS = ("blur:1.0", "noise:0.1")
 SETTINGS = {
     "baseline": baseline(4),
     "cgp, rsi, hri": CoRITSettings(VIEWS, cgp=(2, 3), inject_at=(1, 2), integrate=(2, 3, 4)),
     "a block run twice": CoRITSettings(VIEWS, cgp=(3,), inject_at=(1,), integrate=(4,)),
-    "pooled": CoRITSettings(VIEWS, cgp=(2,), pool=(2, 3), mask="quantile:0.2-0.8", inject_at=(1,), integrate=()),
-    "no mask, no cls": CoRITSettings(VIEWS, cgp=(4,), pool=(2,), mask="none", inject_at=(1, 3), integrate=()),
+    "pooled": CoRITSettings(VIEWS, cgp=(2, 3), patches=True, mask="quantile:0.2-0.8", inject_at=(1,), integrate=()),
+    "no mask, no cls": CoRITSettings(VIEWS, cgp=(2, 4), patches=True, mask="none", inject_at=(1, 3), integrate=()),
 }
 
 
@@ -44,7 +44,7 @@ def random_tower(layers: int = 4, activation: str = "quick_gelu", pre_norm: bool
 def random_model(settings: CoRITSettings, hidden: int = 0, **tower) -> tuple[CoRIT, Head]:
     """CoRIT on a random tower and a random head for its features, in float64."""
     corit = CoRIT(random_tower(**tower), settings)
-    head = Head(corit.width, hidden).double()
+    head = Head(corit.width, HeadKind(hidden)).double()
     randomise(head, spread=1.0)
     return corit, head
 

@@ -23,7 +23,7 @@ VARIANTS = {
     "full": CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(1, 2), integrate=(2, 3, 4)),
     "views go deepest": CoRITSettings(("blur:1.0",), cgp=(4,), inject_at=(1,), integrate=(2,)),
     "injected stream goes deepest": CoRITSettings(("blur:1.0",), cgp=(), inject_at=(2,), integrate=(4,)),
-    "pooled to the last layer": CoRITSettings(("blur:1.0",), cgp=(1,), pool=(2, 4), inject_at=(), integrate=()),
+    "patches to the last layer": CoRITSettings(("blur:1.0",), cgp=(2, 4), patches=True, inject_at=(), integrate=()),
     "two views, no mask": CoRITSettings(
         ("blur:1.0", "noise:0.05"), cgp=(3,), inject_at=(1, 3), integrate=(4,), mask="none"
     ),
@@ -44,8 +44,8 @@ def by_the_equations(tower: VisionTower, s: CoRITSettings, images: torch.Tensor)
             parts["cls", layer] = h[:, 0]
         if layer in s.cgp:
             parts["cgp", layer] = contrast[:, 0]
-        if layer in s.pool:
-            parts["mean", layer], parts["spread", layer] = contrast[:, 1:].mean(1), contrast[:, 1:].std(1)
+        if s.patches and layer in s.cgp:
+            parts["patches", layer] = contrast[:, 1:].mean(1)
         if s.inject_at and layer == s.inject_at[0]:
             mask = parse_mask(s.mask)(torch.stack([(h - v)[:, 1:] for v in views]))[..., None]
             source, source_norm = contrast[:, 1:], h[:, 1:].norm(dim=-1, keepdim=True)
@@ -53,7 +53,7 @@ def by_the_equations(tower: VisionTower, s: CoRITSettings, images: torch.Tensor)
             h = h.clone()
             h[:, 1:] += s.alpha * mask * source * h[:, 1:].norm(dim=-1, keepdim=True) / source_norm
     order = [("cls", i) for i in s.integrate] + [("cgp", i) for i in s.cgp]
-    order += [(kind, i) for i in s.pool for kind in ("mean", "spread")]
+    order += [("patches", i) for i in s.cgp if s.patches]
     return torch.cat([F.normalize(parts[part], dim=-1) for part in order], dim=-1)
 
 
@@ -181,11 +181,11 @@ _LAYERS = st.lists(st.integers(1, 4), max_size=3).map(tuple)
         dict,
         views=st.sampled_from([("blur:1.0",), ("blur:1.0", "noise:0.05")]),
         cgp=_LAYERS,
-        pool=_LAYERS,
+        patches=st.booleans(),
         inject_at=_LAYERS,
         integrate=_LAYERS,
         mask=st.sampled_from(["quantile:0.25-0.75", "none"]),
-    ).filter(lambda s: s["cgp"] or s["pool"] or s["integrate"]),
+    ).filter(lambda s: s["cgp"] or s["integrate"]),
     st.lists(st.integers(0, 4), max_size=4),
 )
 def test_halting_changes_nothing_whatever_is_read(chosen: dict, stops: list[int]) -> None:
@@ -215,7 +215,7 @@ def test_streams_start_embedded_view_by_view(tower: VisionTower, images: torch.T
 
 def test_regional_contrasts_are_unit_differences_of_plain_streams(tower: VisionTower, images: torch.Tensor) -> None:
     """Whatever is pooled or injected; two views are averaged before scaling."""
-    settings = CoRITSettings(("blur:1.0", "noise:0.05"), cgp=(1, 3), integrate=(4,), inject_at=(1, 2), pool=(2,))
+    settings = CoRITSettings(("blur:1.0", "noise:0.05"), cgp=(1, 3), integrate=(4,), inject_at=(1, 2), patches=True)
     found = CoRIT(tower, settings).regional(images)  # (B, P, 2 d)
     blocks = [
         _tokens(tower, x)[:, :, 1:] for x in (images, parse_view("blur:1.0")(images), parse_view("noise:0.05")(images))

@@ -419,6 +419,7 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
 def test_about_is_read_from_a_checkpoint() -> None:
     checkpoint = SimpleNamespace(
         tuned={},
+        head=SimpleNamespace(names=["hri", "cgp"]),
         backbone={"name": "tower", "sha256": "b" * 64},
         sha256="d" * 64,
         thresholds=Thresholds(0.2, 0.7),
@@ -430,7 +431,18 @@ def test_about_is_read_from_a_checkpoint() -> None:
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00"
-    assert about.method == method_of(checkpoint.settings, checkpoint.crops)
+    assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2)
+
+
+def test_who_speaks_for_what(tmp_path: Path) -> None:
+    parts = {"hri": 1.25, "native": -0.5, "cgp": 0.031}
+    text = written(tmp_path / "a.html", (Prediction("a.jpg", 0.9, "fake", 0.0, parts=parts),)).text
+    assert (
+        "What speaks for a fake: the picture as the model sees it (+1.25), what changes there without the finest "
+        "detail (+0.03); for a real picture: its middle at its own size (-0.50) (log odds)." in text
+    )
+    alone = written(tmp_path / "b.html", (Prediction("a.jpg", 0.9, "fake", 0.0, parts={"hri": 1.25}),)).text
+    assert "What speaks" not in alone
 
 
 def test_the_method_is_what_the_detector_reads() -> None:
@@ -453,6 +465,11 @@ def test_the_method_is_what_the_detector_reads() -> None:
     assert "changes when a little noise is added and when it is saved as JPEG" in method_of(noisy, CropConfig())
     assert "trained further" in method_of(layers, CropConfig(), tuned=True) and "trained further" not in said
     assert "3 parts of the picture at its own size" in method_of(few, CropConfig("both", crops=3))
+    four = CoRITSettings(native=(5,), integrate=(9,), patches=True)
+    said = method_of(four, CropConfig("both"), heads=4)
+    assert (
+        f"{whole}, at layer 9 of its network, what it sees in {native}, at layer 5" in said and "4 small heads" in said
+    )
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ def separable(n: int = 200, features: int = 30, seed: int = 0) -> tuple[torch.Te
     return z, y
 
 
-@pytest.mark.parametrize("hidden", [0, 16])
+@pytest.mark.parametrize("head", ["linear", "mlp:16", "rbf:40"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_head_learns(hidden: int, optimizer: str) -> None:
+def test_a_head_learns(head: str, optimizer: str) -> None:
     z, y = separable()
-    config = TrainSettings(hidden=hidden, optimizer=optimizer, lr=0.05 if optimizer == "adamw" else 2.0, epochs=20)
+    config = TrainSettings(head=head, optimizer=optimizer, lr=0.05 if optimizer == "adamw" else 2.0, epochs=20)
     head = fit_head(z, y, torch.ones(len(y)), config)
     z_new, y_new = separable(seed=1)
     with torch.inference_mode():
@@ -31,7 +31,7 @@ def test_a_head_learns(hidden: int, optimizer: str) -> None:
 
 def test_same_seed_same_head() -> None:
     z, y = separable()
-    fit = lambda seed: fit_head(z, y, torch.ones(len(y)), TrainSettings(hidden=4, epochs=3, seed=seed))  # noqa: E731
+    fit = lambda seed: fit_head(z, y, torch.ones(len(y)), TrainSettings(head="mlp:4", epochs=3, seed=seed))  # noqa: E731
     a, b, c = (fit(seed).state_dict()["layers.0.weight"] for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 

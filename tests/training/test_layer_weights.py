@@ -7,6 +7,7 @@ import torch
 from corit_cli import metrics
 from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
+from corit_cli.model.settings import HeadKind
 from corit_cli.training.head import fit_head
 from corit_cli.training.layer_weights import LEAST, gsnr_weights
 from corit_cli.training.settings import TrainSettings
@@ -68,11 +69,11 @@ def test_no_signal_or_too_few_sources() -> None:
 @pytest.mark.parametrize("kind", ["gsnr", "learned"])
 def test_a_head_multiplies_by_its_layer_weights_itself(kind: str, hidden: int) -> None:
     z, y, sources = layered()
-    config = TrainSettings(hidden=hidden, layer_weights=kind, epochs=60)
+    config = TrainSettings(head=f"mlp:{hidden}" if hidden else "linear", layer_weights=kind, epochs=60)
     head = fit_head(z, y, torch.ones(len(y)), config, parts=3, units=sources)
     assert head.layer_weights is not None and np.mean(head.layer_weights) == pytest.approx(1, abs=0.01)
     assert head.layer_weights[0] == max(head.layer_weights)
-    plain = Head(24, hidden)
+    plain = Head(24, HeadKind(hidden))
     plain.fit_standardiser(z)
     with torch.inference_mode():
         shares = torch.tensor(head.layer_weights).repeat_interleave(8)

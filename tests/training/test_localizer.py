@@ -170,13 +170,14 @@ def test_what_cannot_be_taught_is_said(samples: list[Sample], tmp_path: Path) ->
         localize(samples, TRAIN, VAL, extractor(baseline(4)), kinds)
 
 
-def test_a_detector_without_contrasts_gets_some_for_its_heatmaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = extractor()
-    assert contrasts_for(reading) is reading
+def test_heatmaps_have_contrasts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = CoRITSettings(("blur:2.0",), cgp=(1, 3), native=(2,), patches=True, integrate=(2,))
+    assert contrasts_for(extractor(many)).settings == CoRITSettings(("blur:2.0",), cgp=(1, 3), integrate=())
     plain = extractor(CoRITSettings(("blur:2.0",), cgp=(), integrate=(2,)))
     with pytest.raises(CoritError, match="has layers 1 to 4"):
         contrasts_for(plain)
-    monkeypatch.setattr("corit_cli.training.localizer.DETECTOR", SETTINGS)
+    monkeypatch.setattr("corit_cli.training.localizer.LAYERS", (1, 2))
+    assert contrasts_for(extractor(many)).settings.cgp == (1, 2)
     found = contrasts_for(plain)
     assert found.settings == CoRITSettings(("blur:2.0",), cgp=(1, 2), integrate=())
     assert found.crops.windows == ("native 1/1",) and found.crops.size == 32

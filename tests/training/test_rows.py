@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.variants import ORIGINAL
 from corit_cli.features.cache import Job, extract
 from corit_cli.training.rows import TrainingSet, plan
-from corit_cli.training.settings import Recipe
+from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import photograph
 from tests.training.test_run import QUICK, extractor
 
@@ -20,13 +23,16 @@ def test_held_out_logits_come_from_heads_that_never_saw_them(dataset: Path) -> N
     z = torch.randn(len(rows), 64)
     data = TrainingSet.of(samples, rows, z)
     fold = [i for i, s in enumerate(samples) if s.source == "source0"]
-    before = data.cross_fit([fold], QUICK)
-    assert set(before) == set(fold)
+    head, before = data.cross_fit([fold], QUICK)
+    originals = {row.sample: k for k, row in enumerate(rows) if row.sample in fold and row.job.variant == ORIGINAL}
+    assert set(before.samples) == set(fold) == set(originals) and len(before.samples) == 2 * len(fold)
+    untouched = [i for i, touched in zip(before.samples, before.touched.tolist(), strict=True) if not touched]
+    assert sorted(untouched) == fold and not torch.allclose(before.logits[:, 0], head(z)[: len(before.logits)])
     # Whatever the held-out rows' labels are, degraded copies included, the held-out logits do not change.
     for k, row in enumerate(rows):
         if row.sample in fold:
             data.labels[k] = 1 - data.labels[k]
-    assert data.cross_fit([fold], QUICK) == before
+    assert torch.equal(data.cross_fit([fold], QUICK)[1].logits, before.logits)
 
 
 def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
@@ -56,10 +62,34 @@ def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files
     z, _ = extract(extractor(), [row.job for row in rows])
     data = TrainingSet.of(samples, rows, z)
     fold = [i for i, s in enumerate(samples) if s.source == "source1"]
-    found = data.cross_fit([fold], QUICK)
+    head, found = data.cross_fit([fold], QUICK)
     encoded = torch.tensor([row.trained and row.sample not in fold for row in rows])
     alone = TrainingSet.of(samples, [r for r, k in zip(rows, encoded, strict=True) if k], z[encoded]).fit(QUICK)
     with torch.inference_mode():
         expected = alone(extract(extractor(), [Job(samples[i].path) for i in fold])[0])
-    assert list(found) == fold
-    np.testing.assert_allclose(list(found.values()), expected.numpy(), atol=1e-5)
+    assert found.samples == fold and not found.touched.any()
+    np.testing.assert_allclose(found.fused(head), expected.numpy(), atol=1e-5)
+
+
+def test_what_a_copy_weighs(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe(degrade=("jpeg",), copies=2))
+    data = TrainingSet.of(samples, rows, torch.zeros(len(rows), 1))
+    copies = torch.tensor([row.job.variant != ORIGINAL for row in rows])
+    alike, less = (data.weights(TrainSettings(copy_weight=weight)) for weight in (1.0, 0.25))
+    assert less.mean() == pytest.approx(1) and alike.mean() == pytest.approx(1)
+    torch.testing.assert_close(less[copies] / alike[copies], (less[~copies] / alike[~copies])[0] / 4 * torch.ones(96))
+
+
+def test_a_reading_that_some_rows_lack_is_learned_from_the_others(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe())
+    torch.manual_seed(0)
+    z = torch.randn(len(rows), 12)
+    z[::3, 8:] = float("nan")
+    data = TrainingSet.of(samples, rows, z, {"hri": 8, "cgp": 4}, 4)
+    head = data.fit(QUICK)
+    assert head.names == ["hri", "cgp"] and head(z).isfinite().all()
+    assert head.each(z).isnan().tolist() == [[False, k % 3 == 0] for k in range(len(rows))]
+    early = data.fit(replace(QUICK, fusion="early"))
+    assert early.names == ["all"] and early.features == 12

@@ -128,5 +128,5 @@ def test_a_cached_run_is_the_same_run(dataset: Path, tmp_path: Path, trained: Tr
 def test_every_stage_is_told_of_to_its_end(dataset: Path) -> None:
     told = Told()
     train(load_samples(dataset), progress=told)
-    assert told.complete and [stage[:2] for stage in told.stages] == [("features", 48), ("head", QUICK.epochs)]
+    assert told.complete and [stage[:2] for stage in told.stages] == [("features", 48), ("head", 2 * QUICK.epochs)]
     assert all(note.startswith("loss ") for note in told.stages[1][3])

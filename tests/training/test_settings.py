@@ -3,18 +3,11 @@ from __future__ import annotations
 import pytest
 
 from corit_cli.errors import CoritError
-from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings, parse_head, parse_quality_range
+from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings, parse_quality_range
 
 
 def test_spellings_of_the_command_line() -> None:
-    assert [parse_head(text) for text in ("linear", "mlp", "mlp:64")] == [0, 256, 64]
     assert [parse_quality_range(text) for text in ("75-95", "80", "1-100")] == [(75, 95), (80, 80), (1, 100)]
-
-
-@pytest.mark.parametrize("text", ["", "forest", "mlp:x", "mlp:-1", "linear:3"])
-def test_other_heads_are_refused(text: str) -> None:
-    with pytest.raises(CoritError, match="--head takes"):
-        parse_head(text)
 
 
 @pytest.mark.parametrize("text", ["", "-", "95-70", "0-50", "50-101", "75-", "-75", "a-b", "70-80-90"])
@@ -27,7 +20,7 @@ def test_other_qualities_are_refused(text: str) -> None:
     ("make", "message"),
     [
         (lambda: TrainSettings(optimizer="adam"), "optimizer must be adamw or sgd"),
-        (lambda: TrainSettings(hidden=-1), "head must be at least 0"),
+        (lambda: TrainSettings(head="mlp:0"), "a head is linear"),
         (lambda: TrainSettings(rho=float("nan")), "rho must be at least 0"),
         (lambda: TrainSettings(target_fpr=0.6), "target-fpr must be at most 0.5"),
         (lambda: TrainSettings(folds=1), "folds must be at least 2"),

@@ -107,7 +107,7 @@ def test_the_tuned_tower_is_read_as_an_extractor_reads_it(settings: CoRITSetting
     images = (windows.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).numpy()
     z = torch.stack([torch.cat([r.mean(0) for r in readings]) for readings in tuned(list(images))])
     with torch.no_grad():
-        torch.testing.assert_close(model(windows), model.head(z), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model(windows), model.head.each(z), atol=1e-5, rtol=1e-4)
         before = torch.stack([torch.cat([r.mean(0) for r in readings]) for readings in e(list(images))])
     assert not torch.allclose(z, before, atol=1e-3)
 
@@ -174,7 +174,9 @@ def test_training_equals_a_loop_over_whole_forward_passes(samples: list[Sample],
     rows = plan(samples, fit_part, recipe)
     labels = torch.tensor([r.label for r in rows])
     weights = balance_weights(labels.tolist(), [samples[r.sample].source for r in rows], "source")
-    head = fit_head(extract(e, [r.job for r in rows])[0], labels, weights, settings)
+    parts = extract(e, [r.job for r in rows])[0].split(list(e.readings.values()), 1)
+    heads = {name: fit_head(z, labels, weights, settings) for name, z in zip(e.readings, parts, strict=True)}
+    head = torch.nn.ModuleDict(heads)
     cut = np.stack([crop(r.job.variant.apply(read_image(r.job.path)), e.crops) for r in rows])
     images = torch.from_numpy(cut).permute(0, 1, 4, 2, 3).float() / 255  # (n, 2, 3, S, S)
     for block in e.backbone.tower.blocks[1:3]:
@@ -190,10 +192,13 @@ def test_training_equals_a_loop_over_whole_forward_passes(samples: list[Sample],
         for batch in torch.randperm(len(rows), generator=generator).tensor_split(steps):
 
             def loss(_: None, batch: Tensor = batch) -> Tensor:
-                z = [r.corit(images[batch][:, r.windows[0]]).z for r in e.readers]
-                return F.binary_cross_entropy_with_logits(
-                    head(torch.cat(z, 1)), labels[batch].float(), weight=weights[batch]
-                )
+                z = torch.cat([r.corit(images[batch][:, r.windows[0]]).z for r in e.readers], 1)
+                parts = z.split(list(e.readings.values()), 1)
+                losses = [
+                    F.binary_cross_entropy_with_logits(one(part), labels[batch].float(), weight=weights[batch])
+                    for one, part in zip(head.values(), parts, strict=True)
+                ]
+                return sum(losses) / len(losses)
 
             sam.step(loss)
             schedule.step()
@@ -202,7 +207,8 @@ def test_training_equals_a_loop_over_whole_forward_passes(samples: list[Sample],
     assert set(found.checkpoint.tuned) == {n for n in tower_state if n.startswith(("blocks.1.", "blocks.2."))}
     for name, value in found.checkpoint.tuned.items():
         torch.testing.assert_close(value, tower_state[name], atol=2e-6, rtol=1e-4)
-    torch.testing.assert_close(dict(found.checkpoint.head.state_dict()), dict(head_state), atol=1e-5, rtol=1e-4)
+    kept = found.checkpoint.head.heads.state_dict()
+    torch.testing.assert_close(dict(kept), dict(head_state), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scope", ["ln", "lora:2"])
@@ -492,7 +498,7 @@ def test_two_processes_are_one(dataset: Path, samples: list[Sample], tmp_path: P
 def test_a_batch_must_reach_all_processes(samples: list[Sample], tmp_path: Path) -> None:
     assert ALONE.share([1, 2, 3]) == [1, 2, 3]
     crowd = Run(samples, extractor(), HEAD, world=replace(ALONE, size=100))
-    fit = module.TrainingSet([None] * 50, torch.empty(0), torch.empty(0), [])
+    fit = module.TrainingSet([None] * 50, torch.empty(0), torch.empty(0), [], {}, 1)
     with pytest.raises(CoritError, match="100 processes"):
         module.tune(crowd, model_of(), fit, fit, TUNING, tmp_path / "x", {})
 

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corit_cli.model.fusion import FusedHead
+from corit_cli.model.head import Head
+from corit_cli.training.fusion import HeldOut, join
+
+
+def fused(widths: tuple[int, ...] = (3, 5, 2)) -> FusedHead:
+    torch.manual_seed(0)
+    head = FusedHead({f"r{k}": Head(width) for k, width in enumerate(widths)})
+    head.weights[:], head.bias[:] = torch.randn(2 ** len(widths), len(widths)), torch.randn(2 ** len(widths))
+    return head
+
+
+def test_a_single_head_passes_through() -> None:
+    head, z = Head(4), torch.randn(6, 4)
+    torch.testing.assert_close(FusedHead({"hri": head})(z), head(z))
+
+
+@given(st.lists(st.booleans(), min_size=3, max_size=3))
+def test_the_fused_logit_is_the_weighted_sum_of_those_that_are_there(there: list[bool]) -> None:
+    head, z = fused(), torch.randn(4, 10)
+    parts = [part.clone() for part in head.split(z)]
+    for part, has in zip(parts, there, strict=True):
+        part[:] = part if has else float("nan")
+    found = head(torch.cat(parts, 1))
+    if not any(there):
+        assert found.isnan().all()
+        return
+    number = sum(2**r for r, has in enumerate(there) if has)
+    heads = zip(head.weights[number], head.heads.values(), parts, there, strict=True)
+    expected = head.bias[number] + sum(w * one(part) for w, one, part, has in heads if has)
+    torch.testing.assert_close(found, expected)
+    shares = head.shares(head.each(torch.cat(parts, 1)))
+    torch.testing.assert_close(shares.sum(1) + head.bias[number], found)
+    assert not shares[:, [not has for has in there]].any()
+
+
+def readings(n: int = 4000, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of three heads: two that know something of their own, on other scales, and one that knows nothing."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    x = (2 * y[:, None] - 1) * [1.0, 0.5, 0.0] + rng.standard_normal((n, 3))
+    return torch.tensor(x * [10, 0.1, 1] + [3, 0, -5]).float(), torch.tensor(y)
+
+
+def test_joining_finds_the_log_odds() -> None:
+    logits, y = readings()
+    head = fused((2, 2, 2))
+    join(head, logits, y)
+    # For independent Gaussians the true log odds are linear, and each reading's own are added.
+    truth = 2 * (logits[:, 0] - 3) / 10 + 2 * 0.5 * logits[:, 1] / 0.1
+    assert np.corrcoef(head.fuse(logits), truth)[0, 1] > 0.98
+    assert float((head.fuse(logits) / truth).median()) == pytest.approx(1, abs=0.1)
+    assert abs(head.weights[7, 2]) < 0.1 and 0.5 < head.weights[7, 0] / head.weights[7, 1] * 50 < 1
+    # Where one is missing, the others speak for themselves.
+    alone = logits.clone()
+    alone[:, [0, 2]] = float("nan")
+    assert (head.fuse(alone) / (2 * 0.5 * logits[:, 1] / 0.1)).median() == pytest.approx(1, abs=0.1)
+
+
+def test_copies_of_one_reading_are_not_counted_twice() -> None:
+    logits, y = readings()
+    head = fused((2, 2))
+    join(head, logits[:, [0, 0]], y)
+    one, both = head.weights[1, 0], head.weights[3]
+    torch.testing.assert_close(both, torch.full((2,), float(one) / 2), rtol=0.02, atol=0)
+
+
+def test_a_reading_that_is_often_missing_is_judged_where_it_is() -> None:
+    logits, y = readings()
+    logits[::2, 0] = float("nan")
+    logits[::2, 1] *= -1  # where the first is missing the second lies
+    head = fused((2, 2, 2))
+    join(head, logits, y)
+    assert head.weights[3, 1] > 5 and abs(head.weights[2, 1]) < 2
+
+
+def test_each_fold_is_joined_by_the_others() -> None:
+    logits, y = readings(300)
+    folds = torch.arange(300) % 3
+    head = fused((2, 2, 2))
+    found = HeldOut(list(range(300)), logits, y, folds, torch.zeros(300, dtype=torch.bool)).fused(head)
+    one = fused((2, 2, 2))
+    join(one, logits[folds != 1], y[folds != 1])
+    torch.testing.assert_close(found[folds == 1], one.fuse(logits[folds == 1]))
+    torch.testing.assert_close(head.weights, fused((2, 2, 2)).weights)  # as it was

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
+from corit_cli.data.images import MAX_PIXELS, ImageError
 from corit_cli.data.opencv import load_opencv
 
 
@@ -72,8 +73,13 @@ def collage(image: Image.Image, strength: float) -> Image.Image:
 
 
 def screenshot(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Shown at ``strength`` times its size within the plain bars of a page, light or dark, and captured with them."""
+    """Shown at ``strength`` times its size within the plain bars of a page, light or dark, and captured with them.
+
+    Raises ImageError where that would be too many pixels.
+    """
     width, height = (max(1, round(side * strength)) for side in image.size)
+    if width * height > max(MAX_PIXELS, image.width * image.height):
+        raise ImageError(f"{strength:g} times {image.width} x {image.height} pixels are too many")
     shown = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top, right, bottom = np.rint(np.array([width, height] * 2) * rng.uniform(0, 0.2, 4)).astype(int).tolist()
     light = rng.random() < 0.5

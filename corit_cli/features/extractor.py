@@ -67,6 +67,8 @@ class Extractor:
             if settings.cgp or settings.native:
                 division.append((everything[1:], replace(settings, integrate=settings.native), True))
         self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval(), second) for w, s, second in division]
+        if not self.parts:
+            raise CoritError("nothing is read: native layers are read where windows of both kinds are")
         self.batch = BATCH[self.device.type]
 
     @property

@@ -32,12 +32,14 @@ class HeldOut:
     touched: Tensor
 
     def fused(self, head: FusedHead) -> Tensor:
-        """Fused logits (n,), each fold's joined by what was fitted to the others; ``head`` is left as it is."""
+        """Fused logits (n,), each fold's joined by what was fitted to the others, or, where these hold one class only, as
+        ``head`` joins them. It is left as it is."""
         out = torch.empty(len(self.labels))
         for fold in self.folds.unique():
-            own = self.folds == fold
-            one = FusedHead(dict(head.heads))
-            join(one, self.logits[~own], self.labels[~own])
+            own, one = self.folds == fold, head
+            if len(self.labels[~own].unique()) == 2:
+                one = FusedHead(dict(head.heads))
+                join(one, self.logits[~own], self.labels[~own])
             out[own] = one.fuse(self.logits[own])
         return out
 

@@ -95,7 +95,10 @@ class TrainingSet:
         say of sources that were held out from them in turn."""
         head = self.heads(settings, keep, advance)
         if len(head.names) > 1:
-            held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
+            try:
+                held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
+            except CoritError:  # too few images to hold any out: all readings weigh the same
+                return head
             join(head, held_out.logits, held_out.labels)
         return head
 

@@ -210,7 +210,7 @@ def outcome(
         "held_out_sources": _rates(thresholds, probabilities[~touched], labels[~touched]),
         "held_out_strict": _rates(thresholds.strictly(), probabilities[~touched], labels[~touched]),
     }
-    if touched.any():
+    if len(np.unique(labels[touched])) == 2:
         metrics["held_out_degraded"] = _rates(thresholds, probabilities[touched], labels[touched])
     weighed = [w for one in head.heads.values() for w in one.layer_weights or ()]
     if weighed:

@@ -84,7 +84,10 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     aside = images.data.chosen(~in_fit & images.data.originals)
     if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
-    model.head = fitted.fit(settings, advance=run.progress("head", len(model.head.names) * settings.epochs))
+    # Re-encoded rows are trained on, those as they are join the heads.
+    model.head = images.data.chosen(in_fit).fit(
+        settings, advance=run.progress("head", len(model.head.names) * settings.epochs)
+    )
     model.to(extractor.device)
 
     history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)

@@ -91,3 +91,11 @@ def test_each_fold_is_joined_by_the_others() -> None:
     join(one, logits[folds != 1], y[folds != 1])
     torch.testing.assert_close(found[folds == 1], one.fuse(logits[folds == 1]))
     torch.testing.assert_close(head.weights, fused((2, 2, 2)).weights)  # as it was
+
+
+def test_a_fold_without_which_one_class_is_left_is_joined_by_all() -> None:
+    logits, y = readings(300)
+    head = fused((2, 2, 2))
+    join(head, logits, y)
+    found = HeldOut(list(range(300)), logits, y, y.clone(), torch.zeros(300, dtype=torch.bool)).fused(head)
+    torch.testing.assert_close(found, head.fuse(logits))

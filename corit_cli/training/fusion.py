@@ -32,8 +32,8 @@ class HeldOut:
     touched: Tensor
 
     def fused(self, head: FusedHead) -> Tensor:
-        """Fused logits (n,), each fold's joined by what was fitted to the others, or, where these hold one class only, as
-        ``head`` joins them. It is left as it is."""
+        """Fused logits (n,), each fold's joined by what was fitted to the others, or, where these hold one class only,
+        as ``head`` joins them. It is left as it is."""
         out = torch.empty(len(self.labels))
         for fold in self.folds.unique():
             own, one = self.folds == fold, head

@@ -88,8 +88,8 @@ def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> Jud
     refit = bool(detector.checkpoint.training.get("refit"))
     run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=refit, cache=cache)
     part = sorted([*run.train_part, *(run.val_part if refit else ())])
-    head, found = run.read().of(part).data.cross_fit(run.folds(part), settings)
-    return Judged([samples[i] for i in found.samples], found.fused(head).numpy(), found.touched.numpy())
+    found = run.read().of(part).data.held_out(run.folds(part), settings)
+    return Judged([samples[i] for i in found.samples], found.fused().numpy(), found.touched.numpy())
 
 
 def operating_points(detector: Detector, judged: Judged, kinds: dict[Path, str]) -> None:

@@ -12,6 +12,7 @@ the verdicts at the shipped thresholds.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from held_out import Bench, Row, first_of_each
 from torch import Tensor
 
 from corit_cli import metrics
-from corit_cli.cli.console import Bars
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.robustness import CHAINS, parse_chains
 from corit_cli.data.variants import ORIGINAL, Variant
@@ -30,7 +30,6 @@ from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
-from corit_cli.training.fusion import join
 from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.run import Run, of_probe
 from corit_cli.training.settings import Recipe
@@ -38,37 +37,16 @@ from corit_cli.training.settings import Recipe
 JOINED = "all joined"
 
 
-def trained(
-    data: TrainingSet, folds: list[list[int]], settings, of_fold: np.ndarray, title: str
-) -> tuple[list[FusedHead], Tensor]:
-    """A head for each fold, by rows of the others, joined by what heads say of these; and each row's own logits by the
-    head of its fold (rows, R)."""
-    owners = torch.tensor([row.sample for row in data.rows])
-    own = torch.from_numpy(of_fold)[owners]  # (rows,)
-    with Bars() as bars:
-        advance = bars(title, len(folds))
-        heads = []
-        for number in range(len(folds)):
-            heads.append(data.heads(settings, own != number))
-            advance()
-    with torch.inference_mode():
-        each = torch.empty(len(data.rows), len(heads[0].names))
-        for number, head in enumerate(heads):
-            each[own == number] = head.each(data.z[own == number])
-    for number, head in enumerate(heads):
-        join(head, each[own != number], data.labels[own != number])
-    return heads, each
-
-
 @torch.inference_mode()
-def say(heads: list[FusedHead], z: Tensor, folds: np.ndarray) -> dict[str, np.ndarray]:
+def say(heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray) -> dict[str, np.ndarray]:
     """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): joined, then each alone."""
-    out = np.empty((len(z), 1 + len(heads[0].names)))
-    for number, head in enumerate(heads):
+    names = next(iter(heads.values())).names
+    out = np.empty((len(z), 1 + len(names)))
+    for number, head in heads.items():
         own = folds == number
         each = head.each(z[own])
         out[own] = torch.cat([head.fuse(each)[:, None], each], 1).numpy()
-    return dict(zip([JOINED, *heads[0].names], out.T, strict=True))
+    return dict(zip([JOINED, *names], out.T, strict=True))
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -83,15 +61,14 @@ def main(arguments: argparse.Namespace) -> None:
     of_fold = np.empty(len(samples), int)
     for number, fold in enumerate(folds):
         of_fold[fold] = number
-    data = run.read().of(everything).data
-    heads, _ = trained(data, folds, settings, of_fold, "heads")
+    heads = run.read().data.held_out(folds, settings).joined()
 
     row = Row("as shipped", checkpoint.settings, settings, checkpoint.crops)
     scores = say(heads, bench.features(row, [Job(s.path) for s in samples]), of_fold)
     last = Row("probe", baseline(detector.extractor.backbone.tower.config.layers), crops=CropConfig("resize"))
     z = bench.features(last, [Job(s.path) for s in samples])
-    probes, _ = trained(
-        TrainingSet.of(samples, plan(samples, everything, Recipe()), z), folds, of_probe(settings), of_fold, "probe"
+    probes = (
+        TrainingSet.of(samples, plan(samples, everything, Recipe()), z).held_out(folds, of_probe(settings)).joined()
     )
     scores["probe"] = say(probes, z, of_fold)[JOINED]
     bench.table("Readings, sources held out", scores, np.ones(len(samples), bool))

@@ -106,8 +106,8 @@ def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned:
     weighs = "A small head, trained on real and generated pictures, weighs what was read; its output is"
     if heads > 1:
         weighs = (
-            f"{heads} small heads, trained on real and generated pictures, weigh one reading each; their sum is shrunk "
-            "as far as they agree anyway, and"
+            f"{heads} small heads, trained on real and generated pictures, weigh one reading each; what they say is "
+            "weighed in turn, added, and"
         )
     what = reads[0] if len(reads) < 3 else f"{', '.join(reads[:-1])}"
     what = what if len(reads) == 1 else f"{what} and {reads[-1]}"

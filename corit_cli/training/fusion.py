@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,7 +23,7 @@ class HeldOut:
     """What heads say of images of folds that they never saw.
 
     ``samples`` (n,) are the images' numbers, ``logits`` (n, R) each reading's, NaN where it is missing; ``labels``,
-    ``folds`` and ``touched`` (n,), true for degraded copies.
+    ``folds`` and ``touched`` (n,), true for degraded copies. ``heads`` holds, by fold, those that say it.
     """
 
     samples: list[int]
@@ -30,17 +31,25 @@ class HeldOut:
     labels: Tensor
     folds: Tensor
     touched: Tensor
+    heads: Mapping[int, FusedHead]
 
-    def fused(self, head: FusedHead) -> Tensor:
-        """Fused logits (n,), each fold's joined by what was fitted to the others, or, where these hold one class only,
-        as ``head`` joins them. It is left as it is."""
+    def joined(self) -> dict[int, FusedHead]:
+        """The heads by fold, joined by what is said of the other folds, or of all where these hold one class only."""
+        out = {}
+        for fold, head in self.heads.items():
+            others = self.folds != fold
+            if len(self.labels[others].unique()) < 2:
+                others = torch.ones_like(others)
+            out[fold] = FusedHead(dict(head.heads))
+            join(out[fold], self.logits[others], self.labels[others])
+        return out
+
+    def fused(self) -> Tensor:
+        """Logits (n,) of the heads as :meth:`joined` has them."""
         out = torch.empty(len(self.labels))
-        for fold in self.folds.unique():
-            own, one = self.folds == fold, head
-            if len(self.labels[~own].unique()) == 2:
-                one = FusedHead(dict(head.heads))
-                join(one, self.logits[~own], self.labels[~own])
-            out[own] = one.fuse(self.logits[own])
+        for fold, head in self.joined().items():
+            own = self.folds == fold
+            out[own] = head.fuse(self.logits[own])
         return out
 
 

@@ -13,7 +13,6 @@ from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.manifest import Sample
 from corit_cli.data.splits import deal
 from corit_cli.data.variants import ORIGINAL, Variant
-from corit_cli.errors import CoritError
 from corit_cli.features.cache import Job
 from corit_cli.model.fusion import FusedHead
 from corit_cli.progress import Advance, hush
@@ -95,17 +94,14 @@ class TrainingSet:
         say of sources that were held out from them in turn."""
         head = self.heads(settings, keep, advance)
         if len(head.names) > 1:
-            try:
-                held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
-            except CoritError:  # too few images to hold any out: all readings weigh the same
-                return head
+            held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
             join(head, held_out.logits, held_out.labels)
         return head
 
     def heads(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> FusedHead:
         """As :meth:`fit`, not joined yet."""
         kept = self._kept(keep)
-        readings = self.readings if settings.fusion == "late" else {"all": self.z.shape[1]}
+        readings = settings.heads_of(self.readings)
         heads = {}
         for name, z in zip(readings, self.z.split(list(readings.values()), dim=1), strict=True):
             chosen = kept & z.isfinite().all(1)
@@ -175,19 +171,20 @@ class TrainingSet:
         they never saw, as they are and degraded. A fold without which only one class would be left is passed over."""
         owners = torch.tensor([row.sample for row in self.rows])
         usable = self.found if keep is None else self.found & keep
-        found = []
+        found, heads = [], {}
         for number, fold in enumerate(folds):
             own = torch.isin(owners, torch.tensor(list(fold)))
             rest = ~own if keep is None else ~own & keep
             if len(self.labels[rest & self.trained].unique()) < 2 or not own.any():
                 continue
             with torch.inference_mode(False):
-                head = self.heads(settings, rest)
+                head = heads[number] = self.heads(settings, rest)
             chosen = own & usable
             numbers = torch.full((int(chosen.sum()),), number)
             rows = (owners, self.labels, ~self.originals)
             found.append((*(values[chosen] for values in rows), numbers, head.each(self.z[chosen])))
         if not found:
-            raise CoritError("no source can be held out: give images of more sources")
+            none = torch.empty(0, dtype=torch.long)
+            return HeldOut([], torch.empty(0, len(settings.heads_of(self.readings))), none, none, none.bool(), {})
         samples, labels, touched, numbers, logits = (torch.cat(values) for values in zip(*found, strict=True))
-        return HeldOut(samples.tolist(), logits, labels, numbers, touched)
+        return HeldOut(samples.tolist(), logits, labels, numbers, touched, heads)

@@ -172,7 +172,7 @@ def train_head(run: Run) -> Trained:
     """
     run.check_sources(run.folds())
     images = run.read()
-    heads = 1 if run.settings.fusion == "early" else len(run.extractor.readings)
+    heads = len(run.settings.heads_of(run.extractor.readings))
 
     def trained(part: Sequence[int], title: str) -> Trained:
         chosen, advance = images.of(part), run.progress(title, heads * run.settings.epochs)
@@ -201,7 +201,7 @@ def outcome(
     labels, touched = held_out.labels.numpy(), held_out.touched.numpy()
     if len(np.unique(labels[~touched])) < 2:
         raise CoritError("the held-out folds have only one class: give more images, or fewer --folds")
-    logits = held_out.fused(head)
+    logits = held_out.fused()
     calibration = fit_calibration(logits, held_out.labels)
     probabilities = calibration(logits).double().numpy()
     sources = [run.samples[i].source for i in held_out.samples]

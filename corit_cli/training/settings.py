@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from corit_cli.config import Settings, option
@@ -77,6 +78,10 @@ class TrainSettings(Settings):
         super().__post_init__()
         if HeadKind.parse(self.head).landmarks and self.layer_weights == "learned":
             raise CoritError("layer weights are learned with a linear head or mlp, not with rbf")
+
+    def heads_of(self, readings: Mapping[str, int]) -> dict[str, int]:
+        """The heads to be trained on ``readings`` {name: features}: one each, or one on all."""
+        return dict(readings) if self.fusion == "late" else {"all": sum(readings.values())}
 
 
 @dataclass(frozen=True)

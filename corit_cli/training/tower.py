@@ -84,10 +84,7 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     aside = images.data.chosen(~in_fit & images.data.originals)
     if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
-    # Re-encoded rows are trained on, those as they are join the heads.
-    model.head = images.data.chosen(in_fit).fit(
-        settings, advance=run.progress("head", len(model.head.names) * settings.epochs)
-    )
+    model.head = fitted.heads(settings, advance=run.progress("head", len(model.head.names) * settings.epochs))
     model.to(extractor.device)
 
     history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)
@@ -104,7 +101,8 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
         each = head.each(z[: len(aside.rows)])  # (a, R)
     numbers = {source: k for k, source in enumerate(sorted(set(aside.sources)))}
     folds = torch.tensor([numbers[source] for source in aside.sources])
-    held_out = HeldOut([row.sample for row in aside.rows], each, aside.labels, folds, ~aside.originals)
+    heads = dict.fromkeys(numbers.values(), head)  # one tower and its heads never saw any of them
+    held_out = HeldOut([row.sample for row in aside.rows], each, aside.labels, folds, ~aside.originals, heads)
     join(head, each, aside.labels)
     chosen = {
         "set_aside": {"images": len(aside.rows), "sources": sorted(set(aside.sources))},
@@ -152,9 +150,7 @@ def tune(
         # Processes talk once a pass, in the backward of the last micro-batch.
         with nullcontext() if one.last or world.size == 1 else net.no_sync():
             logits = net(pixels(one.windows, device))  # (b, R)
-        truth, weight = (values[one.rows, None].expand_as(logits) for values in (y, weights))
-        each = F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="sum")
-        return each * (world.size / (one.batch * logits.shape[1]))
+        return _losses(logits, y[one.rows], weights[one.rows]).sum() * (world.size / one.batch)
 
     while len(history) <= tuning.epochs and not _patience_is_over(history, tuning.patience):
         epoch = len(history)
@@ -206,8 +202,7 @@ class Model(nn.Module):
         self.tower, self.frozen_blocks = thaw(extractor.backbone.tower, parse_scope(tuning.scope), end)
         draw_low_rank(dict(self.tower.named_parameters()), settings.seed)
         self.readers = [Reader(r.windows, CoRIT(self.tower, r.corit.settings)) for r in extractor.readers]
-        widths = extractor.readings if settings.fusion == "late" else {"all": extractor.width}
-        kind = HeadKind.parse(settings.head)
+        kind, widths = HeadKind.parse(settings.head), settings.heads_of(extractor.readings)
         self.head = FusedHead({name: Head(width, kind) for name, width in widths.items()})
         self.crops, self.precision = extractor.crops, PRECISIONS[tuning.precision]
         if tuning.grad_checkpoint:
@@ -275,16 +270,20 @@ def decoded(jobs: Sequence[Job], crops: CropConfig, tuning: TuneSettings) -> Ite
 
 @torch.no_grad()
 def held_out_loss(run: Run, model: Model, aside: TrainingSet, tuning: TuneSettings) -> float:
-    """The weighted mean loss on the images set aside, each process with its share of them."""
+    """The weighted mean of all heads' loss on the images set aside, each process with its share of them."""
     share = run.world.share(range(len(aside.rows)))
     windows = decoded([aside.rows[i].job for i in share], model.crops, tuning)
-    logits = torch.zeros(len(aside.rows))
+    logits = torch.zeros(len(aside.rows), len(model.head.names))  # (a, R)
     for start in range(0, len(share), tuning.micro_batch):
         seen = torch.stack(list(islice(windows, tuning.micro_batch)))  # (b, w, S, S, 3)
-        each = model(pixels(seen, model.device))  # (b, R)
-        logits[share[start : start + tuning.micro_batch]] = model.head.fuse(each).cpu()
-    weights = aside.weights(run.settings)
-    return float(F.binary_cross_entropy_with_logits(run.world.total(logits), aside.labels.float(), weight=weights))
+        logits[share[start : start + tuning.micro_batch]] = model(pixels(seen, model.device)).cpu()  # (b, R)
+    return float(_losses(run.world.total(logits), aside.labels.float(), aside.weights(run.settings)).mean())
+
+
+def _losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted losses of every head's logits (b, R), with ``labels`` and ``weights`` (b,): the heads' mean (b,)."""
+    truth, weight = (values[:, None].expand_as(logits) for values in (labels, weights))
+    return F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").mean(1)
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> int:

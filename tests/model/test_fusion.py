@@ -86,7 +86,8 @@ def test_each_fold_is_joined_by_the_others() -> None:
     logits, y = readings(300)
     folds = torch.arange(300) % 3
     head = fused((2, 2, 2))
-    found = HeldOut(list(range(300)), logits, y, folds, torch.zeros(300, dtype=torch.bool)).fused(head)
+    nothing = torch.zeros(300, dtype=torch.bool)
+    found = HeldOut(list(range(300)), logits, y, folds, nothing, dict.fromkeys(range(3), head)).fused()
     one = fused((2, 2, 2))
     join(one, logits[folds != 1], y[folds != 1])
     torch.testing.assert_close(found[folds == 1], one.fuse(logits[folds == 1]))
@@ -97,5 +98,6 @@ def test_a_fold_without_which_one_class_is_left_is_joined_by_all() -> None:
     logits, y = readings(300)
     head = fused((2, 2, 2))
     join(head, logits, y)
-    found = HeldOut(list(range(300)), logits, y, y.clone(), torch.zeros(300, dtype=torch.bool)).fused(head)
+    nothing = torch.zeros(300, dtype=torch.bool)
+    found = HeldOut(list(range(300)), logits, y, y.clone(), nothing, dict.fromkeys(range(2), head)).fused()
     torch.testing.assert_close(found, head.fuse(logits))

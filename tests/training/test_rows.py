@@ -62,13 +62,13 @@ def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files
     z, _ = extract(extractor(), [row.job for row in rows])
     data = TrainingSet.of(samples, rows, z)
     fold = [i for i, s in enumerate(samples) if s.source == "source1"]
-    head, found = data.cross_fit([fold], QUICK)
+    _, found = data.cross_fit([fold], QUICK)
     encoded = torch.tensor([row.trained and row.sample not in fold for row in rows])
     alone = TrainingSet.of(samples, [r for r, k in zip(rows, encoded, strict=True) if k], z[encoded]).fit(QUICK)
     with torch.inference_mode():
         expected = alone(extract(extractor(), [Job(samples[i].path) for i in fold])[0])
     assert found.samples == fold and not found.touched.any()
-    np.testing.assert_allclose(found.fused(head), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.fused(), expected.numpy(), atol=1e-5)
 
 
 def test_what_a_copy_weighs(dataset: Path) -> None:

@@ -115,7 +115,7 @@ def cor_sweep(
             raise CoritError(f"--theory decides what is read, trained and tried: leave out {said}")
         tune = "head"
     recipe = optimization.over(HEADS if tune == "head" else BLOCKS)
-    options.check_crops(windows)
+    options.check_crops(windows, reads, "native")
     corit = reads.over(METHOD)
 
     from corit_cli.cor.problem import Problem

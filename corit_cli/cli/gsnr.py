@@ -87,7 +87,7 @@ def gsnr(
         raise CoritError(
             "the checkpoint already says what is read: leave out --backbone, --activation and the options of CoRIT"
         )
-    options.check_crops(windows)
+    options.check_crops(windows, reads, "native")
     options.check_file(csv_file)
     corit = reads.over(METHOD)
 

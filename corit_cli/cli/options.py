@@ -195,10 +195,14 @@ def feature_cache(file: Path | None, off: bool, gigabytes: float) -> Iterator[An
         cache.close()
 
 
-def check_crops(given: Given) -> None:
-    """Raise CoritError where native windows are counted and there are none."""
-    if given.values.get("mode") == "resize" and "crops" in given.values:
+def check_crops(given: Given, reads: Given, mode: str) -> None:
+    """Raise CoritError where native windows are counted and there are none, or are to be read beside the resized one
+    and are not; ``mode`` is the command's own."""
+    mode = given.values.get("mode", mode)
+    if mode == "resize" and "crops" in given.values:
         raise CoritError("--crops counts native windows: --crop resize has none")
+    if mode != "both" and reads.values.get("native"):
+        raise CoritError("--native reads native windows beside the resized one: that takes --crop both")
 
 
 def listed(text: str, allowed: Sequence[str], flag: str) -> list[str]:

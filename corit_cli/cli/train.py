@@ -79,7 +79,7 @@ def train(
         raise CoritError(
             f"{', '.join(unused)} would be ignored with --tune {tuned.scope}: leave it out, or give another --tune"
         )
-    options.check_crops(windows)
+    options.check_crops(windows, reads, "both")
     chosen, corit = settings.over(TrainSettings()), reads.over(DETECTOR)
     made_of = recipe.over(Recipe())
     if {"--mask", "--alpha"} & set(reads.flags) and not corit.inject_at:

@@ -104,7 +104,7 @@ class Run:
         for spec in self.recipe.forge:
             parse_forge(spec).check()
         samples = self.samples
-        rows = plan(samples, [*self.train_part, *(self.val_part if self.refit else ())], self.recipe)
+        rows = plan(samples, sorted([*self.train_part, *(self.val_part if self.refit else ())]), self.recipe)
         jobs = [row.job for row in rows] + [Job(samples[i].path) for i in self.val_part]
         owners = [row.sample for row in rows] + list(self.val_part)
         z, z_probe, failed = self._features_and_probe(jobs)

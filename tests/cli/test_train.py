@@ -142,6 +142,7 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--copies", "2"], ["say how with --degrade"]),
         ([".", "--degrade", "jpeg"], ["no images"]),  # nothing else is wrong with it
         ([".", "--mask", "none"], ["--inject-at"]),
+        ([".", "--crop", "resize", "--native", "4-6"], ["--native", "--crop both"]),
         ([".", "--no-cgp", "--view", "blur:2"], ["--view is compared with", "none of them is used"]),
         ([".", "--layer-weights", "even"], ["uniform, gsnr or learned"]),
         (["."], ["no images"]),

@@ -37,6 +37,32 @@ def test_class_tokens_come_from_the_whole_and_contrasts_from_native_windows(
     torch.testing.assert_close(z[3], torch.cat([whole, native]), atol=1e-6, rtol=1e-5)
 
 
+def test_native_class_tokens_stand_beside_those_of_the_whole_and_are_a_reading_of_their_own(files: list[Path]) -> None:
+    settings = CoRITSettings(("blur:1.0",), cgp=(1, 2), patches=True, integrate=(2, 3), native=(1, 3))
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
+    d = TINY.width
+    assert extractor.readings == {"hri": 2 * d, "native": 2 * d, "cgp": 4 * d}
+    kinds = [
+        ("cls", 2),
+        ("cls", 3),
+        ("native", 1),
+        ("native", 3),
+        ("cgp", 1),
+        ("cgp", 2),
+        ("patches", 1),
+        ("patches", 2),
+    ]
+    assert extractor.parts == kinds
+    z, _ = extract(extractor, [Job(files[3])])
+    windows = crop(read_image(files[3]), CROPS)
+    expected = [read(replace(settings, cgp=()), windows[:1]), read(replace(settings, integrate=(1, 3)), windows[1:])]
+    torch.testing.assert_close(z[0], torch.cat(expected), atol=1e-6, rtol=1e-5)
+    fewer = replace(settings, integrate=(3,), native=(3,), cgp=(1,), patches=False)
+    torch.testing.assert_close(extractor.select(z, fewer), z.unflatten(1, (8, d))[:, [1, 3, 4]].flatten(1))
+    with pytest.raises(CoritError, match="nothing is read"):
+        Extractor(extractor.backbone, CoRITSettings(cgp=(), integrate=(), native=(1,)), CropConfig("resize", 32))
+
+
 @pytest.mark.parametrize("crops", [CropConfig("native", 32, 3), CropConfig("resize", 32)])
 def test_windows_of_one_kind_are_read_for_everything(crops: CropConfig, files: list[Path]) -> None:
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, crops)

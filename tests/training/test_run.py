@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
@@ -50,6 +51,24 @@ def test_same_seed_same_detector(dataset: Path, trained: Trained) -> None:
     again = train(load_samples(dataset))
     other = train(load_samples(dataset), replace(QUICK, seed=1))
     assert again.checkpoint.sha256 == trained.checkpoint.sha256 != other.checkpoint.sha256
+
+
+def test_refit_validates_as_before_and_keeps_a_detector_of_all_images(dataset: Path, trained: Trained) -> None:
+    samples = load_samples(dataset)
+    found = train(samples, refit=True)
+    np.testing.assert_array_equal(found.validation.logits, trained.validation.logits)
+    np.testing.assert_array_equal(found.probe, trained.probe)
+    # The same as a training on everything, whatever it is validated on.
+    everything = [replace(s, split="train") for s in samples] + [
+        replace(s, split="val") for s in samples[:1] + samples[-1:]
+    ]
+    whole = train(everything)
+    kept, expected = found.checkpoint, whole.checkpoint
+    for name, head in kept.head.heads.items():
+        torch.testing.assert_close(head.state_dict(), expected.head.heads[name].state_dict(), atol=1e-5, rtol=1e-4)
+    assert kept.metrics["held_out_sources"]["images"] == len(samples) > len(found.validation.samples)
+    assert kept.sha256 != trained.checkpoint.sha256
+    assert kept.training["refit"] and not trained.checkpoint.training["refit"]
 
 
 def test_layer_weights_are_told_by_part_and_leave_the_probe_alone(dataset: Path, trained: Trained) -> None:

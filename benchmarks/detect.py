@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from corit_cli.data.images import read_image
-from corit_cli.data.windows import crop
+from corit_cli.data.windows import crop, crop_with_face
 from corit_cli.detection.detector import Detector
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
@@ -127,7 +127,7 @@ def large(count: int, images: list[Path]) -> None:
         files = [Path(folder) / f"{number}.jpg" for number in range(4)]
         with ProcessPoolExecutor(1) as apart:  # what this takes is not detection's memory
             list(apart.map(make_photograph, images, files, range(4)))
-        cut = [crop(read_image(file), detector.extractor.crops) for file in files]
+        cut = [crop_with_face(read_image(file), detector.extractor.crops) for file in files]
         each = max(1, detector.extractor.batch // len(cut[0]))
         batch = (cut * each)[:each]
         batches = max(1, count // 4 // each)

@@ -23,7 +23,7 @@ from corit_cli.model.fusion import FusedHead
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.report.evaluation import number
-from corit_cli.training.rows import Planned, TrainingSet, plan
+from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
 
@@ -58,17 +58,24 @@ class Bench:
         """All samples as they are, and what the row's recipe makes of the training split."""
         planned = plan(self.samples, range(len(self.samples)), row.recipe)
         planned = [p for p in planned if _clean(p) or self.splits[p.sample] == "train"]
-        readings, width = Extractor(self.backbone, row.settings, row.crops).readings, self.backbone.tower.config.width
-        z = self.features(row, [p.job for p in planned])
-        return TrainingSet.of(self.samples, planned, z, readings, width)
+        extractor, width = self.extractor(row), self.backbone.tower.config.width
+        z, errors = features_of(planned, extractor, lambda part, jobs: self._extract(part, jobs, row.name))
+        assert not errors, errors
+        return TrainingSet.of(self.samples, planned, z, extractor.readings, width)
+
+    def extractor(self, row: Row) -> Extractor:
+        """What reads as the row says."""
+        return Extractor(self.backbone, row.settings, row.crops)
 
     def features(self, row: Row, jobs: Sequence[Job]) -> Tensor:
         """Features (n, F) of ``jobs``, as the row reads them."""
-        with Bars() as bars:
-            advance = bars(row.name, len(jobs))
-            z, errors = extract(Extractor(self.backbone, row.settings, row.crops), jobs, self.cache, advance)
+        z, errors = self._extract(self.extractor(row), jobs, row.name)
         assert not errors, errors
         return z
+
+    def _extract(self, extractor: Extractor, jobs: Sequence[Job], title: str) -> tuple[Tensor, dict[int, str]]:
+        with Bars() as bars:
+            return extract(extractor, jobs, self.cache, bars(title, len(jobs)))
 
     def masks(self) -> dict[str, np.ndarray]:
         """The samples (n,) of each tested source."""

@@ -13,6 +13,15 @@ from safetensors import SafetensorError
 from corit_cli.errors import CoritError
 
 
+def weights_dir() -> Path:
+    """The folder ``weights/``: inside the installed package, or at the root of a source checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "weights", package.parent / "weights"):
+        if (folder / "clip-vit-b16" / "config.json").is_file():
+            return folder
+    raise CoritError("the package's weights/ folder is missing: install corit again, or give --backbone")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from corit_cli.data.faces import Face
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.backbone import TowerConfig, VisionTower
 from corit_cli.model.fusion import FusedHead
@@ -116,6 +117,27 @@ def make_tiles(folder: Path, photographs: int = 12, tiles: int = 2) -> Path:
 @pytest.fixture(scope="session")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiles(tmp_path_factory.mktemp("tiles"))
+
+
+class OneFace:
+    """Stands in for a face finder: one face of 70 pixels at (10, 5) in pictures wider than 90 pixels."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, image: Image.Image) -> list[Face]:
+        self.asked += 1
+        eyes = np.array([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)])
+        return [Face((10.0, 5.0, 80.0, 75.0), 0.9, (10, 5) + 70 * eyes)] if image.width > 90 else []
+
+
+@pytest.fixture
+def one_face(monkeypatch: pytest.MonkeyPatch) -> OneFace:
+    """``OneFace`` in place of the finder everywhere."""
+    found = OneFace()
+    for module in ("data.windows", "data.forge", "detection.detector"):
+        monkeypatch.setattr(f"corit_cli.{module}.finder", lambda: found)
+    return found
 
 
 def random_head(extractor: Extractor, std: float = 1.0) -> FusedHead:

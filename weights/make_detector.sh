@@ -13,5 +13,8 @@ for kind in crop:0.3-0.9 tonemap:1-4 grade:0.2-0.6 grey:1 portrait:0.5-2 paint:1
     resize:0.35-1.5 resize:0.5-1 blur:0.3-1.5 noise:0.5-6 screenshot:0.6-1.25 webp:50-95 jpeg:40-95 jpeg:70-98; do
     degraded+=(--degrade "$kind")
 done
+# Swapped faces are imitated by faces blended with another view of themselves; only the reading of faces sees these.
+forged=(--forge face_blend)
 local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
-corit train "$manifest" --out "$folder/detector" --overwrite --refit "${degraded[@]}" --copy-weight 0.3 --folds 12 "${local[@]}" "$@"
+corit train "$manifest" --out "$folder/detector" --overwrite --refit "${forged[@]}" "${degraded[@]}" --copy-weight 0.3 \
+    --folds 12 "${local[@]}" "$@"

@@ -49,8 +49,14 @@ def detect(
         bool, opt("--strict", "Say fake only from where one real image in a hundred is reached, not one in twenty.")
     ] = False,
     faces: Annotated[
-        str, opt("--faces", "Score the faces too, or nothing else.", LOOK, **options.words("off", "auto", "only"))
-    ] = "off",
+        str | None,
+        opt(
+            "--faces",
+            "Score the faces too, or nothing else. Default: auto where the detector has a reading of faces.",
+            LOOK,
+            **options.words("off", "auto", "only"),
+        ),
+    ] = None,
     stability: Annotated[
         bool, opt("--stability", "Score mildly degraded copies of images too: uncertain if the verdict flips.", LOOK)
     ] = False,

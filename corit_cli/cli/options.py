@@ -197,7 +197,9 @@ def feature_cache(file: Path | None, off: bool, gigabytes: float) -> Iterator[An
 
 def check_crops(given: Given, reads: Given, mode: str) -> None:
     """Raise CoritError where native windows are counted and there are none, or are to be read beside the resized one
-    and are not; ``mode`` is the command's own."""
+    and are not, or faces by what reads none; ``mode`` is the command's own, ``native`` that of the instruments."""
+    if mode == "native" and reads.values.get("face"):
+        raise CoritError("--face is for corit train: no face is read by itself here")
     mode = given.values.get("mode", mode)
     if mode == "resize" and "crops" in given.values:
         raise CoritError("--crops counts native windows: --crop resize has none")
@@ -223,7 +225,7 @@ def check_file(path: Path | None) -> None:
 
 def shipped_samples() -> Path:
     """The manifest of the sample set that corit brings along. Raises CoritError when it is missing."""
-    from corit_cli.model.loading import weights_dir
+    from corit_cli.files import weights_dir
 
     manifest = weights_dir() / "samples" / "manifest.csv"
     if not manifest.is_file():

@@ -15,6 +15,7 @@ from corit_cli.report.words import clock, printable
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
+    from corit_cli.detection.calibration import Thresholds
     from corit_cli.detection.checkpoint import Checkpoint
     from corit_cli.detection.verdicts import Prediction
 
@@ -74,7 +75,8 @@ def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
         "corit": __version__,
         "backbone": checkpoint.backbone,
         "detector_sha256": checkpoint.sha256,
-        "thresholds": {"real": checkpoint.thresholds.real, "fake": checkpoint.thresholds.fake},
+        "thresholds": _thresholds(checkpoint.thresholds),
+        "face_thresholds": checkpoint.faces and _thresholds(checkpoint.faces.thresholds),
     }
     print(json.dumps(head)[:-1] + ', "results": [', end="")
     stack.callback(lambda: print("\n]}"))
@@ -84,6 +86,10 @@ def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
         print(next(separator, ",\n") + json.dumps(as_dict(p)), end="")
 
     return write
+
+
+def _thresholds(t: Thresholds) -> dict[str, float]:
+    return {"real": t.real, "fake": t.fake}
 
 
 def _plain_row(p: Prediction) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
@@ -19,10 +20,13 @@ from PIL import Image
 
 from corit_cli.data.opencv import load_opencv
 from corit_cli.errors import CoritError
+from corit_cli.files import weights_dir
 
+SMALLEST = 64  # side of a face, in pixels, below which it is not worth a reading of its own
 MAX_TILT = 10  # degrees a face may lean before it is turned
 _CELL = 4  # pixels of the network's input per cell of its output, along each side
-_MULTIPLE = 32  # the network halves its input five times
+_MULTIPLE = 64  # the network halves its input five times; twice that, so that pictures share few sizes
+_SIZES = 4  # sizes for which a network is kept
 _OUTPUTS = ("537", "538", "539", "540")  # heat, size, offset, landmarks
 
 
@@ -43,6 +47,12 @@ class Face:
     def area(self) -> float:
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
+
+    @property
+    def side(self) -> float:
+        """The box's longer side, in pixels."""
+        left, top, right, bottom = self.box
+        return max(right - left, bottom - top)
 
     @property
     def tilt(self) -> float:
@@ -71,7 +81,7 @@ class FaceFinder:
         *,
         threshold: float = 0.5,
         overlap: float = 0.3,
-        longest: int = 1024,
+        longest: int = 640,
         smallest: float = 40,
         most: int = 16,
     ) -> None:
@@ -79,7 +89,7 @@ class FaceFinder:
         self.smallest, self.most = smallest, most
         self._read = load_opencv().dnn.readNetFromONNX
         self._model = np.frombuffer(_model(folder), np.uint8)
-        self._network, self._shape = None, None
+        self._network = lru_cache(_SIZES)(self._new_network)
         self._lock = Lock()
 
     def __call__(self, image: Image.Image) -> list[Face]:
@@ -100,12 +110,22 @@ class FaceFinder:
         height, width = (math.ceil(side / _MULTIPLE) * _MULTIPLE for side in pixels.shape[:2])
         padded = np.zeros((1, 3, height, width), np.float32)
         padded[0, :, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)
-        with self._lock:  # the network keeps its state between setInput and forward
-            if padded.shape != self._shape:  # OpenCV 4 answers wrongly when the size changes; reading takes 40 ms
-                self._network, self._shape = self._read(self._model), padded.shape
-            self._network.setInput(padded)
-            outputs = self._network.forward(_OUTPUTS)
+        with self._lock:  # a network keeps its state between setInput and forward
+            network = self._network(padded.shape)
+            network.setInput(padded)
+            outputs = network.forward(_OUTPUTS)
         return tuple(output[0] for output in outputs)
+
+    def _new_network(self, shape: tuple[int, ...]):
+        """A network for inputs of one ``shape``: OpenCV 4 answers wrongly when it changes. Reading takes 40 ms."""
+        return self._read(self._model)
+
+
+@lru_cache(maxsize=1)
+def finder() -> FaceFinder:
+    """The finder that corit brings along, with what is said of :class:`FaceFinder`. Raises CoritError where OpenCV
+    cannot be loaded."""
+    return FaceFinder(weights_dir() / "faces")
 
 
 def decode(
@@ -141,12 +161,7 @@ def align(image: Image.Image, face: Face, size: int | None = None, margin: float
     is turned back by bicubic interpolation, at native resolution; corners that fall outside the image are mirrored.
     With ``size`` the crop is resampled to that many pixels a side, otherwise it stays as large as it is.
     """
-    left, top, right, bottom = face.box
-    side = max(1, min(round((1 + 2 * margin) * max(right - left, bottom - top)), *image.size))
-    corner = [
-        min(max(round(centre - side / 2), 0), length - side)
-        for centre, length in zip(((left + right) / 2, (top + bottom) / 2), image.size, strict=True)
-    ]
+    *corner, side = square(image.size, face, margin)
     quarters = round(face.tilt / 90)
     lean = face.tilt - 90 * quarters  # -45 to 45
     # A square cut and then turned has empty corners: cut a larger one, which holds the turned one, and trim it.
@@ -157,6 +172,17 @@ def align(image: Image.Image, face: Face, size: int | None = None, margin: float
     if spare:
         crop = crop.rotate(lean, Image.Resampling.BICUBIC).crop((spare, spare, spare + side, spare + side))
     return crop if size in (None, side) else crop.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def square(size: tuple[int, int], face: Face, margin: float = 0.3) -> tuple[int, int, int]:
+    """Left, top and side of the square around a face that :func:`align` cuts from an image of ``size``."""
+    left, top, right, bottom = face.box
+    side = max(1, min(round((1 + 2 * margin) * face.side), *size))
+    x, y = (
+        min(max(round(centre - side / 2), 0), length - side)
+        for centre, length in zip(((left + right) / 2, (top + bottom) / 2), size, strict=True)
+    )
+    return x, y, side
 
 
 # Pillow turns counter-clockwise, which is what a face that leans clockwise needs.

@@ -7,6 +7,7 @@
 ``resample``               resized or turned a little, and back
 ``recompress``             through JPEG on a block grid of its own
 ``self_blend``             a region of the photograph replaced by another view of that same region
+``face_blend``             the largest face replaced by another view of itself; trains the reading of faces alone
 ``NAME@part[:SOURCE]``     the forgery ``NAME`` in one random region; the rest of the photograph stays, to the bit
 =========================  =========================================================================================
 """
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from corit_cli.data.degrade import jpeg, resize
+from corit_cli.data.faces import finder, square
 from corit_cli.errors import CoritError
 
 #: Reconstruction costs time by the pixel; of a larger photograph only the central square of this side is used.
@@ -87,7 +89,36 @@ def self_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
     photograph around it, so that the mask tells exactly which pixels are forged.
     """
     ratio = rng.choice((0.5, 0.75, 1.0))
-    return blend(image, _other_view(image, rng), ratio * region(image.size, rng))
+    return blend(image, _other_view(image, rng, MILD), ratio * region(image.size, rng))
+
+
+def face_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
+    """The largest face blended with another view of itself, as in self-blending, and with as strong a change as swapped
+    faces show. An image without a face comes back as it is."""
+    found, mask = finder()(image), np.zeros((image.height, image.width), np.float32)
+    if not found:
+        return Forged(image, mask)
+    left, top, side = square(image.size, found[0])
+    face = image.crop((left, top, left + side, top + side))
+    ratio = rng.choice((0.5, 0.75, 1.0, 1.0))
+    blended = blend(face, _other_view(face, rng, STRONG), ratio * oval(side, rng))
+    out = image.copy()
+    out.paste(blended.image, (left, top))
+    mask[top : top + side, left : left + side] = blended.mask
+    return Forged(out, mask)
+
+
+def oval(side: int, rng: np.random.Generator) -> np.ndarray:
+    """A rugged oval with a soft edge, about a face's in the square that :func:`~corit_cli.data.faces.align` cuts:
+    weights (side, side), float32 in [0, 1]."""
+    y, x = np.meshgrid(*[np.linspace(-1, 1, 64)] * 2, indexing="ij")
+    bumps = Image.fromarray(rng.standard_normal((5, 5)).astype(np.float32))
+    bumps = np.asarray(bumps.resize((64, 64), Image.Resampling.BICUBIC))
+    right, down = rng.uniform(-0.06, 0.06, 2)
+    width, height = rng.uniform(0.35, 0.55), rng.uniform(0.45, 0.7)
+    field = 1 + 0.15 * bumps - np.hypot((x - right) / width, (y - down - 0.03) / height)  # (64, 64), 0 at the edge
+    weights = (0.5 + field / rng.uniform(0.1, 0.5)).clip(0, 1).astype(np.float32)
+    return np.asarray(Image.fromarray(weights).resize((side, side), Image.Resampling.BILINEAR)).clip(0, 1)
 
 
 def region(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -116,7 +147,9 @@ def blend(image: Image.Image, forged: Image.Image, mask: np.ndarray) -> Forged:
 
 # --- spelling -------------------------------------------------------------------------------------
 
-FORGES = ("reconstruct", "resample", "recompress", "self_blend")
+FORGES = ("reconstruct", "resample", "recompress", "self_blend", "face_blend")
+#: Forgeries that choose their region themselves.
+BLENDS = {"self_blend": self_blend, "face_blend": face_blend}
 
 
 @dataclass(frozen=True)
@@ -138,6 +171,11 @@ class Forge:
         return f"{self.spelling}:{_autoencoder(self.source).sha256}" if self.source else self.spelling
 
     @property
+    def of_faces(self) -> bool:
+        """Whether only the reading of faces is trained on it."""
+        return self.name == "face_blend"
+
+    @property
     def local(self) -> bool:
         """Whether a part of the image stays as it was."""
         return self.part or self.name == "self_blend"
@@ -152,8 +190,8 @@ class Forge:
 
     def forge(self, image: Image.Image, rng: np.random.Generator) -> Forged:
         """The forgery with its mask. It has the size of ``image``, or of the middle that ``reconstruct`` uses."""
-        if self.name == "self_blend":
-            return self_blend(image, rng)
+        if self.name in BLENDS:
+            return BLENDS[self.name](image, rng)
         if self.name == "reconstruct":
             image = middle(image)
             forged = reconstruct(image, self.source)
@@ -172,8 +210,8 @@ def parse_forge(spec: str) -> Forge:
         raise CoritError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
     if at and part != "part":
         raise CoritError(f"cannot read {head!r}: write {name} for the whole image or {name}@part for a region of it")
-    if at and name == "self_blend":
-        raise CoritError("self_blend always forges a part of the image: write self_blend")
+    if at and name in BLENDS:
+        raise CoritError(f"{name} always forges a part of the image: write {name}")
     if name == "reconstruct" and not source:
         raise CoritError(f"{head} needs autoencoder weights: {head}:FOLDER or {head}:HUB/REPOSITORY")
     if name != "reconstruct" and ":" in spec:
@@ -191,19 +229,39 @@ def _autoencoder(source: str):
     return Autoencoder.load(source)
 
 
-def _other_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+@dataclass(frozen=True)
+class Change:
+    """How far another view may differ: ``gain`` and ``scale`` by a share, ``tint`` by levels, ``shift`` by a share of
+    the longer side; ``sharpen`` is the range of an unsharp mask in percent, ``shrink`` that of a factor, and ``softer``
+    how often it is shrunk rather than sharpened."""
+
+    gain: float
+    tint: float
+    sharpen: tuple[int, int]
+    shrink: tuple[float, float]
+    softer: float
+    scale: float
+    shift: float
+
+
+MILD = Change(gain=0.03, tint=2.5, sharpen=(20, 60), shrink=(0.6, 0.9), softer=0.5, scale=0.01, shift=0.005)
+STRONG = Change(gain=0.1, tint=15, sharpen=(40, 120), shrink=(0.25, 0.7), softer=0.7, scale=0.04, shift=0.02)
+
+
+def _other_view(image: Image.Image, rng: np.random.Generator, change: Change) -> Image.Image:
     """The photograph a little lighter or darker, of another tint, sharper or softer, and moved by a pixel or few."""
-    gain, tint = rng.uniform(0.97, 1.03), rng.uniform(-2.5, 2.5, 3)
+    gain, tint = 1 + rng.uniform(-change.gain, change.gain), rng.uniform(-change.tint, change.tint, 3)
     pixels = np.asarray(image, np.float32)
     middle_grey = pixels.mean()
     pixels = (pixels - middle_grey) * gain + middle_grey + tint
     view = Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
-    if rng.random() < 0.5:
-        view = view.filter(ImageFilter.UnsharpMask(radius=1.5, percent=int(rng.integers(20, 61)), threshold=0))
+    if rng.random() < 1 - change.softer:
+        low, high = change.sharpen
+        view = view.filter(ImageFilter.UnsharpMask(radius=1.5, percent=int(rng.integers(low, high + 1)), threshold=0))
     else:
-        view = resize(view, rng.uniform(0.6, 0.9)).resize(view.size, Image.Resampling.BICUBIC)
-    shift = rng.uniform(-0.005, 0.005, 2) * max(view.size)
-    return _warp(view, scale=rng.uniform(0.99, 1.01), shift=tuple(shift))
+        view = resize(view, rng.uniform(*change.shrink)).resize(view.size, Image.Resampling.BICUBIC)
+    shift = rng.uniform(-change.shift, change.shift, 2) * max(view.size)
+    return _warp(view, scale=1 + rng.uniform(-change.scale, change.scale), shift=tuple(shift))
 
 
 def _warp(

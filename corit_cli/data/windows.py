@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from corit_cli.config import Settings, option
+from corit_cli.data.faces import SMALLEST, Face, align, finder
 from corit_cli.errors import CoritError
 
 PANEL = "What is read from CLIP"
@@ -16,9 +18,11 @@ MAX_STRETCH = 64  # a strip longer than this many times its width is cut before 
 
 @dataclass(frozen=True)
 class CropConfig(Settings):
-    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts the native ones.
+    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts the native ones; with
+    ``face`` the last window is one of a face (:func:`crop_with_face`).
 
-    ``interpolation``, bicubic or bilinear, is that of the resized window; an extractor takes it from its backbone.
+    ``interpolation``, bicubic or bilinear, is that of the resized window; an extractor takes it from its backbone, and
+    ``face`` from what it is to read.
     """
 
     mode: str = option(
@@ -31,6 +35,7 @@ class CropConfig(Settings):
     size: int = 224
     crops: int = option(1, "Native windows an image is averaged over.", minimum=1, panel=PANEL)
     interpolation: str = "bicubic"
+    face: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,13 +44,14 @@ class CropConfig(Settings):
 
     @property
     def windows(self) -> tuple[str, ...]:
-        """What each window is, in the order in which :func:`crop` returns them."""
+        """What each window is, in the order in which they are cut."""
         native = tuple(f"native {i + 1}/{self.crops}" for i in range(self.crops))
-        return {"both": ("resize", *native), "native": native, "resize": ("resize",)}[self.mode]
+        windows = {"both": ("resize", *native), "native": native, "resize": ("resize",)}[self.mode]
+        return (*windows, "face") if self.face else windows
 
 
 def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
-    """Windows of an RGB image, uint8 (n, size, size, 3), one for each of ``config.windows``.
+    """Windows of an RGB image, uint8 (n, size, size, 3), one for each of ``config.windows`` but that of a face.
 
     ``resize``: the shorter side is brought to ``size`` and the centre cut out; n = 1. This is CLIP's own
     preprocessing.
@@ -65,6 +71,26 @@ def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
     if config.mode != "resize":
         parts.append(_native(image, config.size, config.crops))
     return np.concatenate(parts)
+
+
+def crop_with_face(
+    image: Image.Image, config: CropConfig, faces: Sequence[Face] | None = None
+) -> list[np.ndarray | None]:
+    """All windows of an RGB image, (size, size, 3) uint8 each, one for each of ``config.windows``.
+
+    That of a face is the largest one's, upright and resized; None where there is no face of ``SMALLEST`` pixels or
+    more. ``faces`` are those of the image, the largest first; where they are None they are looked for if needed.
+    """
+    windows: list[np.ndarray | None] = list(crop(image, config))
+    if config.face:
+        found = finder()(image) if faces is None else faces
+        windows.append(face_window(image, found[0], config.size) if found else None)
+    return windows
+
+
+def face_window(image: Image.Image, face: Face, size: int) -> np.ndarray | None:
+    """A window (size, size, 3) uint8 of one face, None where that is smaller than ``SMALLEST`` pixels."""
+    return None if face.side < SMALLEST else np.asarray(align(image, face, size))
 
 
 def _resized(image: Image.Image, size: int, filter: Image.Resampling) -> np.ndarray:

@@ -86,6 +86,18 @@ class Thresholds:
         return "real" if probability <= self.real else "uncertain"
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """How a logit is judged: calibrated, then held against thresholds."""
+
+    calibration: Calibration
+    thresholds: Thresholds
+
+    def strictly(self) -> Verdicts:
+        """The same with the strict threshold."""
+        return Verdicts(self.calibration, self.thresholds.strictly())
+
+
 def fit_thresholds(
     probabilities: np.ndarray,
     labels: np.ndarray,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from corit_cli.config import restored
 from corit_cli.data.windows import CropConfig
-from corit_cli.detection.calibration import Calibration, Thresholds
+from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.errors import CoritError
 from corit_cli.files import write_together
 from corit_cli.model.fusion import FusedHead
@@ -54,9 +54,9 @@ class Checkpoint:
     """A detector without its backbone.
 
     ``backbone`` holds ``name``, ``sha256`` and ``activation``, before any tuning; ``tuned`` the tensors that tuning
-    changed (``model/scope.py``), none where only the head was trained; ``localizer`` is what heatmaps are drawn by, if
-    any. ``training`` and ``data`` record how and on what it was trained, ``metrics`` what it scored: they are carried
-    along, not interpreted.
+    changed (``model/scope.py``), none where only the head was trained. ``faces`` is how what the reading of faces says
+    by itself is judged, ``localizer`` what heatmaps are drawn by, where there is one. ``training`` and ``data`` record
+    how and on what it was trained, ``metrics`` what it scored: they are carried along, not interpreted.
     """
 
     head: FusedHead
@@ -65,6 +65,7 @@ class Checkpoint:
     crops: CropConfig
     calibration: Calibration
     thresholds: Thresholds
+    faces: Verdicts | None = None
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +77,8 @@ class Checkpoint:
         metrics = dict(self.metrics)
         if "held_out_strict" in metrics:
             metrics["held_out_sources"] = metrics["held_out_strict"]
-        return replace(self, thresholds=self.thresholds.strictly(), metrics=metrics)
+        faces = self.faces and self.faces.strictly()
+        return replace(self, thresholds=self.thresholds.strictly(), faces=faces, metrics=metrics)
 
     @property
     def sha256(self) -> str:
@@ -105,6 +107,7 @@ class Checkpoint:
             "tuned": sorted(self.tuned),
             "calibration": asdict(self.calibration),
             "thresholds": asdict(self.thresholds),
+            "faces": self.faces and asdict(self.faces),
             "training": self.training,
             "data": self.data,
             "metrics": self.metrics,
@@ -176,12 +179,19 @@ class Checkpoint:
             crops=restored(CropConfig, config["crops"]),
             calibration=restored(Calibration, config["calibration"]),
             thresholds=restored(Thresholds, config["thresholds"]),
+            faces=_verdicts(config.get("faces")),
             training=config["training"],
             data=config["data"],
             metrics=config["metrics"],
             tuned=tuned,
             localizer=_localizer(config.get("localizer"), local),
         )
+
+
+def _verdicts(about: Mapping[str, Any] | None) -> Verdicts | None:
+    if about is None:
+        return None
+    return Verdicts(restored(Calibration, about["calibration"]), restored(Thresholds, about["thresholds"]))
 
 
 def _damaged(folder: Path, error: Exception) -> CoritError:

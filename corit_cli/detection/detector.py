@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from corit_cli.data.faces import Face, FaceFinder, align
+from corit_cli.data.faces import SMALLEST, Face, FaceFinder, align, finder
 from corit_cli.data.images import ImageError, Source, read_image
 from corit_cli.data.provenance import read_provenance
 from corit_cli.data.robustness import CHAINS
@@ -22,7 +22,8 @@ from corit_cli.data.tracks import follow
 from corit_cli.data.variants import Variant
 from corit_cli.data.video import VIDEO_SUFFIXES, Frame, sample_frames
 from corit_cli.data.video import inspect as inspect_video
-from corit_cli.data.windows import crop
+from corit_cli.data.windows import crop_with_face, face_window
+from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.heatmap import Heatmap, heatmap
 from corit_cli.detection.verdicts import (
@@ -38,8 +39,9 @@ from corit_cli.detection.verdicts import (
 )
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pool
-from corit_cli.features.stream import stream
-from corit_cli.model.loading import load_backbone, weights_dir
+from corit_cli.features.stream import Picture, stream
+from corit_cli.files import weights_dir
+from corit_cli.model.loading import load_backbone
 from corit_cli.model.scope import tuned_backbone
 
 DEFAULT_DETECTOR = "detector"
@@ -106,7 +108,7 @@ class Detector:
         sources: Source | Iterable[Source],
         workers: int | None = None,
         *,
-        faces: str = "off",
+        faces: str | None = None,
         stability: bool = False,
         provenance: bool = False,
         frames: int = 32,
@@ -119,19 +121,21 @@ class Detector:
         is called ``<image N>`` by its place among the sources, from 1. A path that ends as a video's do is read as one.
 
         ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
-        then the highest). ``stability`` scores mildly degraded copies of images too. ``provenance`` adds what a file
-        that has a path says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. ``workers``
-        threads decode.
+        then the highest), ``off`` looks for none; by default ``auto`` where the detector has a reading of faces and
+        OpenCV can be loaded, else ``off``. ``stability`` scores mildly degraded copies of images too. ``provenance``
+        adds what a file that has a path says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second.
+        ``workers`` threads decode.
 
         Raises CoritError for options that contradict each other, and for what is no source.
         """
+        if faces is None:
+            faces = self._faces_by_default()
         if faces not in FACES:
             raise CoritError(f"faces must be one of {', '.join(FACES)}, not {faces!r}")
         if stability and faces == "only":
             raise CoritError("stability is that of the whole picture: it does not go with faces only")
-        finder = None if faces == "off" else FaceFinder(weights_dir() / "faces")
         asked = _Asked(
-            finder=finder,
+            finder=None if faces == "off" else finder(),
             faces_only=faces == "only",
             stability=stability,
             provenance=provenance,
@@ -140,6 +144,12 @@ class Detector:
             workers=workers,
         )
         return self._predict(_named(sources), asked)
+
+    def _faces_by_default(self) -> str:
+        try:
+            return "auto" if self.extractor.settings.face and finder() else "off"
+        except CoritError:  # a picture can be judged without
+            return "off"
 
     def _predict(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
         for video, group in groupby(sources, lambda source: source.is_video):
@@ -152,7 +162,7 @@ class Detector:
     def _images(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
         """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
 
-        def load(source: _Named) -> tuple[list[np.ndarray], tuple[list[Face], list[str]]]:
+        def load(source: _Named) -> tuple[list[Picture], tuple[list[Face], list[str]]]:
             image = read_image(source.source)
             pictures, found = self._pictures(image, asked)
             if asked.faces_only and not found:
@@ -160,7 +170,7 @@ class Detector:
             copies = []
             for name in MILD if asked.stability else ():
                 try:
-                    pictures.append(crop(Variant(chain=CHAINS[name]).apply(image), self.extractor.crops))
+                    pictures.append(self._whole(Variant(chain=CHAINS[name]).apply(image), asked.finder))
                     copies.append(name)
                 except ImageError:  # too large for that format
                     continue
@@ -172,14 +182,18 @@ class Detector:
                 yield Prediction(name, None, None, item.seconds, item.error)
                 continue
             each = self._each(item.readings)  # (pictures, R)
-            scores = iter(self._probability(logit) for logit in self.head.fuse(each).tolist())
-            whole = None if asked.faces_only else next(scores)
+            logits = iter(self.head.fuse(each).tolist())
+            whole = None if asked.faces_only else self._probability(next(logits))
             found, copies = item.about
-            seen = tuple(self._face(face, next(scores)) for face in found)
-            stable = self._stability(whole, dict(zip(copies, scores, strict=True))) if asked.stability else None
-            probability = max(face.probability for face in seen) if whole is None else whole
-            faces = [] if asked.faces_only else [face.verdict for face in seen]
-            verdict = settle(self._verdict(probability), faces, stable)
+            seen = tuple(self._face(face, next(logits)) for face in found)
+            again = dict(zip(copies, map(self._probability, logits), strict=True))
+            stable = self._stability(whole, again) if asked.stability else None
+            if whole is None:
+                probability = max(face.probability for face in seen)
+                verdict = self.of_faces.thresholds.verdict(probability)
+            else:
+                probability = whole
+                verdict = settle(self._verdict(whole), [face.verdict for face in seen], stable)
             shown = seen if asked.finder else None
             parts = None if asked.faces_only else self._parts(each[0])
             prediction = Prediction(
@@ -187,18 +201,25 @@ class Detector:
             )
             yield self._told(prediction, item.item, asked)
 
-    def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[np.ndarray], list[Face]]:
+    def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[Picture], list[Face]]:
         """The windows of the whole picture, unless faces only, and of every face; and the faces."""
-        found = asked.finder(image) if asked.finder else []
-        shown = [] if asked.faces_only else [image]
-        shown += [align(image, face) for face in found]
-        return [crop(one, self.extractor.crops) for one in shown], found
+        found, crops = asked.finder(image) if asked.finder else [], self.extractor.crops
+        pictures: list[Picture] = [] if asked.faces_only else [self._whole(image, asked.finder, found)]
+        if not crops.face:  # every face is then read as a picture
+            return pictures + [crop_with_face(align(image, face), crops) for face in found], found
+        found = [face for face in found if face.side >= SMALLEST]
+        nothing = [None] * (len(crops.windows) - 1)
+        return pictures + [[*nothing, face_window(image, face, crops.size)] for face in found], found
+
+    def _whole(self, image: Image.Image, finder: FaceFinder | None, found: Sequence[Face] | None = None) -> Picture:
+        """The windows of a picture, that of its largest face among them where faces are looked for."""
+        return crop_with_face(image, self.extractor.crops, found if finder else ())
 
     def _video(self, path: str, asked: _Asked) -> Prediction:
         """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""
         start = time.perf_counter()
 
-        def load(frame: Frame) -> tuple[list[np.ndarray], list[Face]]:
+        def load(frame: Frame) -> tuple[list[Picture], list[Face]]:
             return self._pictures(frame.image, asked)
 
         def failed(reason: str) -> Prediction:
@@ -226,15 +247,18 @@ class Detector:
             verdicts = []
             for k, (face, logit) in enumerate(zip(faces, rest, strict=True)):
                 heard[owner[place, k]].append(logit)
-                verdicts.append(self._face(face, self._probability(logit), owner[place, k]))
+                verdicts.append(self._face(face, logit, owner[place, k]))
             probability = None if asked.faces_only else self._probability(whole[-1])
             moments.append(Moment(number, round(seconds, 3), probability, tuple(verdicts)))
-        by_track = {track: self._probability(trimmed_mean(logits)) for track, logits in heard.items()}
+        by_track = {track: _probability(trimmed_mean(logits), self.of_faces) for track, logits in heard.items()}
         if asked.faces_only and not by_track:
             return failed("no face found")
-        probability = max(by_track.values()) if asked.faces_only else self._probability(trimmed_mean(whole))
-        persons = [] if asked.faces_only else [self._verdict(p) for p in by_track.values()]
-        verdict = settle(self._verdict(probability), persons)
+        if asked.faces_only:
+            probability = max(by_track.values())
+            verdict = self.of_faces.thresholds.verdict(probability)
+        else:
+            probability = self._probability(trimmed_mean(whole))
+            verdict = settle(self._verdict(probability), map(self.of_faces.thresholds.verdict, by_track.values()))
         video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
         return Prediction(path, probability, verdict, time.perf_counter() - start, video=video)
 
@@ -259,20 +283,35 @@ class Detector:
         there = zip(self.head.names, shares.tolist(), logits.isfinite().tolist(), strict=True)
         return {name: round(share, 4) for name, share, has in there if has}
 
+    @property
+    def of_faces(self) -> Verdicts:
+        """How faces are judged: as pictures are, where the detector has no reading of faces."""
+        return self.checkpoint.faces or self._of_pictures
+
+    @property
+    def _of_pictures(self) -> Verdicts:
+        return Verdicts(self.checkpoint.calibration, self.checkpoint.thresholds)
+
     def _probability(self, logit: float) -> float:
-        return round(float(self.checkpoint.calibration(torch.tensor([logit]))), 6)
+        return _probability(logit, self._of_pictures)
 
     def _verdict(self, probability: float) -> str:
         return self.checkpoint.thresholds.verdict(probability)
 
-    def _face(self, face: Face, probability: float, track: int | None = None) -> FaceVerdict:
-        box = tuple(round(side) for side in face.box)
-        return FaceVerdict(box, round(face.score, 3), probability, self._verdict(probability), track)
+    def _face(self, face: Face, logit: float, track: int | None = None) -> FaceVerdict:
+        box, probability = tuple(round(side) for side in face.box), _probability(logit, self.of_faces)
+        verdict = self.of_faces.thresholds.verdict(probability)
+        return FaceVerdict(box, round(face.score, 3), probability, verdict, track)
 
     def _stability(self, original: float, copies: dict[str, float]) -> Stability:
         values = [original, *copies.values()]
         flipped = flips(self._verdict(original), [self._verdict(p) for p in copies.values()])
         return Stability(copies, round(max(values) - min(values), 6), flipped)
+
+
+def _probability(logit: float, judged: Verdicts) -> float:
+    """The probability that a logit is calibrated to, as it is reported."""
+    return round(float(judged.calibration(torch.tensor([logit]))), 6)
 
 
 @dataclass(frozen=True)

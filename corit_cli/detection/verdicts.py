@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,8 +72,8 @@ class Prediction:
 
     ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
     ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
-    ``seconds`` is what decoding and the model took. ``parts`` says of an image what each reading (hri, native, cgp)
-    added to the log odds of its being fake. The rest is there when it was asked for.
+    ``seconds`` is what decoding and the model took. ``parts`` says of an image what each reading (hri, native, cgp,
+    face) added to the log odds of its being fake. The rest is there when it was asked for.
     """
 
     path: str
@@ -86,6 +86,13 @@ class Prediction:
     stability: Stability | None = None
     video: VideoVerdict | None = None
     provenance: Provenance | None = None
+
+    @property
+    def of_faces(self) -> bool:
+        """Whether the probability is that of the most suspicious face: nothing else was scored."""
+        if self.video is not None:
+            return all(moment.probability is None for moment in self.video.moments)
+        return self.probability is not None and self.parts is None
 
 
 def peak(moment: Moment) -> float | None:
@@ -107,7 +114,7 @@ def flips(verdict: str, others: Sequence[str]) -> bool:
     return opposite in others or 2 * sum(other != verdict for other in others) > len(others)
 
 
-def settle(verdict: str, faces: Sequence[str], stability: Stability | None = None) -> str:
+def settle(verdict: str, faces: Iterable[str], stability: Stability | None = None) -> str:
     """The ``verdict`` on a whole picture in view of those on its ``faces``: never made surer by them, only less sure.
 
     A face called fake in a picture called real makes it uncertain, and so does a verdict that flips.

@@ -25,11 +25,12 @@ from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.evaluation.groups import MINIMUM, Group, groups_by
 from corit_cli.features.cache import FeatureCache, Job, extract
+from corit_cli.features.extractor import Extractor
 from corit_cli.metrics.intervals import Estimate, Sampled
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Advance, Progress, hush, quiet
-from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.run import of_probe
 from corit_cli.training.settings import Recipe, TrainSettings
 
@@ -171,21 +172,23 @@ def run(
     settings, recipe = recipe_of(detector.checkpoint)
     plans = {name: leave_out(samples, name, settings.seed) for name in names}
     rows = plan(samples, range(len(samples)), recipe)
-    jobs = list(dict.fromkeys([row.job for row in rows] + [Job(s.path) for s in samples]))
-    at = {job: k for k, job in enumerate(jobs)}
+    every = rows + [Planned(i, Job(s.path), s.label) for i, s in enumerate(samples)]
     ours = detector.extractor
     width, last = ours.backbone.tower.config.width, baseline(ours.backbone.tower.config.layers)
-    z, failed = extract(ours, jobs, cache, progress("features", len(jobs)))
+
+    def read(extractor: Extractor, title: str) -> tuple[Tensor, dict[int, str]]:
+        return features_of(every, extractor, lambda part, jobs: extract(part, jobs, cache, progress(title, len(jobs))))
+
+    z, failed = read(ours, "features")
     if not ours.settings.inject_at and set(last.integrate) <= set(ours.settings.integrate):
         z_probe = ours.select(z, last)
     else:  # two passes: one for both would compute again, and overwrite, what the cache holds from scoring
-        z_probe, _ = extract(ours.with_settings(last), jobs, cache, progress("linear probe", len(jobs)))
-    rows = [row for row in rows if at[row.job] not in failed]
-    where = [at[row.job] for row in rows]
-    clean = torch.tensor([at[Job(s.path)] for s in samples])  # (n,)
+        z_probe, _ = read(ours.with_settings(last), "linear probe")
+    kept = [k for k in range(len(rows)) if k not in failed]
+    rows, clean = [rows[k] for k in kept], slice(len(rows), None)
     kinds = {
-        "ours": (TrainingSet.of(samples, rows, z[where], ours.readings, width), z[clean], settings),
-        "probe": (TrainingSet.of(samples, rows, z_probe[where]), z_probe[clean], of_probe(settings)),
+        "ours": (TrainingSet.of(samples, rows, z[kept], ours.readings, width), z[clean], settings),
+        "probe": (TrainingSet.of(samples, rows, z_probe[kept]), z_probe[clean], of_probe(settings)),
     }
     return [_run(name, samples, *plans[name], kinds, progress) for name in names]
 

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corit_cli.data.images import read_image
 from corit_cli.data.variants import ORIGINAL, Variant
-from corit_cli.data.windows import crop
+from corit_cli.data.windows import CropConfig, crop_with_face
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.stream import R, ahead, stream
 from corit_cli.files import content_sha256
@@ -127,10 +127,16 @@ def extract(
 ) -> tuple[Tensor, dict[int, str]]:
     """Features of all ``jobs``, (n, F), averaged over each image's windows, from the cache where it has them.
 
-    Only the readers that the cache lacks are run, so that another view costs no second reading of the class tokens.
-    Returns the features with the errors by position; a failed job's row is NaN. ``advance`` is told how many more jobs
-    are done.
+    Only the readers that the cache lacks are run, so that another view costs no second reading of the class tokens, and
+    a job that is there twice is done once. Returns the features with the errors by position; a failed job's row is NaN.
+    ``advance`` is told how many more jobs are done.
     """
+    distinct = {job: k for k, job in enumerate(dict.fromkeys(jobs))}
+    if len(distinct) < len(jobs):
+        advance(len(jobs) - len(distinct))
+        z, failed = extract(extractor, list(distinct), cache, advance)
+        where = [distinct[job] for job in jobs]
+        return z[where], {i: failed[k] for i, k in enumerate(where) if k in failed}
     paths = list(dict.fromkeys(job.path for job in jobs))
     digests = dict(zip(paths, ahead(content_sha256, paths, workers=4, window=64), strict=True))
     prints = extractor.fingerprints()
@@ -157,14 +163,15 @@ def extract(
 
     picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
 
-    def load(job: Job) -> tuple[list[np.ndarray], None]:
+    def load(job: Job, crops: CropConfig) -> tuple[list[list[np.ndarray | None]], None]:
         image = picture(job.path)
         if job.variant != ORIGINAL:  # saving a Pillow image, as JPEG degradation does, keeps the settings in the image
             image = job.variant.apply(image.copy())
-        return [crop(image, extractor.crops)], None
+        return [crop_with_face(image, crops)], None
 
     for lacking, chosen in missing.items():
-        items = stream(extractor.only(lacking), (jobs[i] for i in chosen), load)
+        part = extractor.only(lacking)
+        items = stream(part, (jobs[i] for i in chosen), partial(load, crops=part.crops))
         for i, item in zip(chosen, items, strict=True):
             if item.error is not None:
                 errors[i] = item.error

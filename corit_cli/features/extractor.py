@@ -20,8 +20,8 @@ from corit_cli.model.settings import CoRITSettings
 #: Part of every cache key; raised whenever the same settings come to mean different features.
 FEATURES_VERSION = 2
 #: What a reading is called, by the kind of its parts: class tokens of several layers, those of native windows where
-#: others are read too, and contrasts, of class tokens and of patches.
-READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp"}
+#: others are read too, contrasts, of class tokens and of patches, and class tokens of the largest face.
+READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp", "face": "face"}
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
 
@@ -30,17 +30,18 @@ BATCH = {"cpu": 8, "cuda": 64}
 class Reader:
     """A CoRIT and the positions, among an image's windows, of those it reads.
 
-    ``second`` is true where another reader reads class tokens from other windows; these are then called native.
+    ``cls`` is the kind that its class tokens are called by: native or face where another reader reads those of other
+    windows.
     """
 
     windows: list[int]
     corit: CoRIT
-    second: bool = False
+    cls: str = "cls"
 
     @property
     def parts(self) -> list[tuple[str, int]]:
         """(kind, layer) of each part that it reads, in order."""
-        return [("native" if self.second and kind == "cls" else kind, layer) for kind, layer in self.corit.parts]
+        return [(self.cls if kind == "cls" else kind, layer) for kind, layer in self.corit.parts]
 
 
 class Extractor:
@@ -48,25 +49,30 @@ class Extractor:
 
     With windows of both kinds the work is divided: class tokens (HRI) are read from the resized image, which shows the
     whole, and contrasts (CGP) from native windows, whose pixels still hold the traces, with the class tokens of
-    ``native`` layers. Otherwise every window is read for everything, and ``native`` adds nothing. Features are averaged
-    over the windows that one reader reads.
+    ``native`` layers. Otherwise every window is read for everything, and ``native`` adds nothing. ``face`` layers are
+    read from the window of a face, and missing (NaN) where there is none. Features are averaged over the windows that
+    one reader reads.
     """
 
     def __init__(self, backbone: Backbone, settings: CoRITSettings, crops: CropConfig, device: str = "cpu") -> None:
         config = backbone.tower.config
         if crops.size != config.image_size:
             raise CoritError(f"windows of {crops.size} px do not fit a backbone that reads {config.image_size} px")
-        crops = replace(crops, interpolation=config.interpolation)
+        crops = replace(crops, interpolation=config.interpolation, face=bool(settings.face))
         self.backbone, self.settings, self.crops, self.device = backbone, settings, crops, torch.device(device)
-        everything = list(range(len(crops.windows)))
-        division = [(everything, settings, False)]
+        everything = list(range(len(crops.windows) - crops.face))
+        division = [(everything, settings, "cls")]
         if crops.mode == "both":
             division = []
             if settings.integrate:
-                division.append((everything[:1], replace(settings, cgp=(), native=()), False))
+                division.append((everything[:1], replace(settings, cgp=(), native=()), "cls"))
             if settings.cgp or settings.native:
-                division.append((everything[1:], replace(settings, integrate=settings.native), True))
-        self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval(), second) for w, s, second in division]
+                division.append((everything[1:], replace(settings, integrate=settings.native), "native"))
+        if settings.face:
+            division.append(
+                ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face), "face")
+            )
+        self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval(), cls) for w, s, cls in division]
         if not self.parts:
             raise CoritError("nothing is read: native layers are read where windows of both kinds are")
         self.batch = BATCH[self.device.type]
@@ -99,17 +105,24 @@ class Extractor:
         return z.unflatten(1, (len(self.parts), -1))[:, columns].flatten(1)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Tensor]]:
-        """Each image's windows, (windows, S, S, 3) uint8, to its readings, one (windows read, F_r) a reader.
+    def __call__(self, images: Sequence[Sequence[np.ndarray | None]]) -> list[list[Tensor]]:
+        """Each image's windows, (S, S, 3) uint8, to its readings, one (windows read, F_r) a reader; NaN where a window
+        is None.
 
         Windows that occur more than once, as those of a small image do, are run once.
         """
         readings: list[list[Tensor]] = [[] for _ in images]
         for reader in self.readers:
             places: dict[bytes, int] = {}
-            rows = [[places.setdefault(image[w].tobytes(), len(places)) for w in reader.windows] for image in images]
-            seen = np.stack([np.frombuffer(window, np.uint8).reshape(images[0].shape[1:]) for window in places])
-            z = reader.corit(pixels(torch.from_numpy(seen), self.device)).z.float().cpu()  # (n, F_r)
+            rows = [
+                [-1 if image[w] is None else places.setdefault(image[w].tobytes(), len(places)) for w in reader.windows]
+                for image in images
+            ]
+            z = torch.full((len(places) + 1, reader.corit.width), float("nan"))  # (n + 1, F_r), the last one missing
+            if places:
+                side = self.crops.size
+                seen = np.stack([np.frombuffer(window, np.uint8).reshape(side, side, 3) for window in places])
+                z[:-1] = reader.corit(pixels(torch.from_numpy(seen), self.device)).z.float().cpu()
             for reading, row in zip(readings, rows, strict=True):
                 reading.append(z[row])
         return readings
@@ -126,7 +139,13 @@ class Extractor:
         """The same extractor with some of its readers, by their ``numbers``."""
         part = copy(self)
         part.readers = [self.readers[r] for r in numbers]
+        part.crops = replace(self.crops, face=any(reader.cls == "face" for reader in part.readers))
         return part
+
+    def of(self, reading: str) -> Extractor:
+        """The same extractor with the readers of one reading only."""
+        kinds = [{READINGS[kind] for kind, _ in reader.parts} for reader in self.readers]
+        return self.only([number for number, names in enumerate(kinds) if names == {reading}])
 
     def fingerprints(self) -> list[list[str]]:
         """For each reader, everything that each window's parts depend on besides the image, in the readings' order.

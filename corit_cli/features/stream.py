@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from corit_cli.features.extractor import Extractor
 
 T = TypeVar("T")
 R = TypeVar("R")
+Picture = Sequence[np.ndarray | None]
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Extracted(Generic[T]):
     about: Any = None
     error: str | None = None
     seconds: float = 0.0
-    pictures: list[np.ndarray] = field(default_factory=list, repr=False)
+    pictures: list[Picture] = field(default_factory=list, repr=False)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
@@ -50,14 +51,11 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: 
 
 
 def stream(
-    extractor: Extractor,
-    items: Iterable[T],
-    load: Callable[[T], tuple[list[np.ndarray], Any]],
-    workers: int | None = None,
+    extractor: Extractor, items: Iterable[T], load: Callable[[T], tuple[list[Picture], Any]], workers: int | None = None
 ) -> Iterator[Extracted[T]]:
     """Readings of ``items`` in order. Threads load ahead while the model works on full batches of windows.
 
-    ``load`` gives an item's pictures, each as its windows (w, S, S, 3) uint8, and anything worth keeping about it. An
+    ``load`` gives an item's pictures, each as its windows (S, S, 3) uint8, and anything worth keeping about it. An
     item that it raises CoritError for comes out with its ``error``; nothing stops the run.
     """
 

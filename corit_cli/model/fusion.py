@@ -38,6 +38,18 @@ class FusedHead(nn.Module):
         """F, how many features all heads read."""
         return sum(head.features for head in self.heads.values())
 
+    def without(self, name: str) -> FusedHead:
+        """The same without the last reading, as it judges images where that one is missing.
+
+        Raises ValueError where it is another, or the only one: the sets of readings go by the order."""
+        *names, last = self.names
+        if name != last or not names:
+            raise ValueError(f"{name} is not the last of several readings")
+        rest = FusedHead({n: self.heads[n] for n in names}).train(self.training)
+        rest.weights.copy_(self.weights[: len(rest.weights), :-1])
+        rest.bias.copy_(self.bias[: len(rest.bias)])
+        return rest
+
     def split(self, z: Tensor) -> list[Tensor]:
         """Features (B, F) as each head takes them, (B, F_r)."""
         return list(z.split([head.features for head in self.heads.values()], dim=-1))

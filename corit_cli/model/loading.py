@@ -26,7 +26,7 @@ from torch import Tensor
 
 from corit_cli.config import restored
 from corit_cli.errors import CoritError
-from corit_cli.files import content_sha256
+from corit_cli.files import content_sha256, weights_dir
 from corit_cli.model.backbone import TowerConfig, VisionTower
 from corit_cli.model.names import infer_config, tower_state
 
@@ -40,15 +40,6 @@ class Backbone:
     tower: VisionTower
     name: str
     sha256: str
-
-
-def weights_dir() -> Path:
-    """The folder ``weights/``: inside the installed package, or at the root of a source checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "weights", package.parent / "weights"):
-        if (folder / "clip-vit-b16" / "config.json").is_file():
-            return folder
-    raise CoritError("the package's weights/ folder is missing: install corit again, or give --backbone")
 
 
 def load_backbone(name: str = EMBEDDED, activation: str | None = None, device: str = "cpu") -> Backbone:

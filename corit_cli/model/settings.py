@@ -72,13 +72,16 @@ class CoRITSettings(Settings):
     native: tuple[int, ...] = _layers(
         (), "Layers whose class token is read from native windows too, where windows of both kinds are read."
     )
+    face: tuple[int, ...] = _layers(
+        (), "Layers whose class token is read from the largest face, where there is one.", without="--no-face"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cgp", "inject_at", "integrate", "native"):
+        for name in _LAYERS:
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if not (self.cgp or self.integrate or self.native):
-            raise CoritError("nothing is read: integrate, native and cgp name no layer")
+            raise CoritError("nothing is read of every image: integrate, native and cgp name no layer")
         if self.contrasted and not self.views:
             raise CoritError("CGP and RSI need at least one contrast view")
 
@@ -89,7 +92,7 @@ class CoRITSettings(Settings):
 
     def check(self, layers: int) -> None:
         """Raise CoritError when a setting names a layer that a tower of ``layers`` blocks does not have."""
-        for name in ("cgp", "inject_at", "integrate", "native"):
+        for name in _LAYERS:
             for layer in getattr(self, name):
                 if not 1 <= layer <= layers:
                     raise CoritError(f"{name} names layer {layer}, but the backbone has layers 1 to {layers}")
@@ -99,10 +102,14 @@ class CoRITSettings(Settings):
         return replace(self, cgp=(), inject_at=())
 
 
+#: The settings that name layers.
+_LAYERS = ("cgp", "inject_at", "integrate", "native", "face")
 #: The method as docs/method.md defines it, which the instruments measure.
 METHOD = CoRITSettings()
 #: What ``corit train`` reads, and the shipped detector: chosen by sources held out (docs/results.md).
-DETECTOR = CoRITSettings(integrate=(6, 7, 8, 9, 10), native=(4, 5, 6, 7, 8, 9), cgp=(3, 4, 5), patches=True)
+DETECTOR = CoRITSettings(
+    integrate=(6, 7, 8, 9, 10), native=(4, 5, 6, 7, 8, 9), cgp=(3, 4, 5), patches=True, face=(6, 7, 8, 9, 10)
+)
 
 
 def baseline(layers: int) -> CoRITSettings:

@@ -41,13 +41,15 @@ _SAYS = {"generated": "says it was generated", "edited": "says it was edited", "
 
 @dataclass(frozen=True)
 class About:
-    """What was run: versions and fingerprints, the thresholds, the ``held_out`` rates (see ``corit train``; empty where
-    they are not known), when (in UTC), with what command line, and in a few sentences how the detector works."""
+    """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates (see
+    ``corit train``; empty where they are not known), when (in UTC), with what command line, and in a few sentences how
+    the detector works."""
 
     backbone: str
     backbone_sha256: str
     detector_sha256: str
     thresholds: Thresholds
+    faces: Thresholds
     held_out: Mapping[str, float]
     made: datetime
     command: str
@@ -62,6 +64,7 @@ class About:
             backbone_sha256=checkpoint.backbone["sha256"],
             detector_sha256=checkpoint.sha256,
             thresholds=checkpoint.thresholds,
+            faces=checkpoint.faces.thresholds if checkpoint.faces else checkpoint.thresholds,
             held_out=checkpoint.metrics.get("held_out_sources", {}),
             made=made.astimezone(timezone.utc),
             command=command,
@@ -83,6 +86,7 @@ _READINGS = {
     "hri": "the picture as the model sees it",
     "native": "its middle at its own size",
     "cgp": "what changes there without the finest detail",
+    "face": "the largest face",
 }
 
 
@@ -102,6 +106,8 @@ def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned:
         sees = "it" if reads else f"{model},"
         changed = " and when ".join(dict.fromkeys(_VIEWS[view.partition(":")[0]] for view in settings.views))
         reads.append(f"how what {sees} sees in {place} changes when {changed}, at {_depths(settings.cgp)}")
+    if settings.face:
+        reads.append(f"what it sees in the largest face, at {_depths(settings.face)}")
     injected = ", after such changes were added to what the model sees" if settings.inject_at else ""
     weighs = "A small head, trained on real and generated pictures, weighs what was read; its output is"
     if heads > 1:
@@ -138,7 +144,7 @@ def details(
     if photograph is not None and heatmap is not None:
         overlay = picture(heatmap.resize((photograph.width, photograph.height)), longest)
     faces = [_face(i, face, image) for i, face in enumerate(p.faces or (), 1)]
-    t = about.thresholds
+    t = about.faces if p.of_faces else about.thresholds
     return {
         "thresholds": t,
         "levels": levels(t.real, t.fake),
@@ -149,7 +155,7 @@ def details(
         "faces": faces,
         "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
         "survival": "" if p.stability is None else _survival(p.stability, t),
-        "timeline": timeline(p.video, t, frames) if p.video else None,
+        "timeline": timeline(p.video, t, frames, about.faces) if p.video else None,
         "facts": _facts(p, image, t),
     }
 
@@ -158,13 +164,13 @@ def _meaning(p: Prediction, about: About) -> list[str]:
     """Sentences on what the verdict is worth."""
     if p.probability is None or p.verdict is None:
         return []
-    by_score = about.thresholds.verdict(p.probability)
+    by_score = (about.faces if p.of_faces else about.thresholds).verdict(p.probability)
     reasons = []
     if p.stability is not None and p.stability.flips:
         reasons.append("the verdict does not survive mild changes of the picture")
     faces = [face.verdict for face in p.faces or ()]
     if p.video is not None:
-        faces += map(about.thresholds.verdict, p.video.tracks.values())
+        faces += map(about.faces.verdict, p.video.tracks.values())
     if p.verdict == "uncertain" and by_score == "real" and "fake" in faces:
         reasons.append("a face in it is called fake")
     sentences = []

@@ -39,12 +39,14 @@ class Track:
         return (self.number - 1) % MARKS + 1
 
 
-def timeline(video: VideoVerdict, thresholds: Thresholds, frames: Mapping[int, Image.Image]) -> dict[str, Any]:
+def timeline(
+    video: VideoVerdict, thresholds: Thresholds, frames: Mapping[int, Image.Image], faces: Thresholds
+) -> dict[str, Any]:
     end = max([video.duration, *(m.seconds for m in video.moments)], default=0.0) or 1.0
     whole = [(m.seconds / end, m.probability) for m in video.moments if m.probability is not None]
     tracks: dict[int, Track] = {}
     for number, probability in sorted(video.tracks.items()):
-        tracks[number] = Track(number + 1, probability, thresholds.verdict(probability))
+        tracks[number] = Track(number + 1, probability, faces.verdict(probability))
     for moment in video.moments:
         for face in moment.faces:
             if face.track is None:

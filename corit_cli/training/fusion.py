@@ -44,12 +44,12 @@ class HeldOut:
             join(out[fold], self.logits[others], self.labels[others])
         return out
 
-    def fused(self) -> Tensor:
-        """Logits (n,) of the heads as :meth:`joined` has them."""
+    def fused(self, only: str | None = None) -> Tensor:
+        """Logits (n,) of the heads as :meth:`joined` has them, or of one reading by itself, NaN where it is missing."""
         out = torch.empty(len(self.labels))
         for fold, head in self.joined().items():
-            own = self.folds == fold
-            out[own] = head.fuse(self.logits[own])
+            own, heard = self.folds == fold, torch.tensor([only in (None, name) for name in head.names])
+            out[own] = head.fuse(torch.where(heard, self.logits[own], float("nan")))
         return out
 
 

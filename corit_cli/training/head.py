@@ -55,6 +55,14 @@ def balance_weights(labels: Sequence[int], sources: Sequence[str], balance: str)
     return torch.from_numpy(weights / weights.mean()).float()
 
 
+def missing(features: int, settings: TrainSettings) -> Head:
+    """A head with nothing to learn from: its logit is missing (NaN) of every image."""
+    head = Head(features, HeadKind.parse(settings.head)).eval()
+    with torch.no_grad():
+        head.layers[-1].bias.fill_(float("nan"))
+    return head
+
+
 def fit_head(
     z: Tensor,
     labels: Tensor,

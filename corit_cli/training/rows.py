@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +14,11 @@ from corit_cli.data.manifest import Sample
 from corit_cli.data.splits import deal
 from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.features.cache import Job
+from corit_cli.features.extractor import Extractor
 from corit_cli.model.fusion import FusedHead
 from corit_cli.progress import Advance, hush
 from corit_cli.training.fusion import HeldOut, join
-from corit_cli.training.head import balance_weights, fit_head
+from corit_cli.training.head import balance_weights, fit_head, missing
 from corit_cli.training.settings import Recipe, TrainSettings
 
 #: Parts of the sources that are held out in turn to join heads.
@@ -26,13 +27,14 @@ INNER_FOLDS = 5
 
 @dataclass(frozen=True)
 class Planned:
-    """One row of the training set: which sample it comes from, what is done to it, its label afterwards, and whether
-    heads are trained on it or only scored."""
+    """One row of the training set: which sample it comes from, what is done to it, its label afterwards, whether heads
+    are trained on it or only scored, and the only ``reading`` that is taken of it, if it is not for all."""
 
     sample: int
     job: Job
     label: int
     trained: bool = True
+    reading: str | None = None
 
 
 def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> list[Planned]:
@@ -47,22 +49,43 @@ def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> l
     for i in indices:
         sample = samples[i]
         clean = Variant(codec=recipe.match_codec, seed=recipe.seed if recipe.match_codec else 0)
-        versions: list[tuple[Variant, int]] = [(clean, sample.label)]
+        versions: list[tuple[Variant, int, str | None]] = [(clean, sample.label, None)]
         if sample.label == 0 and forges:
             try:
                 quality = inspect(sample.path).jpeg_quality
             except ImageError:
                 rows.append(Planned(i, Job(sample.path), sample.label))  # to be reported when it is read
                 continue
-            versions += [(replace(clean, forge=forge, saved=quality, seed=recipe.seed), 1) for forge in forges]
-        for variant, label in versions:
-            rows.append(Planned(i, Job(sample.path, variant), label))
+            versions += [
+                (replace(clean, forge=forge, saved=quality, seed=recipe.seed), 1, "face" if forge.of_faces else None)
+                for forge in forges
+            ]
+        for variant, label, reading in versions:
+            rows.append(Planned(i, Job(sample.path, variant), label, reading=reading))
             for copy in range(1, recipe.copies_made + 1):
                 degraded = replace(variant, degradations=recipe.degrade, seed=recipe.seed * 1000 + copy)
-                rows.append(Planned(i, Job(sample.path, degraded), label))
+                rows.append(Planned(i, Job(sample.path, degraded), label, reading=reading))
         if recipe.match_codec:
             rows.append(Planned(i, Job(sample.path), sample.label, trained=False))
     return rows
+
+
+#: Takes an extractor and jobs to features (n, F), NaN where a job failed, and errors by position.
+Read = Callable[[Extractor, list[Job]], tuple[Tensor, dict[int, str]]]
+
+
+def features_of(rows: Sequence[Planned], extractor: Extractor, read: Read) -> tuple[Tensor, dict[int, str]]:
+    """Features (n, F) of ``rows`` and errors by position. Of a row that is there for one reading only that is read,
+    if the extractor has it, and the others are NaN."""
+    z, errors, start = torch.full((len(rows), extractor.width), float("nan")), {}, 0
+    for reading, width in {None: extractor.width, **extractor.readings}.items():
+        where = [k for k, row in enumerate(rows) if row.reading == reading]
+        if where:
+            found, failed = read(extractor.of(reading) if reading else extractor, [rows[k].job for k in where])
+            z[where, start : start + width] = found
+            errors |= {where[k]: message for k, message in failed.items()}
+        start += width if reading else 0
+    return z, errors
 
 
 @dataclass
@@ -105,6 +128,9 @@ class TrainingSet:
         heads = {}
         for name, z in zip(readings, self.z.split(list(readings.values()), dim=1), strict=True):
             chosen = kept & z.isfinite().all(1)
+            if len(self.labels[chosen].unique()) < 2:
+                heads[name] = missing(z.shape[1], settings)
+                continue
             sources = [s for s, k in zip(self.sources, chosen.tolist(), strict=True) if k]
             weights = self.chosen(chosen).weights(settings)
             heads[name] = fit_head(
@@ -135,7 +161,7 @@ class TrainingSet:
 
     def weights(self, settings: TrainSettings) -> Tensor:
         """What each row weighs (n,), 1 on average."""
-        copies = torch.tensor([bool(row.job.variant.degradations) for row in self.rows])
+        copies = torch.tensor([bool(row.job.variant.degradations or row.reading) for row in self.rows])
         weights = balance_weights(self.labels.tolist(), self.sources, settings.balance)
         weights = torch.where(copies, settings.copy_weight, 1.0) * weights
         return weights / weights.mean()

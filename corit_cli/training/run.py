@@ -14,7 +14,7 @@ from torch import Tensor
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.manifest import Sample, describe
 from corit_cli.data.splits import group_folds, group_split
-from corit_cli.detection.calibration import Thresholds, fit_calibration, fit_thresholds
+from corit_cli.detection.calibration import Thresholds, Verdicts, fit_calibration, fit_thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
@@ -26,8 +26,11 @@ from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
 from corit_cli.training.layer_weights import UNITS
-from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
+
+#: Images of each class with a face, forged ones among them, that a reading of faces takes at least.
+FEWEST_FACES = 10
 
 
 @dataclass
@@ -53,8 +56,9 @@ class Run:
 
     With ``probe`` the last block's linear probe is trained on the same rows. The images are split as
     :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split; with
-    ``refit`` the detector is trained once more on both parts when it was validated. Raises CoritError when a part lacks
-    a class.
+    ``refit`` the detector is trained once more on both parts when it was validated. Where too few show a face,
+    ``extractor`` is left without that reading. Raises CoritError when a part lacks a class, and for settings that do
+    not go together.
     """
 
     samples: Sequence[Sample]
@@ -73,6 +77,11 @@ class Run:
         for name, part in (("training", self.train_part), ("validation", self.val_part)):
             if len({self.samples[i].label for i in part}) < 2:
                 raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
+        reads_faces = bool(self.extractor.settings.face)
+        if reads_faces and self.settings.fusion == "early":
+            raise CoritError("one head on all readings needs all of every image: with --fusion early give --no-face")
+        if not reads_faces and any(parse_forge(spec).of_faces for spec in self.recipe.forge):
+            raise CoritError("face_blend trains the reading of faces: give --face LAYERS")
 
     def folds(self, part: Sequence[int] | None = None) -> list[list[int]]:
         """What is held out in turn for calibration of the training part, or of another ``part``, as sample numbers."""
@@ -105,43 +114,57 @@ class Run:
             parse_forge(spec).check()
         samples = self.samples
         rows = plan(samples, sorted([*self.train_part, *(self.val_part if self.refit else ())]), self.recipe)
-        jobs = [row.job for row in rows] + [Job(samples[i].path) for i in self.val_part]
-        owners = [row.sample for row in rows] + list(self.val_part)
-        z, z_probe, failed = self._features_and_probe(jobs)
+        every = rows + [Planned(i, Job(samples[i].path), samples[i].label) for i in self.val_part]
+        z, z_probe, failed = self._features_and_probe(every)
         kept = [k for k in range(len(rows)) if k not in failed]
-        val = [k for k in range(len(rows), len(jobs)) if k not in failed]
+        val = [k for k in range(len(rows), len(every)) if k not in failed]
         taught = set(self.train_part)
-        trained = {rows[k].label for k in kept if rows[k].sample in taught}
-        for labels in (trained, {samples[owners[k]].label for k in val}):
+        trained = {every[k].label for k in kept if every[k].sample in taught and not every[k].reading}
+        for labels in (trained, {every[k].label for k in val}):
             if len(labels) < 2:
                 raise CoritError("without the images that cannot be read, no real or no fake ones are left")
-        errors = {owners[k]: message for k, message in failed.items()}
+        if self._too_few_faces(z[kept], [every[k] for k in kept]):
+            self.extractor = self.extractor.with_settings(replace(self.extractor.settings, face=()))
+            z = z[:, : self.extractor.width]  # that reading is the last one
+            kept = [k for k in kept if every[k].reading is None]
+        errors = {every[k].sample: message for k, message in failed.items()}
         part = self.extractor.backbone.tower.config.width
-        data = TrainingSet.of(samples, [rows[k] for k in kept], z[kept], self.extractor.readings, part)
+        data = TrainingSet.of(samples, [every[k] for k in kept], z[kept], self.extractor.readings, part)
         return Images(
             data=data,
             probe=None if z_probe is None else replace(data, z=z_probe[kept], readings={"cls": part}),
-            val=[samples[owners[k]] for k in val],
+            val=[samples[every[k].sample] for k in val],
             z_val=z[val],
             z_probe_val=None if z_probe is None else z_probe[val],
             errors=[(samples[i], errors[i]) for i in sorted(errors)],
         )
 
-    def _features_and_probe(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
-        """Features (n, F) of ``jobs``, the last layer's CLS token (n, d) for the probe, and errors by position.
+    def _too_few_faces(self, z: Tensor, rows: Sequence[Planned]) -> bool:
+        """Whether features ``z`` (n, F) of ``rows`` hold too few faces of a class to train their reading on."""
+        if not self.extractor.settings.face:
+            return False
+        labels = torch.tensor([row.label for row in rows])[z[:, -1].isfinite()]
+        return bool((labels.bincount(minlength=2) < FEWEST_FACES).any())
+
+    def _features_and_probe(self, rows: Sequence[Planned]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
+        """Features (n, F) of ``rows``, the last layer's CLS token (n, d) for the probe, and errors by position.
 
         Without injection both come from one pass; with it the plain stream has to be run by itself.
         """
         ours = self.extractor
+
+        def read(extractor: Extractor, title: str) -> tuple[Tensor, dict[int, str]]:
+            return features_of(rows, extractor, lambda part, jobs: self.features(part, jobs, title))
+
         if not self.probe:
-            z, errors = self.features(ours, jobs, "features")
+            z, errors = read(ours, "features")
             return z, None, errors
         last = baseline(ours.backbone.tower.config.layers)
         if ours.settings.inject_at:
-            z, errors = self.features(ours, jobs, "features")
-            return z, self.features(ours.with_settings(last), jobs, "linear probe")[0], errors
+            z, errors = read(ours, "features")
+            return z, read(ours.with_settings(last), "linear probe")[0], errors
         both = ours.with_settings(replace(ours.settings, integrate=ours.settings.integrate + last.integrate))
-        z, errors = self.features(both, jobs, "features")
+        z, errors = read(both, "features")
         return both.select(z, ours.settings), both.select(z, last), errors
 
 
@@ -204,14 +227,26 @@ def outcome(
     logits = held_out.fused()
     calibration = fit_calibration(logits, held_out.labels)
     probabilities = calibration(logits).double().numpy()
-    sources = [run.samples[i].source for i in held_out.samples]
-    thresholds = fit_thresholds(probabilities, labels, sources, settings.target_fpr, settings.target_fnr, touched)
+    sources = np.array([run.samples[i].source for i in held_out.samples])
+    targets = settings.target_fpr, settings.target_fnr
+    thresholds = fit_thresholds(probabilities, labels, sources, *targets, touched)
     metrics: dict[str, Any] = {
         "held_out_sources": _rates(thresholds, probabilities[~touched], labels[~touched]),
         "held_out_strict": _rates(thresholds.strictly(), probabilities[~touched], labels[~touched]),
     }
     if len(np.unique(labels[touched])) == 2:
         metrics["held_out_degraded"] = _rates(thresholds, probabilities[touched], labels[touched])
+    faces = None
+    if "face" in head.names:
+        alone = held_out.fused("face")
+        seen = alone.isfinite().numpy()  # (n,)
+        clean = seen & ~touched
+        if len(np.unique(labels[clean])) == 2:
+            calibrated = fit_calibration(alone[seen], held_out.labels[seen])
+            chances = calibrated(alone).double().numpy()
+            found = fit_thresholds(chances[seen], labels[seen], sources[seen], *targets, touched[seen])
+            faces = Verdicts(calibrated, found)
+            metrics["held_out_faces"] = _rates(found, chances[clean], labels[clean])
     weighed = [w for one in head.heads.values() for w in one.layer_weights or ()]
     if weighed:
         names = (f"{kind} {layer}" for kind, layer in extractor.parts)
@@ -224,6 +259,7 @@ def outcome(
         crops=extractor.crops,
         calibration=calibration,
         thresholds=thresholds,
+        faces=faces,
         training={"settings": asdict(settings), "recipe": asdict(run.recipe), "refit": run.refit, **(training or {})},
         data=describe(run.samples, run.train_part, run.val_part) | {"unreadable": len(images.errors)},
         metrics=metrics,

@@ -64,7 +64,9 @@ class TrainSettings(Settings):
         choices=("class", "source", "even", "none"),
         panel=HEAD,
     )
-    copy_weight: float = option(1.0, "What a degraded copy weighs beside its original.", minimum=0, panel=HEAD)
+    copy_weight: float = option(
+        1.0, "What a degraded copy or a forged face weighs beside its original.", minimum=0, panel=HEAD
+    )
     seed: int = option(0, "Seed of everything that is drawn at random.", panel=HEAD)
     target_fpr: float = option(
         0.05, "Share of real images that may be called fake.", minimum=0, maximum=0.5, panel=VERDICTS
@@ -94,7 +96,7 @@ class Recipe(Settings):
     forge: tuple[str, ...] = option(
         (),
         "Train on forgeries of the real images too: self_blend, resample, recompress, or reconstruct:FOLDER with a "
-        "TAESD autoencoder's weights; NAME@part forges only a region. Repeatable.",
+        "TAESD autoencoder's weights; NAME@part forges only a region; face_blend a face, for its reading. Repeatable.",
         metavar="NAME[@part][:SOURCE]",
         many=True,
         panel=DATA,

@@ -19,7 +19,7 @@ from corit_cli.model.settings import DETECTOR, CoRITSettings
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import launched, world
 from corit_cli.training.localizer import contrasts_for, localize
-from corit_cli.training.run import Run, Trained, train_head
+from corit_cli.training.run import FEWEST_FACES, Run, Trained, train_head
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
 from corit_cli.training.tower import train_tower
 
@@ -60,7 +60,8 @@ def train(
         out: folder that the checkpoint is saved to; None saves nothing. Refused if it exists, unless ``overwrite``.
         resume: go on with a run with ``tuning`` that was interrupted, in ``out``.
         recipe: forgeries and degraded copies that the training images are joined by.
-        tuning: parts of the backbone that are trained too; needs ``out``, where every epoch is kept.
+        tuning: parts of the backbone that are trained too; needs ``out``, where every epoch is kept. No face is then
+            read by itself.
         reads: what CoRIT reads; ``crops`` from which windows, by default both kinds.
         backbone, activation: see :func:`~corit_cli.model.loading.load_backbone`.
         local: forgeries of a region that teach the detector to draw heatmaps.
@@ -75,6 +76,7 @@ def train(
     """
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
     recipe, tuned = replace(recipe, seed=settings.seed), tuning.scope != "head"
+    reads = replace(reads, face=()) if tuned else reads
     folder = None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
     samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
@@ -104,6 +106,8 @@ def train(
             trained = train_tower(run, tuning, folder / STATE, resume)
     if not first:
         return trained
+    if reads.face and not trained.checkpoint.settings.face:
+        warn(f"faces are not read by themselves: that takes {FEWEST_FACES} real and as many fake images that show one")
     if folder is not None:
         trained.checkpoint.save(folder, overwrite or tuned)
     if kinds:

@@ -126,6 +126,7 @@ def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
         (("--crop", "middle"), "crop must be both, native or resize, not 'middle'"),
         (("--integrate", "2-9"), "integrate names layer 5"),
         (("--native", "2"), "that takes --crop both"),
+        (("--face", "2"), "no face is read by itself here"),
     ],
 )
 def test_mistakes_are_one_line(gsnr, arguments: tuple[str, ...], words: str):

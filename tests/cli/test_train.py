@@ -54,6 +54,7 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
         folder / "tower.safetensors",
         "--native",
         "none",
+        "--no-face",
         "--integrate",
         "2-3",
         "--cgp",
@@ -91,6 +92,7 @@ def test_a_detector_without_contrasts_shows_where_too(corit, dataset: Path, tmp_
         "6",
         "--native",
         "none",
+        "--no-face",
         "--no-cgp",
         "--no-probe",
         "--device",
@@ -143,6 +145,7 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--degrade", "jpeg"], ["no images"]),  # nothing else is wrong with it
         ([".", "--mask", "none"], ["--inject-at"]),
         ([".", "--crop", "resize", "--native", "4-6"], ["--native", "--crop both"]),
+        ([".", "--tune", "ln", "--face", "6"], ["--face", "--tune"]),
         ([".", "--no-cgp", "--view", "blur:2"], ["--view is compared with", "none of them is used"]),
         ([".", "--layer-weights", "even"], ["uniform, gsnr or learned"]),
         (["."], ["no images"]),
@@ -161,7 +164,7 @@ def tune_arguments(dataset: Path, folder: Path, out: Path, *more: object) -> lis
         "--cgp",
         "2,3",
         "--native",
-        "2",
+        "none",
         "--integrate",
         "2,3",
     )

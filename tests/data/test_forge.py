@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from corit_cli.data.autoencoder import Autoencoder
+from corit_cli.data.faces import square
 from corit_cli.data.forge import MAX_SIDE, REGION_AREA, Forge, blend, parse_forge, region
 from corit_cli.data.variants import Variant
 from corit_cli.errors import CoritError
-from tests.conftest import photograph
+from tests.conftest import OneFace, photograph
 
 CHANNELS = 8
 
@@ -274,3 +275,25 @@ def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
     save_file({"0.weight": torch.zeros(3)}, tmp_path / "encoder.safetensors")
     with pytest.raises(CoritError, match="no TAESD"):
         Autoencoder.load(str(tmp_path))
+
+
+def test_a_blended_face_changes_nothing_but_the_face(one_face: OneFace) -> None:
+    image = photograph(0, (160, 120))
+    left, top, side = square(image.size, one_face(image)[0])
+    for seed in range(8):
+        found = parse_forge("face_blend").forge(image, np.random.default_rng(seed))
+        inside = np.zeros((120, 160), bool)
+        inside[top : top + side, left : left + side] = True
+        changed = (np.asarray(found.image) != np.asarray(image)).any(-1)
+        assert changed.any() and not changed[~inside].any() and not found.mask[~inside].any()
+        assert not changed[found.mask == 0].any()
+        share = (found.mask > 0.5 * found.mask.max()).sum() / side**2
+        assert 0.05 < share < 0.5  # an oval in the square, not all of it
+        again = parse_forge("face_blend")(image, np.random.default_rng(seed))
+        assert np.array_equal(np.asarray(again), np.asarray(found.image))
+    small = photograph(0, (64, 48))
+    found = parse_forge("face_blend").forge(small, np.random.default_rng(0))
+    assert found.image == small and not found.mask.any()
+    assert parse_forge("face_blend").of_faces and not parse_forge("self_blend").of_faces
+    with pytest.raises(CoritError, match="write face_blend"):
+        parse_forge("face_blend@part")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.data import windows
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.faces import SMALLEST, align
+from corit_cli.data.windows import CropConfig, crop, crop_with_face
 from corit_cli.errors import CoritError
+from tests.conftest import OneFace
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -92,3 +96,18 @@ def test_a_million_pixels_in_a_row_do_not_fill_the_memory() -> None:
 def test_impossible_settings(wrong: dict) -> None:
     with pytest.raises(CoritError):
         CropConfig(**wrong)
+
+
+def test_the_window_of_a_face_stands_last_and_may_be_missing(one_face: OneFace) -> None:
+    image, config = noise(120, 100), CropConfig("both", 32, face=True)
+    assert config.windows == ("resize", "native 1/1", "face")
+    *others, face = crop_with_face(image, config)
+    assert np.array_equal(np.stack(others), crop(image, config)) and len(others) == 2
+    (found,) = one_face(image)
+    assert np.array_equal(face, np.asarray(align(image, found, 32)))
+    small = replace(found, box=(10.0, 5.0, 10.0 + SMALLEST - 1, 40.0))
+    assert crop_with_face(image, config, [small])[-1] is None
+    assert crop_with_face(image, config, [])[-1] is None and crop_with_face(noise(80, 80), config)[-1] is None
+    asked = one_face.asked
+    assert len(crop_with_face(image, replace(config, face=False))) == 2  # nothing is looked for in vain
+    assert crop_with_face(image, config, [found])[-1] is not None and one_face.asked == asked

@@ -17,26 +17,24 @@ from corit_cli.data.robustness import CHAINS
 from corit_cli.data.variants import Variant
 from corit_cli.data.windows import CropConfig, crop
 from corit_cli.detection import detector as predict
-from corit_cli.detection.calibration import Calibration, Thresholds
+from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
 from corit_cli.detection.detector import Detector
 from corit_cli.detection.heatmap import heatmap
 from corit_cli.detection.verdicts import MILD, trimmed_mean
 from corit_cli.errors import CoritError
+from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor, pool
 from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
-from tests.conftest import photograph, random_head, random_tower
+from tests.conftest import OneFace, photograph, random_head, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(2, 3))
 
 
 class TwoFaces:
     """Stands in for the face finder: two faces in any picture wider than 60 pixels, none in others."""
-
-    def __init__(self, folder: Path) -> None:
-        assert folder.name == "faces"
 
     def __call__(self, image: Image.Image) -> list[Face]:
         if image.width <= 60:
@@ -48,7 +46,7 @@ class TwoFaces:
 
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
-    monkeypatch.setattr(predict, "FaceFinder", TwoFaces)
+    monkeypatch.setattr(predict, "finder", TwoFaces)
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("both", 32))
     head = random_head(extractor)
     thresholds = Thresholds(0.45, 0.55)
@@ -76,7 +74,7 @@ def test_faces_are_scored_beside_the_whole(detector: Detector, file: Path) -> No
     (plain,), (found,) = detector.predict([file]), detector.predict([file], faces="auto")
     assert plain.faces is None and found.probability == pytest.approx(plain.probability, abs=2e-6)
     image = read_image(file)
-    expected = [probability(detector, align(image, face)) for face in TwoFaces(Path("faces"))(image)]
+    expected = [probability(detector, align(image, face)) for face in TwoFaces()(image)]
     assert [face.probability for face in found.faces] == pytest.approx(expected, abs=2e-6)
     assert found.faces[0].box == (2, 3, 34, 35)
     assert found.faces[0].verdict == detector.checkpoint.thresholds.verdict(found.faces[0].probability)
@@ -281,3 +279,67 @@ def test_a_video_that_is_none_is_a_row_with_an_error(detector: Detector, tmp_pat
     results = list(detector.predict([tmp_path / "text.mp4", file, tmp_path / "missing.mp4"]))
     assert [r.error is None for r in results] == [False, True, False]
     assert "\n" not in results[0].error
+
+
+@pytest.fixture
+def of_faces(one_face: OneFace) -> Detector:
+    """A detector with a reading of faces, judged by thresholds of their own."""
+    settings = replace(SETTINGS, face=(1, 3))
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CropConfig("both", 32))
+    head = random_head(extractor)
+    head.weights[:], head.bias[:] = torch.rand(8, 3) + 0.5, torch.linspace(-1, 1, 8)
+    faces = Verdicts(Calibration(0.5, 0.1), Thresholds(0.2, 0.3))
+    checkpoint = Checkpoint(
+        head, {"name": "tiny"}, settings, extractor.crops, Calibration(2.0), Thresholds(0.45, 0.55), faces
+    )
+    return Detector(checkpoint, extractor)
+
+
+def test_a_reading_of_faces_is_part_of_the_verdict_and_a_verdict_by_itself(
+    of_faces: Detector, one_face: OneFace, tmp_path: Path
+) -> None:
+    photograph(0, (160, 120)).save(tmp_path / "face.png")
+    photograph(1, (64, 48)).save(tmp_path / "none.png")
+    paths = [tmp_path / "face.png", tmp_path / "none.png"]
+    z, _ = extract(of_faces.extractor, [Job(path) for path in paths])
+    each = of_faces.head.each(z)
+    whole, none = of_faces.predict(paths)
+    for found, logit in zip((whole, none), of_faces.head.fuse(each).tolist(), strict=True):
+        assert found.probability == pytest.approx(float(torch.tensor(2 * logit).sigmoid()), abs=2e-6)
+    assert list(whole.parts) == ["hri", "cgp", "face"] and list(none.parts) == ["hri", "cgp"] and none.faces == ()
+    alone = each[:1].clone()
+    alone[:, :2] = float("nan")
+    expected = (0.5 * of_faces.head.fuse(alone) + 0.1).sigmoid().item()
+    (face,) = whole.faces
+    assert face.probability == pytest.approx(expected, abs=2e-6)
+    assert face.verdict == Thresholds(0.2, 0.3).verdict(face.probability)
+    (only,) = of_faces.predict(paths[0], faces="only")
+    assert (only.probability, only.verdict) == (face.probability, face.verdict) and only.of_faces
+    assert not whole.of_faces
+    # Where faces are not looked for, that reading is missing.
+    asked = one_face.asked
+    (off,) = of_faces.predict(paths[0], faces="off")
+    each[0, 2] = float("nan")
+    expected = (2 * of_faces.head.fuse(each[:1])).sigmoid().item()
+    assert off.probability == pytest.approx(expected, abs=2e-6) and off.faces is None and one_face.asked == asked
+
+
+def test_faces_too_small_for_their_reading_are_not_judged(of_faces: Detector, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "finder", TwoFaces)
+    photograph(0, (160, 120)).save(tmp_path / "face.png")
+    (found,) = of_faces.predict(tmp_path / "face.png")
+    assert found.faces == () and "face" not in found.parts
+    (only,) = of_faces.predict(tmp_path / "face.png", faces="only")
+    assert only.error == "no face found"
+
+
+def test_a_picture_is_judged_without_opencv(of_faces: Detector, tmp_path: Path, monkeypatch) -> None:
+    def absent() -> None:
+        raise CoritError("OpenCV cannot be loaded")
+
+    monkeypatch.setattr(predict, "finder", absent)
+    photograph(0, (160, 120)).save(tmp_path / "face.png")
+    (found,) = of_faces.predict(tmp_path / "face.png")
+    assert found.error is None and found.faces is None and "face" not in found.parts
+    with pytest.raises(CoritError, match="OpenCV"):
+        next(of_faces.predict(tmp_path / "face.png", faces="auto"))

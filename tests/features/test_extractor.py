@@ -8,15 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from corit_cli.data.faces import align
 from corit_cli.data.images import read_image
 from corit_cli.data.windows import CropConfig, crop
 from corit_cli.errors import CoritError
-from corit_cli.features.cache import Job, extract
+from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor, mean_over_windows, pixels, pool
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
-from tests.conftest import TINY, photograph, random_tower
+from tests.conftest import TINY, OneFace, photograph, random_tower
 from tests.features.conftest import CROPS, SETTINGS, counting
 
 
@@ -180,3 +181,50 @@ def test_features_of_another_interpolation_are_not_shared(extractor: Extractor) 
 def test_another_tower_brings_its_own_interpolation(extractor: Extractor) -> None:
     assert extractor.on(bilinear().backbone).crops.interpolation == "bilinear"
     assert bilinear().with_settings(baseline(4)).crops.interpolation == "bilinear"
+
+
+def test_a_face_is_a_reading_of_its_own_and_missing_where_there_is_none(
+    one_face: OneFace, tmp_path: Path, files: list[Path]
+) -> None:
+    settings = replace(SETTINGS, face=(1, 3))
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
+    d = TINY.width
+    assert extractor.readings == {"hri": 2 * d, "cgp": 2 * d, "face": 2 * d}
+    assert extractor.parts[-2:] == [("face", 1), ("face", 3)] and extractor.crops.windows[-1] == "face"
+    large = tmp_path / "large.png"
+    photograph(0, (160, 120)).save(large)
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    z, errors = extract(extractor, [Job(large), Job(files[3])], cache)
+    assert not errors
+    image = read_image(large)
+    window = np.array(align(image, one_face(image)[0], 32))[None]
+    expected = read(replace(settings, cgp=(), integrate=(1, 3)), window)
+    torch.testing.assert_close(z[0, -2 * d :], expected, atol=1e-6, rtol=1e-5)
+    assert z[1, -2 * d :].isnan().all() and z[:, : -2 * d].isfinite().all()
+    # The others are what they are without it, and the cache knows of what is missing.
+    plain, _ = extract(Extractor(extractor.backbone, SETTINGS, CROPS), [Job(large), Job(files[3])])
+    assert torch.equal(plain, z[:, : -2 * d])
+    asked, sizes = one_face.asked, counting(extractor)
+    again, _ = extract(extractor, [Job(large), Job(files[3])], cache)
+    torch.testing.assert_close(again, z, equal_nan=True, atol=0, rtol=0)
+    assert one_face.asked == asked and sizes == []
+    alone, _ = extract(extractor.of("face"), [Job(large)])
+    torch.testing.assert_close(alone[0], z[0, -2 * d :], atol=1e-6, rtol=1e-5)
+
+
+def test_no_face_is_looked_for_where_only_others_are_read(one_face: OneFace, files: list[Path]) -> None:
+    settings = replace(SETTINGS, face=(3,))
+    extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
+    extract(extractor.of("cgp"), [Job(files[3])])
+    assert one_face.asked == 0
+
+
+def test_a_job_that_is_there_twice_is_done_once(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no picture")
+    broken = Job(tmp_path / "broken.png")
+    sizes, done = counting(extractor), []
+    z, errors = extract(
+        extractor, [Job(files[0]), broken, Job(files[0]), broken], advance=lambda n=1, note="": done.append(n)
+    )
+    assert sum(sizes) == 3 and sum(done) == 4 and set(errors) == {1, 3}
+    assert torch.equal(z[0], z[2]) and z[1].isnan().all()

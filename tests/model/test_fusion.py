@@ -101,3 +101,14 @@ def test_a_fold_without_which_one_class_is_left_is_joined_by_all() -> None:
     nothing = torch.zeros(300, dtype=torch.bool)
     found = HeldOut(list(range(300)), logits, y, y.clone(), nothing, dict.fromkeys(range(2), head)).fused()
     torch.testing.assert_close(found, head.fuse(logits))
+
+
+def test_without_the_last_reading_it_judges_as_where_that_is_missing() -> None:
+    head, z = fused(), torch.randn(6, 10)
+    z[:, 8:] = float("nan")
+    rest = head.without("r2")
+    assert rest.names == ["r0", "r1"]
+    torch.testing.assert_close(rest(z[:, :8]), head(z))
+    for wrong in ("r0", "nothing"):
+        with pytest.raises(ValueError, match="not the last"):
+            head.without(wrong)

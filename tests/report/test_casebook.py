@@ -49,6 +49,7 @@ ABOUT = About(
     backbone_sha256="b" * 64,
     detector_sha256="d" * 64,
     thresholds=Thresholds(0.35, 0.8),
+    faces=Thresholds(0.35, 0.8),
     held_out=HELD_OUT,
     made=datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone.utc),
     command="detect --html <report>",
@@ -418,6 +419,7 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
 
 def test_about_is_read_from_a_checkpoint() -> None:
     checkpoint = SimpleNamespace(
+        faces=None,
         tuned={},
         head=SimpleNamespace(names=["hri", "cgp"]),
         backbone={"name": "tower", "sha256": "b" * 64},

@@ -187,7 +187,7 @@ def test_heatmaps_have_contrasts_of_their_own(monkeypatch: pytest.MonkeyPatch) -
 def test_the_shipped_heatmap_points_into_masks() -> None:
     """On photographs of the sample set, which the shipped detector was not trained on."""
     from corit_cli.detection.detector import Detector
-    from corit_cli.model.loading import weights_dir
+    from corit_cli.files import weights_dir
 
     detector = Detector.load()
     aucs = []

@@ -10,10 +10,11 @@ import torch
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.variants import ORIGINAL
 from corit_cli.features.cache import Job, extract
-from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.features.extractor import Extractor
+from corit_cli.training.rows import TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
-from tests.conftest import photograph
-from tests.training.test_run import QUICK, extractor
+from tests.conftest import TINY, photograph
+from tests.training.test_run import QUICK, SETTINGS, extractor
 
 
 def test_held_out_logits_come_from_heads_that_never_saw_them(dataset: Path) -> None:
@@ -93,3 +94,53 @@ def test_a_reading_that_some_rows_lack_is_learned_from_the_others(dataset: Path)
     assert head.each(z).isnan().tolist() == [[False, k % 3 == 0] for k in range(len(rows))]
     early = data.fit(replace(QUICK, fusion="early"))
     assert early.names == ["all"] and early.features == 12
+
+
+def test_forged_faces_are_for_their_reading_alone_and_weigh_as_copies_do(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe(forge=("face_blend", "resample")))
+    faces = [k for k, row in enumerate(rows) if row.reading]
+    real = sum(s.label == 0 for s in samples)
+    assert len(faces) == real and {rows[k].reading for k in faces} == {"face"}
+    assert {rows[k].job.variant.forge.name for k in faces} == {"face_blend"} and {rows[k].label for k in faces} == {1}
+    read: list[tuple[int, int]] = []
+
+    def zeros(part: Extractor, jobs: list[Job]) -> tuple[torch.Tensor, dict[int, str]]:
+        read.append((part.width, len(jobs)))
+        return torch.randn(len(jobs), part.width), {0: "broken"}
+
+    e = extractor(replace(SETTINGS, face=(3,)))
+    z, errors = features_of(rows, e, zeros)
+    width = e.readings["face"]
+    assert read == [(e.width, len(rows) - real), (width, real)]
+    assert errors == {0: "broken", faces[0]: "broken"}
+    assert z[faces, -width:].isfinite().all() and z[faces, :-width].isnan().all()
+    rest = [k for k in range(len(rows)) if k not in faces]
+    assert z[rest].isfinite().all()
+    bare = extractor()
+    assert features_of(rows, bare, zeros)[0][faces].isnan().all()
+    # Other heads are trained as if they were not there, and copies' weight is theirs.
+    data = TrainingSet.of(samples, rows, z, e.readings, TINY.width)
+    whole = torch.tensor([row.reading is None for row in rows])
+    head, without = data.heads(QUICK), data.chosen(whole).heads(QUICK)
+    for name in ("hri", "cgp"):
+        torch.testing.assert_close(head.heads[name].state_dict(), without.heads[name].state_dict(), atol=0, rtol=0)
+    light = data.weights(replace(QUICK, copy_weight=0.25))
+    heavy = data.weights(QUICK)
+    torch.testing.assert_close((light / heavy)[faces] * 4, (light / heavy)[rest][:1].expand(real), atol=1e-5, rtol=1e-5)
+
+
+def test_a_reading_that_one_class_lacks_is_missing(dataset: Path) -> None:
+    samples = load_samples(dataset)
+    rows = plan(samples, range(len(samples)), Recipe())
+    torch.manual_seed(0)
+    z = torch.randn(len(rows), 64)
+    labels = torch.tensor([row.label for row in rows])
+    z[labels == 1, 32:] = float("nan")
+    data = TrainingSet.of(samples, rows, z, {"hri": 32, "face": 32}, 32)
+    head = data.fit(QUICK)
+    assert head.each(z)[:, 1].isnan().all() and head(z).isfinite().all()
+    folds = [[i for i, s in enumerate(samples) if s.source == name] for name in ("source0", "source1")]
+    _, found = data.cross_fit(folds, QUICK)
+    assert found.fused().isfinite().all() and found.fused("face").isnan().all()
+    torch.testing.assert_close(found.fused("hri"), found.fused())

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.windows import CropConfig
+from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache
 from corit_cli.features.extractor import Extractor
@@ -19,7 +21,7 @@ from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
 from corit_cli.training.run import Run, Trained, train_head
 from corit_cli.training.settings import Recipe, TrainSettings
-from tests.conftest import Told, random_tower
+from tests.conftest import OneFace, Told, photograph, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
 QUICK = TrainSettings(epochs=40, batch_size=12, folds=3)
@@ -149,3 +151,54 @@ def test_every_stage_is_told_of_to_its_end(dataset: Path) -> None:
     train(load_samples(dataset), progress=told)
     assert told.complete and [stage[:2] for stage in told.stages] == [("features", 48), ("head", 2 * QUICK.epochs)]
     assert all(note.startswith("loss ") for note in told.stages[1][3])
+
+
+@pytest.fixture
+def portraits(tmp_path: Path) -> Path:
+    """As ``dataset``, of pictures wide enough for a face; a fifth has none."""
+    root = tmp_path / "portraits"
+    for i in range(60):
+        fake = i % 2
+        folder = root / f"source{i // 2 % 4}" / ("fake" if fake else "real")
+        folder.mkdir(parents=True, exist_ok=True)
+        image = photograph(i, (80, 100) if i % 10 < 2 else (130, 100))
+        if fake:
+            pixels = np.asarray(image, np.int16) + 24 * (np.indices((100, image.width)).sum(0) % 2)[..., None]
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{i}.png")
+    return root
+
+
+def test_faces_are_a_reading_that_some_images_lack(portraits: Path, one_face: OneFace, tmp_path: Path) -> None:
+    e = extractor(replace(SETTINGS, face=(2, 3)))
+    samples, recipe = load_samples(portraits), Recipe(forge=("face_blend",), degrade=("jpeg:60-90",))
+    found = train(samples, e=e, recipe=recipe)
+    checkpoint = found.checkpoint
+    assert checkpoint.head.names == ["hri", "cgp", "face"] and np.isfinite(found.validation.logits).all()
+    rates = checkpoint.metrics
+    assert 0 < rates["held_out_faces"]["images"] < rates["held_out_sources"]["images"]
+    assert checkpoint.faces.calibration != checkpoint.calibration
+    checkpoint.save(tmp_path / "det")
+    again = Checkpoint.load(tmp_path / "det")
+    assert again.faces == checkpoint.faces and again.settings == checkpoint.settings
+    assert again.strictly().faces.thresholds == checkpoint.faces.thresholds.strictly()
+    # Forged faces teach the reading of faces alone.
+    plain = train(samples, e=e, recipe=replace(recipe, forge=())).checkpoint
+    for name, same in (("hri", True), ("cgp", True), ("face", False)):
+        heads = (c.head.heads[name].layers[0].weight for c in (checkpoint, plain))
+        assert torch.equal(*heads) is same
+
+
+def test_too_few_faces_are_no_reading(dataset: Path, one_face: OneFace, trained: Trained) -> None:
+    found = train(load_samples(dataset), e=extractor(replace(SETTINGS, face=(2, 3))))
+    assert found.checkpoint.settings == SETTINGS and found.checkpoint.faces is None
+    np.testing.assert_allclose(found.validation.logits, trained.validation.logits, atol=1e-3)
+    np.testing.assert_allclose(found.probe, trained.probe, atol=1e-3)
+
+
+def test_what_does_not_go_with_faces(dataset: Path) -> None:
+    samples, e = load_samples(dataset), extractor(replace(SETTINGS, face=(2,)))
+    with pytest.raises(CoritError, match="--no-face"):
+        train(samples, replace(QUICK, fusion="early"), e=e)
+    with pytest.raises(CoritError, match="give --face LAYERS"):
+        train(samples, recipe=Recipe(forge=("face_blend",)))

@@ -1,6 +1,8 @@
-"""Per-sample gradient norms of every layer, five ways: time and peak memory on the embedded ViT-B/16.
+"""Per-sample gradient norms of every layer, five ways: time and peak memory on the embedded ViT-B/16; or the standard
+errors of GSNR, of all pairs and by strata, on the same images.
 
     python benchmarks/gsnr.py [--samples 64] [--groups 16] [--rounds 3] [--model baseline|corit] [--threads T]
+    python benchmarks/gsnr.py --errors MANIFEST [--samples 200] [--strata class|source] [--model baseline|corit]
 
     ours      corit_cli.gsnr.gradients.measure: norms, sums, sketches and token gradients, group by group
     plain     one ordinary forward and backward pass over the same samples in the same batches; no norms
@@ -11,6 +13,11 @@
 Every way runs in a fresh process of its own, once per round, one after the other. The clock starts after the weights
 are loaded and one batch has warmed up; peak memory is the process's largest resident set. Opacus knows the parameters
 of modules only, so there the class and position embeddings stay frozen and the last block runs on all tokens.
+
+With ``--errors`` the parameters of every layer are measured at a random head, as ``corit gsnr`` does it, and from the
+same gradients GSNR comes out three ways: from the products of all pairs, as if the sample were independent draws; by
+strata under independent draws, whose noise is the same; and by strata under balanced batches. Standard errors are of a
+jackknife over the same groups.
 """
 
 from __future__ import annotations
@@ -32,13 +39,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from corit_cli.gsnr.gradients import bce_per_sample, measure, named_parameters
+from corit_cli.cli.console import Bars
+from corit_cli.data.manifest import load_samples
+from corit_cli.data.windows import CropConfig
+from corit_cli.gsnr import layers
+from corit_cli.gsnr.gradients import Cell, bce_per_sample, measure, named_parameters
+from corit_cli.gsnr.study import Compared, StudySettings
+from corit_cli.metrics.gsnr import Moments, estimate
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.head import Head
 from corit_cli.model.loading import load_backbone
-from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 
-Batches = list[tuple[Tensor, Tensor, int]]
+Batches = list[tuple[Tensor, Tensor, Cell]]
 
 
 class Model(nn.Module):
@@ -147,7 +160,7 @@ def run_one(args: argparse.Namespace) -> None:
     sample = torch.rand(args.samples, 3, size, size)
     labels = torch.arange(args.samples) % 2
     parts = zip(sample.tensor_split(args.groups), labels.tensor_split(args.groups), strict=True)
-    batches = [(x, y, j) for j, (x, y) in enumerate(parts) if len(x)]
+    batches = [(x, y, (0, j)) for j, (x, y) in enumerate(parts) if len(x)]
     model = Model(corit, head)
     plain(model, batches[:1])
     model.requires_grad_(False).zero_grad()
@@ -158,15 +171,68 @@ def run_one(args: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "mib": peak, "total": total}))
 
 
+class Kept(layers.Study):
+    """A study that keeps the moments it makes rows of."""
+
+    def add(self, head: str, subset: str, moments: dict, clustered: bool) -> None:
+        super().add(head, subset, moments, clustered)
+        (found,) = moments.values()
+        self.moments = {layer: drawn[0] for (_, layer), drawn in found.items()}
+        self.clustered = clustered
+
+
+def errors(args: argparse.Namespace) -> None:
+    """Print every layer's GSNR times 1,000 with its standard error, three ways."""
+    torch.set_num_threads(args.threads)
+    backbone = load_backbone()
+    depth = backbone.tower.config.layers
+    model = Compared(args.model, baseline(depth) if args.model == "baseline" else METHOD)
+    settings = StudySettings(samples=args.samples or 200, states=("initial",), strata=args.strata)
+    layers.Study = Kept
+    crops = CropConfig("native", backbone.tower.config.image_size)
+    with Bars() as bars:
+        found = layers.study(load_samples(args.errors), backbone, [model], crops, settings, progress=bars)
+    about = found.about["data"]
+    print(
+        f"{args.model}, {about['measured']} images, {about['jackknife_groups']} groups, strata: {len(about['strata'])}"
+    )
+    print(
+        f"{'layer':>6} {'all pairs':>16} {'strata':>16} {'se ratio':>9} {'balanced':>16}  (GSNR x 1,000, standard error)"
+    )
+
+    def ways(m: Moments) -> list:
+        c = found.clustered
+        return [estimate(m.merged(), c), estimate(m, c, "independent"), estimate(m, c)]
+
+    blocks = None
+    for layer, moments in found.moments.items():
+        line(layer, ways(moments))
+        if layer.isdigit() and layer != "0":
+            blocks = moments if blocks is None else blocks + moments
+    line("blocks", ways(blocks))
+
+
+def line(layer: str, found: list) -> None:
+    """A row of the table."""
+    texts = [f"{1000 * e.value:8.2f} ±{1000 * e.standard_error:6.2f}" for e in found]
+    ratio = found[1].standard_error / found[0].standard_error
+    print(f"{layer:>6} {texts[0]:>16} {texts[1]:>16} {ratio:9.2f} {texts[2]:>16}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, help="64; with --errors 200")
     parser.add_argument("--groups", type=int, default=16, help="jackknife groups; a batch is one group")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=("baseline", "corit"), default="baseline")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--errors", type=Path, metavar="MANIFEST", help="standard errors on these images")
+    parser.add_argument("--strata", choices=("class", "source"), default="class")
     args = parser.parse_args()
+    if args.errors:
+        return errors(args)
+    args.samples = args.samples or 64
     if args.measure:
         return run_one(args)
 

@@ -15,14 +15,16 @@ from corit_cli.cli.console import Bars, err, escape, out, print_json, print_tabl
 from corit_cli.cli.options import Given, opt
 from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
+from corit_cli.gsnr.reading import reading
 from corit_cli.gsnr.study import PANEL as MEASURED
-from corit_cli.gsnr.study import Compared, Study, StudySettings
+from corit_cli.gsnr.study import Compared, Study, StudySettings, epochs_of
 from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 
 if TYPE_CHECKING:
     from corit_cli.metrics import Estimate
 
 STATE_NAMES = {"initial": "at initialisation (a random head of mean logit zero)", "fitted": "after fitting the head"}
+EPOCHS = "after {:.0f} epochs of fitting the head"
 PARTS = {"params": "", "head": "", "cls": " cls", "patches": " patches"}
 
 
@@ -78,6 +80,7 @@ def gsnr(
     corit gsnr --data faces/ --samples 200 --by class --json > gsnr.json
     corit gsnr --wrt tokens --layers 3,6-9 --compare corit --inject-at 3,4,5,6
     corit gsnr --wrt head --heads 10 --samples 2000 --data faces/
+    corit gsnr --head-state init,1,2,5,fitted --strata source --data faces/
     corit gsnr -c my-detector --data faces/ --head-state fitted
 
     Images are read as one window of untouched pixels unless --crop or a checkpoint says otherwise.
@@ -131,9 +134,15 @@ def gsnr(
     if plot is not None:
         gsnr_plot(found, plot)
     if as_json:
-        print_json(found.as_dict())
+        print_json(found.as_dict() | {"reading": reading(found)})
     else:
         _show(found)
+        out.print(
+            f"A plot of GSNR against depth is in {escape(str(plot))}."
+            if plot is not None
+            else "For a plot of GSNR against depth give --plot gsnr.svg.",
+            soft_wrap=True,
+        )
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -153,6 +162,8 @@ def _show(found: Study) -> None:
     _show_proxies(found)
     for note in found.notes:
         out.print(f"Note: {escape(note)}", soft_wrap=True)
+    for sentence in reading(found):
+        out.print(f"\n{escape(sentence)}", soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -163,7 +174,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _show_gsnr(found: Study, state: str, subset: str) -> None:
-    """A table of all models, the difference, and in words what is not distinguishable from zero."""
+    """A table of all models and of the difference."""
     rows = [r for r in found.rows if (r.head, r.subset) == (state, subset)]
     differences = {
         (r.part, r.layer): r for r in found.differences if (r.head, r.subset) == (state, subset)
@@ -171,12 +182,14 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
     models = list(dict.fromkeys(r.model for r in rows))
     cells = {(r.model, r.part, r.layer): r for r in rows}
     drawn = max(len(r.draws) for r in rows)  # random heads, where there are several
+    many = [f"{drawn} heads: mean (range)"] if drawn else []
     columns = [
         "layer",
-        *(c for m in models for c in (m, "plain", *([f"of {drawn} heads"] if drawn else []))),
-        *([" - ".join(models[::-1])] if differences else []),
+        *(c for m in models for c in (m, "plain", *many)),
+        *([" - ".join(models[::-1]), *many] if differences else []),
     ]
-    title = f"GSNR {STATE_NAMES[state]}" + ("" if subset == "all" else f", {escape(subset)} images")
+    stage = STATE_NAMES.get(state) or EPOCHS.format(epochs_of(state))
+    title = f"GSNR {stage}" + ("" if subset == "all" else f", {escape(subset)} images")
     table = _table(title, columns)
     for part, layer in sorted(dict.fromkeys((r.part, r.layer) for r in rows), key=_depth):
         line = [layer + PARTS[part]]
@@ -184,22 +197,17 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
             row = cells.get((model, part, layer))
             line += ["not read", ""] if row is None else [_interval(row.estimate), f"{row.estimate.plugin:.4f}"]
             if drawn:
-                line.append(f"{min(row.draws):.4f} to {max(row.draws):.4f}" if row is not None else "")
+                line.append(_mean_and_range(row.draws) if row is not None else "")
         if differences:
             row = differences.get((part, layer))
             line.append("" if row is None else _interval(row.difference))
+            if drawn:
+                line.append(_mean_and_range(row.draws) if row is not None else "")
         table.add_row(*line)
     print_table(table)
     losses = [f"{m} {found.losses[m, state, subset]:.3f}" for m in models if (m, state, subset) in found.losses]
     if losses:
         out.print(f"Mean loss: {', '.join(losses)} (chance: 0.693)", soft_wrap=True)
-    for model in models:
-        faint = [r.layer + PARTS[r.part] for r in rows if r.model == model and not r.estimate.significant]
-        if faint:
-            out.print(f"{model}: not distinguishable from zero at layer {', '.join(faint)}", soft_wrap=True)
-    faint = [layer + PARTS[part] for (part, layer), r in differences.items() if not r.difference.significant]
-    if faint:
-        out.print(f"Difference: not distinguishable from zero at layer {', '.join(faint)}", soft_wrap=True)
 
 
 def _depth(key: tuple[str, str]) -> tuple[str, float]:
@@ -209,6 +217,10 @@ def _depth(key: tuple[str, str]) -> tuple[str, float]:
 
 def _interval(e) -> str:
     return f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]"
+
+
+def _mean_and_range(draws: Sequence[float]) -> str:
+    return f"{sum(draws) / len(draws):.4f} ({min(draws):.4f} to {max(draws):.4f})" if draws else ""
 
 
 def _plus_minus(e: Estimate | None) -> str:

@@ -6,9 +6,9 @@ coordinate goes, with a random sign, into one of m buckets. Inner products of sk
 about 1/sqrt(m) of the norms' product; between groups of noise the inner product itself spreads by 1/sqrt(d') of that
 product, where d' = (tr C)^2 / tr C^2 is the gradients' effective dimension. A sketched standard error is therefore off
 by about sqrt(d'/m) of the sqrt(1/2J) that J groups leave unknown of it anyway: 2 to 4% on ViT-B/16's blocks, where
-d' is 170 to 900, at J = 8. The estimate is not off at all, as norms and sums are exact: of up to two strata, the classes.
-More of them, the sources, would want a copy of the gradient each, so the products of their sums are those of sketches,
-off by about sqrt(2/m) of the plain ||mean||^2, 1%. Tensors of up to m entries are kept whole.
+d' is 170 to 900, at J = 8. The estimate is not off at all, as norms and sums are exact, of up to two strata (the
+classes). More of them (the sources) would want a copy of the gradient each, so the products of their sums are those of
+sketches, off by about sqrt(2/m) of the plain ||mean||^2, 1%. Tensors of up to m entries are kept whole.
 """
 
 from __future__ import annotations

@@ -87,7 +87,9 @@ class Moments:
             sums, counts = sums[:, None], counts[:, None]
         squares = np.asarray(squares, dtype=np.float64).reshape(counts.shape)
         whole = sums.sum(0)  # (C, d)
-        return cls(counts, squares, whole @ whole.T, sums @ sums.swapaxes(1, 2), sums @ whole.T, _weights(weights, len(whole)))
+        return cls(
+            counts, squares, whole @ whole.T, sums @ sums.swapaxes(1, 2), sums @ whole.T, _weights(weights, len(whole))
+        )
 
     @classmethod
     def of_samples(

@@ -36,7 +36,8 @@ def gsnr_plot(study: Study, path: Path) -> None:
         for line, subset in zip(panels, subsets, strict=True):
             for axes, state in zip(line, states, strict=True):
                 _panel(axes, [row for row in study.rows if (row.head, row.subset) == (state, subset)], depth)
-                axes.set_title(STATES[state] if subset == "all" else f"{STATES[state]}, {subset}")
+                stage = STATES.get(state, f"head after {state.removeprefix('epoch ')} epochs")
+                axes.set_title(stage if subset == "all" else f"{stage}, {subset}")
             line[0].set_ylabel("GSNR (debiased)")
         for axes in panels[-1]:
             axes.set_xlabel("layer")

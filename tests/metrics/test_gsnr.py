@@ -6,15 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corit_cli.metrics import jackknife
-from corit_cli.metrics.gsnr import (
-    INDISTINCT,
-    Moments,
-    balanced_weights,
-    compare,
-    estimate,
-    more_samples,
-    variances,
-)
+from corit_cli.metrics.gsnr import INDISTINCT, Moments, balanced_weights, compare, estimate, more_samples, variances
 
 RUNS = 1000
 

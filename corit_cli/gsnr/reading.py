@@ -1,0 +1,114 @@
+"""What a study of GSNR says, in sentences: where there is signal, which model has more, how many images would tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from math import floor, log10
+
+from corit_cli.gsnr.study import DifferenceRow, Row, Study, epochs_of
+from corit_cli.metrics.gsnr import INDISTINCT
+
+#: What a layer's number stands for, by part.
+PARTS = {
+    "params": "layer",
+    "head": "the head on layer",
+    "cls": "the class token of layer",
+    "patches": "patches of layer",
+}
+#: The share of 95% intervals that lie above the truth.
+ABOVE = 0.025
+
+
+def reading(found: Study) -> list[str]:
+    """Sentences on all images, head state by head state; subsets are left to the tables."""
+    rows = [row for row in found.rows if row.subset == "all"]
+    differences = [row for row in found.differences if row.subset == "all"]
+    lines = []
+    for state in dict.fromkeys(row.head for row in rows):
+        said = [
+            _signal(model, part, [row for row in rows if (row.head, row.model, row.part) == (state, model, part)])
+            for model, part in dict.fromkeys((row.model, row.part) for row in rows if row.head == state)
+        ]
+        said += [
+            _contrast(model, part, [d for d in differences if (d.head, d.model, d.part) == (state, model, part)])
+            for model, part in dict.fromkeys((d.model, d.part) for d in differences if d.head == state)
+        ]
+        lines.append(f"{_stage(state)}: {' '.join(said)}")
+    lines.append(
+        f"Every interval is of 95% by itself: of {len(rows)} estimates without any signal, about "
+        f"{ABOVE * len(rows):.1f} would seem to have some. Numbers of images are estimates too: they take what was "
+        "measured for the truth, the smaller where the error falls as 1/n, the larger where it falls as its root."
+    )
+    return lines
+
+
+def _stage(state: str) -> str:
+    if state in ("initial", "fitted"):
+        return {"initial": "At a random head", "fitted": "At the fitted head"}[state]
+    epochs = int(epochs_of(state))
+    return f"After {epochs} epoch{'s' if epochs > 1 else ''} of fitting the head"
+
+
+def _signal(model: str, part: str, rows: Sequence[Row]) -> str:
+    """Where one model's gradient carries signal."""
+    order = [row.layer for row in rows]
+    sure = [row.layer for row in rows if row.estimate.significant]
+    faint = {row.layer: row.estimate.more_samples for row in rows if not row.estimate.significant}
+    said = [f"{model} carries signal at {_layers(part, sure, order)}"] if sure else []
+    if faint:
+        who = "" if sure else f"{model}: "
+        said.append(f"{who}{INDISTINCT} at {_layers(part, faint, order)}{_settled(faint, order)}")
+    return ", ".join(said) + "."
+
+
+def _contrast(model: str, part: str, rows: Sequence[DifferenceRow]) -> str:
+    """Which of two models carries more."""
+    order, other = [row.layer for row in rows], rows[0].reference
+    said = []
+    for verdict, word in (("higher", "more"), ("lower", "less")):
+        layers = [row.layer for row in rows if row.difference.verdict == verdict]
+        if layers:
+            said.append(f"{model} carries {word} than {other} at {_layers(part, layers, order)}")
+    faint = {row.layer: row.difference.more_samples for row in rows if not row.difference.significant}
+    if faint:
+        said.append(
+            f"{other} and {model} cannot be told apart at {_layers(part, faint, order)}{_settled(faint, order)}"
+        )
+    return "; ".join(said) + "."
+
+
+def _settled(faint: Mapping[str, tuple[int, int] | None], order: Sequence[str]) -> str:
+    """How many more images would settle layers, in brackets: the nearest, the farthest, and where that is unknown."""
+    told = sorted((more, layer) for layer, more in faint.items() if more is not None)
+    ends = dict.fromkeys([*told[:1], *told[-1:]])
+    said = [f"{_between(*more)} more images would settle layer {layer}" for more, layer in ends]
+    if len(told) > 2:
+        said.append("the others lie between")
+    untold = [layer for layer, more in faint.items() if more is None]
+    if untold:
+        said.append(f"layer {_spans(untold, order)} came out at or below zero, where no number can be told")
+    return f" ({'; '.join(said)})"
+
+
+def _between(low: int, high: int) -> str:
+    """Two numbers to two digits."""
+    low, high = (round(n, 1 - floor(log10(n))) if n else 0 for n in (low, high))
+    return f"{low:,} to {high:,}" if high > low else f"{low:,}"
+
+
+def _layers(part: str, layers: Iterable[str], order: Sequence[str]) -> str:
+    return f"{PARTS[part]} {_spans(layers, order)}"
+
+
+def _spans(layers: Iterable[str], order: Sequence[str]) -> str:
+    """Layers with neighbours of ``order`` taken together: ``1, 3-6, head``."""
+    places = sorted(order.index(layer) for layer in layers)
+    spans = []
+    for _, run in groupby(enumerate(places), lambda item: item[1] - item[0]):
+        own = [order[place] for _, place in run]
+        words = [own] if all(layer.isdigit() for layer in own) else [own[:-1], own[-1:]]
+        spans += [
+            "-".join(dict.fromkeys([word[0], word[-1]])) if len(word) > 2 else ", ".join(word) for word in words if word
+        ]
+    return ", ".join(spans)

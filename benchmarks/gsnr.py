@@ -42,8 +42,8 @@ from torch.func import functional_call, grad, vmap
 from corit_cli.cli.console import Bars
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.windows import CropConfig
-from corit_cli.gsnr import layers
 from corit_cli.gsnr.gradients import Cell, bce_per_sample, measure, named_parameters
+from corit_cli.gsnr.layers import study
 from corit_cli.gsnr.study import Compared, StudySettings
 from corit_cli.metrics.gsnr import Moments, estimate
 from corit_cli.model.corit import CoRIT
@@ -171,16 +171,6 @@ def run_one(args: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "mib": peak, "total": total}))
 
 
-class Kept(layers.Study):
-    """A study that keeps the moments it makes rows of."""
-
-    def add(self, head: str, subset: str, moments: dict, clustered: bool) -> None:
-        super().add(head, subset, moments, clustered)
-        (found,) = moments.values()
-        self.moments = {layer: drawn[0] for (_, layer), drawn in found.items()}
-        self.clustered = clustered
-
-
 def errors(args: argparse.Namespace) -> None:
     """Print every layer's GSNR times 1,000 with its standard error, three ways."""
     torch.set_num_threads(args.threads)
@@ -188,34 +178,30 @@ def errors(args: argparse.Namespace) -> None:
     depth = backbone.tower.config.layers
     model = Compared(args.model, baseline(depth) if args.model == "baseline" else METHOD)
     settings = StudySettings(samples=args.samples or 200, states=("initial",), strata=args.strata)
-    layers.Study = Kept
     crops = CropConfig("native", backbone.tower.config.image_size)
     with Bars() as bars:
-        found = layers.study(load_samples(args.errors), backbone, [model], crops, settings, progress=bars)
+        found = study(load_samples(args.errors), backbone, [model], crops, settings, progress=bars)
     about = found.about["data"]
     print(
-        f"{args.model}, {about['measured']} images, {about['jackknife_groups']} groups, strata: {len(about['strata'])}"
+        f"{args.model}, {about['measured']} images in {about['jackknife_groups']} groups, "
+        f"{len(about['strata'])} strata; GSNR x 1,000 and its standard error"
     )
-    print(
-        f"{'layer':>6} {'all pairs':>16} {'strata':>16} {'se ratio':>9} {'balanced':>16}  (GSNR x 1,000, standard error)"
-    )
-
-    def ways(m: Moments) -> list:
-        c = found.clustered
-        return [estimate(m.merged(), c), estimate(m, c, "independent"), estimate(m, c)]
-
-    blocks = None
-    for layer, moments in found.moments.items():
-        line(layer, ways(moments))
+    print(f"{'layer':>6} {'all pairs':>16} {'strata':>16} {'se ratio':>9} {'balanced':>16}")
+    blocks: Moments | None = None
+    for (*_, layer), moments in found.moments.items():
+        line(layer, moments, about["clustered"])
         if layer.isdigit() and layer != "0":
             blocks = moments if blocks is None else blocks + moments
-    line("blocks", ways(blocks))
+    assert blocks is not None
+    line("blocks", blocks, about["clustered"])
 
 
-def line(layer: str, found: list) -> None:
-    """A row of the table."""
-    texts = [f"{1000 * e.value:8.2f} ±{1000 * e.standard_error:6.2f}" for e in found]
-    ratio = found[1].standard_error / found[0].standard_error
+def line(layer: str, moments: Moments, clustered: bool) -> None:
+    """Print a row of the table."""
+    pairs = estimate(moments.merged(), clustered)
+    strata, balanced = (estimate(moments, clustered, draws) for draws in ("independent", "balanced"))
+    texts = [f"{1000 * e.value:8.2f} ±{1000 * e.standard_error:6.2f}" for e in (pairs, strata, balanced)]
+    ratio = strata.standard_error / pairs.standard_error
     print(f"{layer:>6} {texts[0]:>16} {texts[1]:>16} {ratio:9.2f} {texts[2]:>16}")
 
 

@@ -14,23 +14,25 @@ Every way runs in a fresh process of its own, once per round, one after the othe
 are loaded and one batch has warmed up; peak memory is the process's largest resident set. Opacus knows the parameters
 of modules only, so there the class and position embeddings stay frozen and the last block runs on all tokens.
 
-With ``--errors`` the parameters of every layer are measured at a random head, as ``corit gsnr`` does it, and from the
-same gradients GSNR comes out three ways: from the products of all pairs, as if the sample were independent draws; by
-strata under independent draws, whose noise is the same; and by strata under balanced batches. Standard errors are of a
-jackknife over the same groups.
+With ``--errors`` the parameters of every layer are measured at a random head, on as many real images as fake ones, and
+GSNR comes out three ways: from the products of all pairs, as if the sample were independent draws, with jackknife
+groups dealt whatever the class; by strata under independent draws, whose noise is the same; and by strata under
+balanced batches. ``se ratio`` is the second standard error over the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
+import operator
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,15 +43,17 @@ from torch.func import functional_call, grad, vmap
 
 from corit_cli.cli.console import Bars
 from corit_cli.data.manifest import load_samples
+from corit_cli.data.splits import deal, jackknife_groups, thin, units_of
 from corit_cli.data.windows import CropConfig
 from corit_cli.gsnr.gradients import Cell, bce_per_sample, measure, named_parameters
-from corit_cli.gsnr.layers import study
-from corit_cli.gsnr.study import Compared, StudySettings
+from corit_cli.gsnr.heads import initial_head
+from corit_cli.gsnr.measured import Measured
 from corit_cli.metrics.gsnr import Moments, estimate
-from corit_cli.model.corit import CoRIT
+from corit_cli.model.corit import CoRIT, Reading
 from corit_cli.model.head import Head
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import METHOD, CoRITSettings, baseline
+from corit_cli.training.settings import TrainSettings
 
 Batches = list[tuple[Tensor, Tensor, Cell]]
 
@@ -171,35 +175,60 @@ def run_one(args: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "mib": peak, "total": total}))
 
 
+class FirstWindow:
+    """The features of images (b, 1, 3, S, S)."""
+
+    def __init__(self, corit: CoRIT) -> None:
+        self.corit, self.tower = corit, corit.tower
+
+    def __call__(self, images: Tensor) -> Reading:
+        return self.corit(images[:, 0])
+
+
+class AllPairs(Measured):
+    """The samples as one stratum, in groups dealt whatever the class."""
+
+    def cells(self, positions: Sequence[int]) -> Iterator[tuple[Cell, list[int]]]:
+        for number, group in enumerate(jackknife_groups(self.units, seed=self.seed)):
+            yield (0, number), group
+
+
 def errors(args: argparse.Namespace) -> None:
     """Print every layer's GSNR times 1,000 with its standard error, three ways."""
     torch.set_num_threads(args.threads)
-    backbone = load_backbone()
-    depth = backbone.tower.config.layers
-    model = Compared(args.model, baseline(depth) if args.model == "baseline" else METHOD)
-    settings = StudySettings(samples=args.samples or 200, states=("initial",), strata=args.strata)
-    crops = CropConfig("native", backbone.tower.config.image_size)
-    with Bars() as bars:
-        found = study(load_samples(args.errors), backbone, [model], crops, settings, progress=bars)
-    about = found.about["data"]
-    print(
-        f"{args.model}, {about['measured']} images in {about['jackknife_groups']} groups, "
-        f"{len(about['strata'])} strata; GSNR x 1,000 and its standard error"
+    tower = load_backbone().tower
+    corit = CoRIT(tower, baseline(tower.config.layers) if args.model == "baseline" else METHOD)
+    model, crops = FirstWindow(corit), CropConfig("native", tower.config.image_size)
+    samples, count = load_samples(args.errors), args.samples or 200
+    units = units_of(samples, photographs=True)
+    fit, *rest = deal([s.label for s in samples], units, 3)
+    parts = [thin(samples, units, part, count, seed=0) for part in (fit, sorted(i for part in rest for i in part))]
+    kinds = AllPairs, AllPairs, Measured
+    fitting, pairs, strata = (
+        kind.read([samples[i] for i in part], [units[i] for i in part], crops, "cpu", 0, args.strata)
+        for kind, part in zip(kinds, (parts[0], parts[1], parts[1]), strict=True)
     )
+    with torch.inference_mode():
+        z = torch.cat([model(images).z for images, *_ in fitting.batches(range(len(fitting.samples)))])
+    head = initial_head(z.clone(), TrainSettings())
+    every = range(len(strata.samples))
+    weights, clustered = dict(enumerate(strata.strata(every).weights)), strata.clustered(every)
+    with Bars() as bars:
+        old = measure(model, head, pairs.batches(every), advance=bars("all pairs", len(every))).layers()
+        new = measure(model, head, strata.batches(every), advance=bars("strata", len(every)), weights=weights).layers()
+    print(f"{args.model}, {len(every)} images, {len(weights)} strata; GSNR x 1,000 and its standard error")
     print(f"{'layer':>6} {'all pairs':>16} {'strata':>16} {'se ratio':>9} {'balanced':>16}")
-    blocks: Moments | None = None
-    for (*_, layer), moments in found.moments.items():
-        line(layer, moments, about["clustered"])
-        if layer.isdigit() and layer != "0":
-            blocks = moments if blocks is None else blocks + moments
-    assert blocks is not None
-    line("blocks", blocks, about["clustered"])
+    for layer in new:
+        line(layer, old[layer], new[layer], clustered)
+    numbers = [layer for layer in new if layer.isdigit() and layer != "0"]
+    blocks = [functools.reduce(operator.add, (found[layer] for layer in numbers)) for found in (old, new)]
+    line("blocks", *blocks, clustered)
 
 
-def line(layer: str, moments: Moments, clustered: bool) -> None:
+def line(layer: str, old: Moments, new: Moments, clustered: bool) -> None:
     """Print a row of the table."""
-    pairs = estimate(moments.merged(), clustered)
-    strata, balanced = (estimate(moments, clustered, draws) for draws in ("independent", "balanced"))
+    pairs = estimate(old, clustered)
+    strata, balanced = (estimate(new, clustered, draws) for draws in ("independent", "balanced"))
     texts = [f"{1000 * e.value:8.2f} ±{1000 * e.standard_error:6.2f}" for e in (pairs, strata, balanced)]
     ratio = strata.standard_error / pairs.standard_error
     print(f"{layer:>6} {texts[0]:>16} {texts[1]:>16} {ratio:9.2f} {texts[2]:>16}")

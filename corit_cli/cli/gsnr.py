@@ -162,8 +162,9 @@ def _show(found: Study) -> None:
     _show_proxies(found)
     for note in found.notes:
         out.print(f"Note: {escape(note)}", soft_wrap=True)
+    out.print()
     for sentence in reading(found):
-        out.print(f"\n{escape(sentence)}", soft_wrap=True)
+        out.print(escape(sentence), soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

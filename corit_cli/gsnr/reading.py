@@ -21,84 +21,71 @@ ABOVE = 0.025
 
 
 def reading(found: Study) -> list[str]:
-    """Sentences on all images, head state by head state; subsets are left to the tables."""
+    """Sentences on all images, one for each state of the head and model, and pair of models; subsets have none."""
     rows = [row for row in found.rows if row.subset == "all"]
     differences = [row for row in found.differences if row.subset == "all"]
     lines = []
     for state in dict.fromkeys(row.head for row in rows):
-        said = [
-            _signal(model, part, [row for row in rows if (row.head, row.model, row.part) == (state, model, part)])
-            for model, part in dict.fromkeys((row.model, row.part) for row in rows if row.head == state)
-        ]
-        said += [
-            _contrast(model, part, [d for d in differences if (d.head, d.model, d.part) == (state, model, part)])
-            for model, part in dict.fromkeys((d.model, d.part) for d in differences if d.head == state)
-        ]
-        lines.append(f"{_stage(state)}: {' '.join(said)}")
+        for of, said in ((rows, _signal), (differences, _contrast)):
+            here = [row for row in of if row.head == state]
+            for key in dict.fromkeys((row.model, row.part) for row in here):
+                lines.append(f"{_stage(state)}, {said([row for row in here if (row.model, row.part) == key])}.")
     lines.append(
         f"Every interval is of 95% by itself: of {len(rows)} estimates without any signal, about "
-        f"{ABOVE * len(rows):.1f} would seem to have some. Numbers of images are estimates too: they take what was "
-        "measured for the truth, the smaller where the error falls as 1/n, the larger where it falls as its root."
+        f"{ABOVE * len(rows):.1f} would seem to have some. Numbers of images take what was measured for the truth; the "
+        "smaller holds where the error falls as 1/n, the larger where it falls as 1/sqrt(n)."
     )
     return lines
 
 
 def _stage(state: str) -> str:
     if state in ("initial", "fitted"):
-        return {"initial": "At a random head", "fitted": "At the fitted head"}[state]
+        return {"initial": "Random head", "fitted": "Fitted head"}[state]
     epochs = int(epochs_of(state))
-    return f"After {epochs} epoch{'s' if epochs > 1 else ''} of fitting the head"
+    return f"Head after {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
-def _signal(model: str, part: str, rows: Sequence[Row]) -> str:
+def _signal(rows: Sequence[Row]) -> str:
     """Where one model's gradient carries signal."""
-    order = [row.layer for row in rows]
+    order, part = [row.layer for row in rows], PARTS[rows[0].part]
     sure = [row.layer for row in rows if row.estimate.significant]
     faint = {row.layer: row.estimate.more_samples for row in rows if not row.estimate.significant}
-    said = [f"{model} carries signal at {_layers(part, sure, order)}"] if sure else []
+    said = [f"signal at {part} {_spans(sure, order)}"] if sure else []
     if faint:
-        who = "" if sure else f"{model}: "
-        said.append(f"{who}{INDISTINCT} at {_layers(part, faint, order)}{_settled(faint, order)}")
-    return ", ".join(said) + "."
+        said.append(f"{INDISTINCT} at {part} {_spans(faint, order)}{_settled(faint, order)}")
+    return f"{rows[0].model}: {'; '.join(said)}"
 
 
-def _contrast(model: str, part: str, rows: Sequence[DifferenceRow]) -> str:
+def _contrast(rows: Sequence[DifferenceRow]) -> str:
     """Which of two models carries more."""
-    order, other = [row.layer for row in rows], rows[0].reference
-    said = []
+    order, part, said = [row.layer for row in rows], PARTS[rows[0].part], []
     for verdict, word in (("higher", "more"), ("lower", "less")):
         layers = [row.layer for row in rows if row.difference.verdict == verdict]
         if layers:
-            said.append(f"{model} carries {word} than {other} at {_layers(part, layers, order)}")
+            said.append(f"{word} signal at {part} {_spans(layers, order)}")
     faint = {row.layer: row.difference.more_samples for row in rows if not row.difference.significant}
     if faint:
-        said.append(
-            f"{other} and {model} cannot be told apart at {_layers(part, faint, order)}{_settled(faint, order)}"
-        )
-    return "; ".join(said) + "."
+        said.append(f"no difference can be told at {part} {_spans(faint, order)}{_settled(faint, order)}")
+    return f"{rows[0].model} against {rows[0].reference}: {'; '.join(said)}"
 
 
 def _settled(faint: Mapping[str, tuple[int, int] | None], order: Sequence[str]) -> str:
     """How many more images would settle layers, in brackets: the nearest, the farthest, and where that is unknown."""
     told = sorted((more, layer) for layer, more in faint.items() if more is not None)
     ends = dict.fromkeys([*told[:1], *told[-1:]])
-    said = [f"{_between(*more)} more images would settle layer {layer}" for more, layer in ends]
+    said = [" and ".join(f"{_between(*more)} more images for layer {layer}" for more, layer in ends)] if told else []
     if len(told) > 2:
-        said.append("the others lie between")
+        said.append("others between")
     untold = [layer for layer, more in faint.items() if more is None]
     if untold:
-        said.append(f"layer {_spans(untold, order)} came out at or below zero, where no number can be told")
-    return f" ({'; '.join(said)})"
+        said.append(f"no number for layer {_spans(untold, order)}, measured at or below zero")
+    return f" (to settle it: {', '.join(said)})"
 
 
 def _between(low: int, high: int) -> str:
     """Two numbers to two digits."""
     low, high = (round(n, 1 - floor(log10(n))) if n else 0 for n in (low, high))
     return f"{low:,} to {high:,}" if high > low else f"{low:,}"
-
-
-def _layers(part: str, layers: Iterable[str], order: Sequence[str]) -> str:
-    return f"{PARTS[part]} {_spans(layers, order)}"
 
 
 def _spans(layers: Iterable[str], order: Sequence[str]) -> str:

@@ -169,7 +169,7 @@ class DifferenceRow:
 class Study:
     """Everything that was found. ``losses`` are mean losses by (model, head, subset); ``probes`` are cross-validated
     AUCs by layer; ``proxies`` go by model; ``left_out`` names files that could not be read; ``about`` is what it takes
-    to do it again. ``moments`` are what rows come from, by (model, head, subset, part, layer)."""
+    to do it again."""
 
     rows: list[Row] = field(default_factory=list)
     differences: list[DifferenceRow] = field(default_factory=list)
@@ -179,7 +179,6 @@ class Study:
     left_out: list[tuple[Sample, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
-    moments: dict[tuple[str, ...], Moments] = field(default_factory=dict)
 
     def add(
         self, head: str, subset: str, moments: Mapping[str, Mapping[Layer, Sequence[Moments]]], clustered: bool
@@ -194,7 +193,6 @@ class Study:
                     both = [gsnr.estimate(drawn[0], clustered, reading) for reading in ("balanced", "independent")]
                     values = _values(drawn, clustered)
                     self.rows.append(Row(model, *key, *both, values))
-                    self.moments[(model, *key)] = drawn[0]
                     if model != first and (part, layer) in moments[first]:
                         others = moments[first][part, layer]
                         difference = gsnr.compare(drawn[0], others[0], clustered)

@@ -49,7 +49,11 @@ def test_the_table_says_in_words_what_is_not_there(gsnr):
     assert sum(line.split()[:1] == ["4"] for line in lines) == 3  # twice GSNR, once the probe
     for words in ("random head", "after fitting", "corit - baseline", "not read", "probe AUC", "RRM at layer 1 lets"):
         assert words in result.stdout
-    for words in ("At a random head: ", "At the fitted head: ", "not distinguishable from zero at layer"):
+    for words in (
+        "Random head, corit: ",
+        "Fitted head, corit against baseline: ",
+        "not distinguishable from zero at layer",
+    ):
         assert words in result.stdout
     assert lines[-1] == "For a plot of GSNR against depth give --plot gsnr.svg."
 
@@ -70,7 +74,7 @@ def test_json_holds_what_it_takes_to_redo_it(gsnr, folder: Path):
     assert found["proxy"]["corit"]["layers"]["2"]["norm"]["value"] > 0
     assert len(found["data"]["fingerprint"]) == 64
     assert found["data"]["strata"] == ["real: all", "fake: all"]
-    assert len(found["reading"]) == 2 and found["reading"][0].startswith("At the fitted head: ")
+    assert len(found["reading"]) == 4 and found["reading"][0].startswith("Fitted head, baseline: ")
 
 
 def test_csv_and_plot_are_written_besides(gsnr, tmp_path: Path):
@@ -101,7 +105,7 @@ def test_stages_of_training_and_sources_are_asked_for_and_shown(gsnr, tmp_path: 
     options = ("--samples", 12, "--head-state", "init,2", "--strata", "source", "--heads", 2, "--layers", "1,2")
     result = gsnr(*options, "--plot", tmp_path / "out.svg")
     assert result.exit_code == 0, result.output
-    for words in ("GSNR after 2 epochs of fitting the head", "After 2 epochs of fitting the head: ", "2 heads: mean"):
+    for words in ("GSNR after 2 epochs of fitting the head", "Head after 2 epochs, corit: ", "2 heads: mean"):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1].startswith("A plot of GSNR against depth is in ")
     assert "head after 2 epochs" in (tmp_path / "out.svg").read_text()

@@ -24,9 +24,10 @@ def test_layers_with_signal_are_named_and_those_without_say_how_many_images_woul
     rows.sort(key=lambda r: (r.layer == "head", r.layer))
     said = reading(Study(rows=rows))[0]
     assert said == (
-        "At the fitted head: baseline carries signal at layer 0, 2-4, head, not distinguishable from zero at layer 1, "
-        "5, 6 (40 to 160 more images would settle layer 1; 1,200 to 57,000 more images would settle layer 5; layer 6 "
-        "came out at or below zero, where no number can be told)."
+        "Fitted head, baseline: signal at layer 0, 2-4, head; not distinguishable from zero at layer 1, 5, 6 "
+        "(to settle it: 40 to 160 more images for layer 1 and 1,200 to 57,000 more images for layer 5, no number for "
+        "layer 6, "
+        "measured at or below zero)."
     )
 
 
@@ -34,13 +35,12 @@ def test_the_model_that_carries_more_is_named() -> None:
     rows = [row(model, str(k), 0.1) for model in ("baseline", "corit") for k in range(1, 6)]
     differences = [
         difference("1", 0.1, 0.2), difference("2", -0.2, -0.1), difference("3", 0.1, 0.3),
-        difference("4", -0.1, 0.2, (5, 10)), difference("5", -0.1, 0.2, (5, 10)),
+        difference("4", -0.1, 0.2, (5, 10)), difference("5", -0.1, 0.2, (7, 20)),
     ]  # fmt: skip
-    said = reading(Study(rows=rows, differences=differences))[0]
-    assert said.endswith(
-        "corit carries more than baseline at layer 1, 3; corit carries less than baseline at layer 2; baseline and "
-        "corit cannot be told apart at layer 4, 5 (5 to 10 more images would settle layer 4; 5 to 10 more images would "
-        "settle layer 5)."
+    said = reading(Study(rows=rows, differences=differences))[2]
+    assert said == (
+        "Fitted head, corit against baseline: more signal at layer 1, 3; less signal at layer 2; no difference can be "
+        "told at layer 4, 5 (to settle it: 5 to 10 more images for layer 4 and 7 to 20 more images for layer 5)."
     )
 
 
@@ -51,10 +51,10 @@ def test_every_stage_and_part_has_its_words_and_subsets_have_none() -> None:
         row("corit", "7", 0.1, subset="real"),
     ]  # fmt: skip
     said = reading(Study(rows=rows))
-    assert said[0] == (
-        "At a random head: corit carries signal at the class token of layer 1. "
-        "corit carries signal at patches of layer 1."
-    )
-    assert said[1].startswith("After 1 epoch of fitting the head: corit carries signal at the head on layer 1.")
-    assert said[2].startswith("After 5 epochs of") and len(said) == 4
-    assert "of 4 estimates without any signal, about 0.1 would" in said[3]
+    assert said[:4] == [
+        "Random head, corit: signal at the class token of layer 1.",
+        "Random head, corit: signal at patches of layer 1.",
+        "Head after 1 epoch, corit: signal at the head on layer 1.",
+        "Head after 5 epochs, corit: signal at layer 1.",
+    ]
+    assert len(said) == 5 and "of 4 estimates without any signal, about 0.1 would" in said[4]

@@ -17,14 +17,12 @@ from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.gsnr.reading import reading
 from corit_cli.gsnr.study import PANEL as MEASURED
-from corit_cli.gsnr.study import Compared, Study, StudySettings, epochs_of
+from corit_cli.gsnr.study import Compared, Study, StudySettings, stage
 from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 
 if TYPE_CHECKING:
     from corit_cli.metrics import Estimate
 
-STATE_NAMES = {"initial": "at initialisation (a random head of mean logit zero)", "fitted": "after fitting the head"}
-EPOCHS = "after {:.0f} epochs of fitting the head"
 PARTS = {"params": "", "head": "", "cls": " cls", "patches": " patches"}
 
 
@@ -189,8 +187,7 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
         *(c for m in models for c in (m, "plain", *many)),
         *([" - ".join(models[::-1]), *many] if differences else []),
     ]
-    stage = STATE_NAMES.get(state) or EPOCHS.format(epochs_of(state))
-    title = f"GSNR {stage}" + ("" if subset == "all" else f", {escape(subset)} images")
+    title = f"GSNR, {stage(state)}" + ("" if subset == "all" else f", {escape(subset)} images")
     table = _table(title, columns)
     for part, layer in sorted(dict.fromkeys((r.part, r.layer) for r in rows), key=_depth):
         line = [layer + PARTS[part]]

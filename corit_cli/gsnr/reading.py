@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import floor, log10
 
-from corit_cli.gsnr.study import DifferenceRow, Row, Study, epochs_of
+from corit_cli.gsnr.study import DifferenceRow, Row, Study, stage
 from corit_cli.metrics.gsnr import INDISTINCT
 
 #: What a layer's number stands for, by part.
@@ -29,20 +29,15 @@ def reading(found: Study) -> list[str]:
         for of, said in ((rows, _signal), (differences, _contrast)):
             here = [row for row in of if row.head == state]
             for key in dict.fromkeys((row.model, row.part) for row in here):
-                lines.append(f"{_stage(state)}, {said([row for row in here if (row.model, row.part) == key])}.")
+                lines.append(
+                    f"{stage(state).capitalize()}, {said([row for row in here if (row.model, row.part) == key])}."
+                )
     lines.append(
         f"Every interval is of 95% by itself: of {len(rows)} estimates without any signal, about "
         f"{ABOVE * len(rows):.1f} would seem to have some. Numbers of images take what was measured for the truth; the "
         "smaller holds where the error falls as 1/n, the larger where it falls as 1/sqrt(n)."
     )
     return lines
-
-
-def _stage(state: str) -> str:
-    if state in ("initial", "fitted"):
-        return {"initial": "Random head", "fitted": "Fitted head"}[state]
-    epochs = int(epochs_of(state))
-    return f"Head after {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 def _signal(rows: Sequence[Row]) -> str:

@@ -38,6 +38,14 @@ def epochs_of(state: str) -> float:
     return named[state] if state in named else int(state.removeprefix("epoch "))
 
 
+def stage(state: str) -> str:
+    """A state of the head in words."""
+    if state in ("initial", "fitted"):
+        return "random head" if state == "initial" else "fitted head"
+    epochs = int(epochs_of(state))
+    return f"head after {epochs} epoch{'s' if epochs > 1 else ''}"
+
+
 def parse_all(text: str) -> tuple[int, ...] | None:
     """``all`` to None, or what :func:`~corit_cli.model.settings.parse_layers` reads. Raises CoritError otherwise."""
     return None if text == "all" else parse_layers(text)

@@ -47,7 +47,14 @@ def test_the_table_says_in_words_what_is_not_there(gsnr):
     lines = result.stdout.splitlines()
     assert lines[0].startswith("GSNR on 12 images (6 fake) in 6 jackknife groups; heads fitted on 12 others")
     assert sum(line.split()[:1] == ["4"] for line in lines) == 3  # twice GSNR, once the probe
-    for words in ("random head", "after fitting", "corit - baseline", "not read", "probe AUC", "RRM at layer 1 lets"):
+    for words in (
+        "random head",
+        "GSNR, fitted head",
+        "corit - baseline",
+        "not read",
+        "probe AUC",
+        "RRM at layer 1 lets",
+    ):
         assert words in result.stdout
     for words in (
         "Random head, corit: ",
@@ -105,7 +112,7 @@ def test_stages_of_training_and_sources_are_asked_for_and_shown(gsnr, tmp_path: 
     options = ("--samples", 12, "--head-state", "init,2", "--strata", "source", "--heads", 2, "--layers", "1,2")
     result = gsnr(*options, "--plot", tmp_path / "out.svg")
     assert result.exit_code == 0, result.output
-    for words in ("GSNR after 2 epochs of fitting the head", "Head after 2 epochs, corit: ", "2 heads: mean"):
+    for words in ("GSNR, head after 2 epochs", "Head after 2 epochs, corit: ", "2 heads: mean"):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1].startswith("A plot of GSNR against depth is in ")
     assert "head after 2 epochs" in (tmp_path / "out.svg").read_text()

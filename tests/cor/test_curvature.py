@@ -187,7 +187,7 @@ def test_signal_and_noise_are_unbiased_and_per_sample():
 
 
 def test_batches_balanced_by_class_are_unbiased_and_random_ones_of_a_balanced_sample_are_not():
-    """Class means far apart: between batches that hold both classes alike they are no noise, and take no signal away."""
+    """Class means far apart are no noise between batches that hold both classes alike, and take no signal away."""
     rng, runs, d, k = np.random.default_rng(1), 2000, 6, 6
     n = k * SIZE
     mu, delta = 0.5 * np.eye(d)[0], 2.0 * np.eye(d)[1]

@@ -25,9 +25,8 @@ def test_layers_with_signal_are_named_and_those_without_say_how_many_images_woul
     said = reading(Study(rows=rows))[0]
     assert said == (
         "Fitted head, baseline: signal at layer 0, 2-4, head; not distinguishable from zero at layer 1, 5, 6 "
-        "(to settle it: 40 to 160 more images for layer 1 and 1,200 to 57,000 more images for layer 5, no number for "
-        "layer 6, "
-        "measured at or below zero)."
+        "(to settle it: 40 to 160 more images for layer 1 and 1,200 to 57,000 more images for layer 5, "
+        "no number for layer 6, measured at or below zero)."
     )
 
 

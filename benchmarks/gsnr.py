@@ -2,6 +2,7 @@
 errors of GSNR, of all pairs and by strata, on the same images.
 
     python benchmarks/gsnr.py [--samples 64] [--groups 16] [--rounds 3] [--model baseline|corit] [--threads T]
+        [--ways ours plain]
     python benchmarks/gsnr.py --errors MANIFEST [--samples 200] [--strata class|source] [--model baseline|corit]
 
     ours      corit_cli.gsnr.gradients.measure: norms, sums, sketches and token gradients, group by group
@@ -158,13 +159,16 @@ def run_one(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     tower = load_backbone().tower
     corit = CoRIT(tower, baseline(tower.config.layers) if args.model == "baseline" else CoRITSettings())
-    head = Head(corit.features)
+    head = Head(corit.width)
     nn.init.normal_(head.layers[0].weight)
     size = tower.config.image_size
     sample = torch.rand(args.samples, 3, size, size)
-    labels = torch.arange(args.samples) % 2
-    parts = zip(sample.tensor_split(args.groups), labels.tensor_split(args.groups), strict=True)
-    batches = [(x, y, (0, j)) for j, (x, y) in enumerate(parts) if len(x)]
+    batches = [
+        (x, torch.full((len(x),), label), (label, j))
+        for label, own in enumerate(sample.tensor_split(2))
+        for j, x in enumerate(own.tensor_split(max(1, args.groups // 2)))
+        if len(x)
+    ]
     model = Model(corit, head)
     plain(model, batches[:1])
     model.requires_grad_(False).zero_grad()
@@ -237,10 +241,11 @@ def line(layer: str, old: Moments, new: Moments, clustered: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, help="64; with --errors 200")
-    parser.add_argument("--groups", type=int, default=16, help="jackknife groups; a batch is one group")
+    parser.add_argument("--groups", type=int, default=16, help="batches, half of either class")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=("baseline", "corit"), default="baseline")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS), help="what to time; plain always")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--errors", type=Path, metavar="MANIFEST", help="standard errors on these images")
     parser.add_argument("--strata", choices=("class", "source"), default="class")
@@ -251,7 +256,9 @@ def main() -> None:
     if args.measure:
         return run_one(args)
 
-    ways = [way for way in WAYS if way != "opacus" or (args.model == "baseline" and importlib.util.find_spec("opacus"))]
+    ways = [way for way in WAYS if way in {*args.ways, "plain"}]
+    if args.model != "baseline" or not importlib.util.find_spec("opacus"):
+        ways = [way for way in ways if way != "opacus"]
     results: dict[str, list[dict]] = {way: [] for way in ways}
     for number in range(args.rounds):
         for way in ways:

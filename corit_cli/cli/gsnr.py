@@ -13,6 +13,7 @@ from rich.table import Table
 from corit_cli.cli import options
 from corit_cli.cli.console import Bars, err, escape, out, print_json, print_table, warn_of_errors
 from corit_cli.cli.options import Given, opt
+from corit_cli.data.splits import FEWEST_UNITS, SMALL
 from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.gsnr.reading import reading
@@ -154,6 +155,14 @@ def _show(found: Study) -> None:
         "debiased, with 95% intervals, the plain estimate beside it.",
         soft_wrap=True,
     )
+    strata = about["strata"]
+    if len(strata) > 2:
+        out.print(f"Strata: {len(strata)}, sources within classes, each with its share of the images.", soft_wrap=True)
+    if any(name.endswith(SMALL) for name in strata):
+        out.print(
+            f"Sources of fewer than {FEWEST_UNITS} independent images make up one stratum of their class together.",
+            soft_wrap=True,
+        )
     for state in dict.fromkeys(row.head for row in found.rows):
         for subset in dict.fromkeys(row.subset for row in found.rows):
             _show_gsnr(found, state, subset)

@@ -17,6 +17,8 @@ from corit_cli.data.manifest import Sample
 PHOTOGRAPH = 16
 #: Independent units below which neither a fit nor a jackknife is worth trying.
 FEWEST_UNITS = 3
+#: What sources of fewer units are called together.
+SMALL = "small sources"
 #: Jackknife groups to use unless there are fewer units.
 GROUPS = 16
 
@@ -105,7 +107,7 @@ def source_strata(
         while left and (many(members[left[0]]) < FEWEST_UNITS or 0 < many(rest) < FEWEST_UNITS):
             rest += members[left.pop(0)]
         strata = [(source or "unnamed", members[source]) for source in sorted(left)]
-        for name, own in [*strata, *([("small sources", rest)] if rest else [])]:
+        for name, own in [*strata, *([(SMALL, rest)] if rest else [])]:
             for i in own:
                 numbers[i] = len(names)
             names.append(f"{('real', 'fake')[label]}: {name}")

@@ -115,6 +115,7 @@ def test_stages_of_training_and_sources_are_asked_for_and_shown(gsnr, tmp_path: 
     for words in ("GSNR, head after 2 epochs", "Head after 2 epochs, corit: ", "2 heads: mean"):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1].startswith("A plot of GSNR against depth is in ")
+    assert "Sources of fewer than 3 independent images make up one stratum" in result.stdout
     assert "head after 2 epochs" in (tmp_path / "out.svg").read_text()
 
 

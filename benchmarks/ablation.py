@@ -5,8 +5,8 @@ last row is the shipped detector, which takes CGP away again and trains on degra
 
 For each row: AUC on sources held out in turn, with its paired margin over the linear probe; GSNR of a head's parameters
 at their initial values; and COR, the radius at which two-layer heads on the row's features collapse under SAM. GSNR and
-COR are taken on 300 training and 150 validation images, the same for every row. Linear heads do not collapse
-(docs/theory.md), hence the two layers.
+COR are taken on 300 training and 150 validation images, the same for every row; below stands their rank correlation.
+Linear heads do not collapse (docs/theory.md), hence the two layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from search import FOUR
 from corit_cli.cor.arms import HeadArm, Split
 from corit_cli.cor.collapse import Criteria, critical_radius, rounded
 from corit_cli.cor.settings import Optimization
-from corit_cli.cor.theory import head_gsnr
+from corit_cli.cor.theory import Condition, head_gsnr, rank_correlation
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.splits import thin, units_of
 from corit_cli.features.cache import default_cache_path
@@ -52,7 +52,7 @@ def rows() -> list[Row]:
     ]
 
 
-def stability(bench: Bench, row: Row) -> tuple[str, str]:
+def stability(bench: Bench, row: Row) -> Condition:
     """GSNR and COR of heads on a row's features."""
     data = bench.data(row)
     samples, units = bench.samples, units_of(bench.samples)
@@ -71,23 +71,25 @@ def stability(bench: Bench, row: Row) -> tuple[str, str]:
         if ends is not None:
             between = np.geomspace(*ends, 4)[1:-1]
             runs += arm.run([(rounded(float(rho)), seed, False) for rho in between for seed in SEEDS])
-    gsnr = f"{1000 * found.value:.1f} [{1000 * found.low:.1f}, {1000 * found.high:.1f}]"
-    return gsnr, str(critical_radius(runs, tests))
+    return Condition("component", 0.0, found, critical_radius(runs, tests))
 
 
 def main(bench: Bench) -> None:
     """Print the table."""
     scores, gsnr, cor = {}, {}, {}
-    measured: dict[CoRITSettings, tuple[str, str]] = {}  # neither depends on how the row's own head is trained
+    measured: dict[CoRITSettings, Condition] = {}  # neither depends on how the row's own head is trained
     for row in rows():
         data = bench.data(row)
         scores[row.name] = bench.scores(bench.leave_source_out(data, row.training), data.z[data.originals])
         if row.settings not in measured:
             measured[row.settings] = stability(bench, row)
-        gsnr[row.name], cor[row.name] = measured[row.settings]
+        e = measured[row.settings].gsnr
+        gsnr[row.name] = f"{1000 * e.value:.1f} [{1000 * e.low:.1f}, {1000 * e.high:.1f}]"
+        cor[row.name] = str(measured[row.settings].cor)
     print(file=sys.stderr)
     everything = np.ones(len(bench.samples), bool)
     bench.table("Leave-source-out", scores, everything, {"GSNR x 1,000": gsnr, "COR": cor})
+    print(f"\nSpearman's correlation of COR with GSNR over what is read: {rank_correlation(list(measured.values()))}")
 
 
 if __name__ == "__main__":

@@ -13,16 +13,17 @@ from rich.table import Table
 from corit_cli.cli import options
 from corit_cli.cli.console import Bars, err, escape, out, print_json, print_table, warn_of_errors
 from corit_cli.cli.options import Given, opt
+from corit_cli.data.splits import FEWEST_UNITS, SMALL
 from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
+from corit_cli.gsnr.reading import reading
 from corit_cli.gsnr.study import PANEL as MEASURED
-from corit_cli.gsnr.study import Compared, Study, StudySettings
+from corit_cli.gsnr.study import Compared, Study, StudySettings, stage
 from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 
 if TYPE_CHECKING:
     from corit_cli.metrics import Estimate
 
-STATE_NAMES = {"initial": "at initialisation (a random head of mean logit zero)", "fitted": "after fitting the head"}
 PARTS = {"params": "", "head": "", "cls": " cls", "patches": " patches"}
 
 
@@ -78,6 +79,7 @@ def gsnr(
     corit gsnr --data faces/ --samples 200 --by class --json > gsnr.json
     corit gsnr --wrt tokens --layers 3,6-9 --compare corit --inject-at 3,4,5,6
     corit gsnr --wrt head --heads 10 --samples 2000 --data faces/
+    corit gsnr --head-state init,1,2,5,fitted --strata source --data faces/
     corit gsnr -c my-detector --data faces/ --head-state fitted
 
     Images are read as one window of untouched pixels unless --crop or a checkpoint says otherwise.
@@ -131,9 +133,15 @@ def gsnr(
     if plot is not None:
         gsnr_plot(found, plot)
     if as_json:
-        print_json(found.as_dict())
+        print_json(found.as_dict() | {"reading": reading(found)})
     else:
         _show(found)
+        out.print(
+            f"A plot of GSNR against depth is in {escape(str(plot))}."
+            if plot is not None
+            else "For a plot of GSNR against depth give --plot gsnr.svg.",
+            soft_wrap=True,
+        )
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -147,12 +155,23 @@ def _show(found: Study) -> None:
         "debiased, with 95% intervals, the plain estimate beside it.",
         soft_wrap=True,
     )
+    strata = about["strata"]
+    if len(strata) > 2:
+        out.print(f"Strata: {len(strata)}, sources within classes, each with its share of the images.", soft_wrap=True)
+    if any(name.endswith(SMALL) for name in strata):
+        out.print(
+            f"Sources of fewer than {FEWEST_UNITS} independent images make up one stratum of their class together.",
+            soft_wrap=True,
+        )
     for state in dict.fromkeys(row.head for row in found.rows):
         for subset in dict.fromkeys(row.subset for row in found.rows):
             _show_gsnr(found, state, subset)
     _show_proxies(found)
     for note in found.notes:
         out.print(f"Note: {escape(note)}", soft_wrap=True)
+    out.print()
+    for sentence in reading(found):
+        out.print(escape(sentence), soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -163,7 +182,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _show_gsnr(found: Study, state: str, subset: str) -> None:
-    """A table of all models, the difference, and in words what is not distinguishable from zero."""
+    """A table of all models and of the difference."""
     rows = [r for r in found.rows if (r.head, r.subset) == (state, subset)]
     differences = {
         (r.part, r.layer): r for r in found.differences if (r.head, r.subset) == (state, subset)
@@ -171,12 +190,13 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
     models = list(dict.fromkeys(r.model for r in rows))
     cells = {(r.model, r.part, r.layer): r for r in rows}
     drawn = max(len(r.draws) for r in rows)  # random heads, where there are several
+    many = [f"{drawn} heads: mean (range)"] if drawn else []
     columns = [
         "layer",
-        *(c for m in models for c in (m, "plain", *([f"of {drawn} heads"] if drawn else []))),
-        *([" - ".join(models[::-1])] if differences else []),
+        *(c for m in models for c in (m, "plain", *many)),
+        *([" - ".join(models[::-1]), *many] if differences else []),
     ]
-    title = f"GSNR {STATE_NAMES[state]}" + ("" if subset == "all" else f", {escape(subset)} images")
+    title = f"GSNR, {stage(state)}" + ("" if subset == "all" else f", {escape(subset)} images")
     table = _table(title, columns)
     for part, layer in sorted(dict.fromkeys((r.part, r.layer) for r in rows), key=_depth):
         line = [layer + PARTS[part]]
@@ -184,22 +204,17 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
             row = cells.get((model, part, layer))
             line += ["not read", ""] if row is None else [_interval(row.estimate), f"{row.estimate.plugin:.4f}"]
             if drawn:
-                line.append(f"{min(row.draws):.4f} to {max(row.draws):.4f}" if row is not None else "")
+                line.append(_mean_and_range(row.draws) if row is not None else "")
         if differences:
             row = differences.get((part, layer))
             line.append("" if row is None else _interval(row.difference))
+            if drawn:
+                line.append(_mean_and_range(row.draws) if row is not None else "")
         table.add_row(*line)
     print_table(table)
     losses = [f"{m} {found.losses[m, state, subset]:.3f}" for m in models if (m, state, subset) in found.losses]
     if losses:
         out.print(f"Mean loss: {', '.join(losses)} (chance: 0.693)", soft_wrap=True)
-    for model in models:
-        faint = [r.layer + PARTS[r.part] for r in rows if r.model == model and not r.estimate.significant]
-        if faint:
-            out.print(f"{model}: not distinguishable from zero at layer {', '.join(faint)}", soft_wrap=True)
-    faint = [layer + PARTS[part] for (part, layer), r in differences.items() if not r.difference.significant]
-    if faint:
-        out.print(f"Difference: not distinguishable from zero at layer {', '.join(faint)}", soft_wrap=True)
 
 
 def _depth(key: tuple[str, str]) -> tuple[str, float]:
@@ -209,6 +224,10 @@ def _depth(key: tuple[str, str]) -> tuple[str, float]:
 
 def _interval(e) -> str:
     return f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]"
+
+
+def _mean_and_range(draws: Sequence[float]) -> str:
+    return f"{sum(draws) / len(draws):.4f} ({min(draws):.4f} to {max(draws):.4f})" if draws else ""
 
 
 def _plus_minus(e: Estimate | None) -> str:

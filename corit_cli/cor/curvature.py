@@ -49,7 +49,8 @@ class Geometry:
 
     Attributes:
         gradient_norm: ||E g||, the root of the debiased square, or zero when that is negative.
-        batch_norm: root mean square norm of a minibatch's gradient, about what SAM divides by.
+        batch_norm: root mean square norm of the minibatches' gradients, about what SAM divides by in batches with as
+            many of either class. One drawn at random has ||delta||^2 / b more in the square (docs/theory.md).
         noise: tr Cov of per-sample gradients within the classes.
         gsnr: debiased ||E g||^2 / tr Cov. It may be negative; infinite without noise, zero without any gradient.
         smoothness: beta, the largest absolute eigenvalue of the Hessian at these weights.
@@ -59,7 +60,8 @@ class Geometry:
             point than here. Infinite on a flat loss with a gradient.
         edge: :func:`edge_radius` of the full-batch gradient.
         local: :func:`local_radius`: None when no radius up to the limit breaks descent, zero when these batches do not
-            agree on a direction in the first place. ``local_low`` and ``local_high`` are its interval, likewise.
+            agree on a direction in the first place. ``local_low`` and ``local_high`` are its interval, likewise. As
+            ``batch_norm`` it speaks of minibatches that are balanced as these are.
         iterations: Hessian-vector products with the whole loss that were needed.
         converged: whether smoothness and curvature settled within the tolerance.
     """

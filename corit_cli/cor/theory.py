@@ -133,16 +133,23 @@ def head_gsnr(
 
 
 def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
-    """Spearman's correlation of COR with GSNR, its 95% bootstrap interval over conditions; NaN where one is constant.
+    """:func:`spearman` of COR with GSNR.
 
     A COR known only as a bound above (below) all radii ranks above (below) every other; where all runs diverged there
     is none to rank.
     """
+    conditions = [c for c in conditions if c.cor.value is not None or c.cor.side is not None]
+    return spearman(
+        [c.gsnr.value for c in conditions],
+        [np.inf if c.cor.side == "above" else c.cor.value or 0.0 for c in conditions],
+    )
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """Spearman's rank correlation with its 95% bootstrap interval over the pairs; NaN where one side is constant."""
     from scipy.stats import spearmanr
 
-    conditions = [c for c in conditions if c.cor.value is not None or c.cor.side is not None]
-    x = np.array([c.gsnr.value for c in conditions])
-    y = np.array([np.inf if c.cor.side == "above" else c.cor.value or 0.0 for c in conditions])
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
 
     def rho(i: np.ndarray) -> float:
         constant = len(set(x[i])) < 2 or len(set(y[i])) < 2

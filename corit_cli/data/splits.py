@@ -17,6 +17,8 @@ from corit_cli.data.manifest import Sample
 PHOTOGRAPH = 16
 #: Independent units below which neither a fit nor a jackknife is worth trying.
 FEWEST_UNITS = 3
+#: What sources of fewer units are called together.
+SMALL = "small sources"
 #: Jackknife groups to use unless there are fewer units.
 GROUPS = 16
 
@@ -46,21 +48,22 @@ def _by_video_or_source(sample: Sample) -> Hashable:
 def deal(
     labels: Sequence[int], units: Sequence[Hashable], shares: int | Sequence[float], seed: int = 0
 ) -> list[list[int]]:
-    """Deal whole units at random, the large ones first, each to the side that holds least of its classes against its
-    share: positions, side by side. ``shares`` may be a number of equal ones."""
+    """Deal whole units at random, the large ones first, each to the side that holds least of its classes (or of any
+    other strata, numbered from 0) against its share: positions, side by side. ``shares`` may be a number of equal ones.
+    """
     if isinstance(shares, int):
         shares = [1 / max(shares, 1)] * shares
     members: dict[Hashable, list[int]] = defaultdict(list)
     for position, unit in enumerate(units):
         members[unit].append(position)
     groups, labels = list(members.values()), np.asarray(labels, int)
-    total = np.bincount(labels, minlength=2).clip(1)  # (2,)
-    target = np.outer(shares, total)  # (sides, 2)
+    total = np.bincount(labels, minlength=2).clip(1)  # (classes,)
+    target = np.outer(shares, total)  # (sides, classes)
     held = np.zeros_like(target)
     sides: list[list[int]] = [[] for _ in shares]
     order = np.random.default_rng(seed).permutation(len(groups))
     for group in sorted((groups[i] for i in order), key=len, reverse=True):
-        counts = np.bincount(labels[group], minlength=2)
+        counts = np.bincount(labels[group], minlength=len(total))
         lack = ((1 - held / target) * counts).sum(1)  # (sides,)
         side = max(range(len(sides)), key=lambda i: (lack[i], -len(sides[i])))
         sides[side] += group
@@ -72,12 +75,43 @@ def jackknife_groups(
     units: Sequence[Hashable], labels: Sequence[int] | None = None, groups: int = GROUPS, seed: int = 0
 ) -> list[list[int]]:
     """Deal samples into at most ``groups`` random groups of nearly equal size: positions, group by group. With
-    ``labels`` each group also gets much the same mix of classes.
+    ``labels`` each group also gets much the same mix of classes, or of strata (see :func:`deal`).
 
     Samples of one unit (a photograph and its forgeries, frames of a video) stay together, since the jackknife takes
     the groups for independent.
     """
     return deal(labels or [0] * len(units), units, min(groups, len(set(units))), seed)
+
+
+def source_strata(
+    labels: Sequence[int], sources: Sequence[str], units: Sequence[Hashable]
+) -> tuple[list[int], list[str]]:
+    """The sources within each class as strata, numbered class by class: one number a sample, and what each is called.
+
+    Sources of fewer than three units cannot be a stratum by themselves, without one jackknife group least of all: in
+    either class they make up one stratum together, with the next smallest source where they are still too few; there,
+    sources are taken for draws.
+    """
+    numbers, names = [0] * len(labels), []
+    for label in sorted(set(labels)):
+        members: dict[str, list[int]] = defaultdict(list)
+        for i, source in enumerate(sources):
+            if labels[i] == label:
+                members[source].append(i)
+
+        def many(positions: Sequence[int]) -> int:
+            return len({units[i] for i in positions})
+
+        left = sorted(members, key=lambda source: (many(members[source]), source))
+        rest: list[int] = []
+        while left and (many(members[left[0]]) < FEWEST_UNITS or 0 < many(rest) < FEWEST_UNITS):
+            rest += members[left.pop(0)]
+        strata = [(source or "unnamed", members[source]) for source in sorted(left)]
+        for name, own in [*strata, *([(SMALL, rest)] if rest else [])]:
+            for i in own:
+                numbers[i] = len(names)
+            names.append(f"{('real', 'fake')[label]}: {name}")
+    return numbers, names
 
 
 # --- training, validation, folds ------------------------------------------------------------------

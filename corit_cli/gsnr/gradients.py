@@ -6,15 +6,16 @@ coordinate goes, with a random sign, into one of m buckets. Inner products of sk
 about 1/sqrt(m) of the norms' product; between groups of noise the inner product itself spreads by 1/sqrt(d') of that
 product, where d' = (tr C)^2 / tr C^2 is the gradients' effective dimension. A sketched standard error is therefore off
 by about sqrt(d'/m) of the sqrt(1/2J) that J groups leave unknown of it anyway: 2 to 4% on ViT-B/16's blocks, where
-d' is 170 to 900, at J = 8. The estimate is not off at all, as norms and sums are exact. Tensors of up to m entries are
-kept whole.
+d' is 170 to 900, at J = 8. The estimate is not off at all, as norms and sums are exact, of up to two strata (the
+classes). More of them (the sources) would want a copy of the gradient each, so the products of their sums are those of
+sketches, off by about sqrt(2/m) of the plain ||mean||^2, 1%. Tensors of up to m entries are kept whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Protocol
@@ -32,6 +33,9 @@ from corit_cli.progress import Advance, hush
 
 #: Buckets of a sketch. A prime, so that no row or column of a matrix falls into few of them.
 BUCKETS = 32749
+
+#: Strata of which the gradients' sums are kept whole.
+WHOLE = 2
 
 #: A stratum and a jackknife group.
 Cell = tuple[int, int]
@@ -97,12 +101,14 @@ def measure(
     advance: Advance = hush,
     layers: Container[str] | None = None,
     windows: int = 1,
+    weights: Mapping[int, float] | None = None,
 ) -> Gradients:
     """Gradient moments of the parameters of all ``layers`` (or those named) and the head, and of tokens.
 
     ``batches`` yields images (b, ...) as ``corit`` takes them, labels (b,) and the cell, stratum and jackknife group,
     that all of them belong to; a cell's batches follow one another, and so do a stratum's cells (ValueError otherwise).
-    ``advance`` is told each batch's size. Of every stratum but the last a copy of the gradients' sums is kept.
+    ``advance`` is told each batch's size. ``weights`` are those of the strata, which weigh alike without. Of two strata
+    a copy of the first one's sums is kept; memory also holds a sketch of every cell.
     Tokens are those of the layers that a tracked parameter stands before, in the first pass through the tower, which
     begins with ``windows`` rows of every sample, row r of sample r mod b.
     """
@@ -133,7 +139,8 @@ def measure(
             if cells:
                 close()
                 if place[0] != cells[-1].place[0]:
-                    strata[cells[-1].place[0]] = {name: total.clone() for name, total in ghost.sums.items()}
+                    keep = len(strata) < WHOLE - 1
+                    strata[cells[-1].place[0]] = {k: total.clone() for k, total in ghost.sums.items() if keep}
             cells.append(_Cell(place))
         tokens = _TokenGradients(windows, samples=len(labels))
         with layer_outputs(corit.tower, tokens.saw):
@@ -146,6 +153,7 @@ def measure(
         raise ValueError("no samples were given")
     close()
     strata[cells[-1].place[0]] = ghost.sums
+    weighed = None if weights is None else [weights[stratum] for stratum in strata]
     numbers = [sorted({cell.place[1] for cell in cells}), list(strata)]  # groups, and strata as they came
     at = tuple(np.array([[numbers[k].index(cell.place[1 - k]) for cell in cells] for k in (0, 1)]))
     shape = tuple(map(len, numbers))  # (J, C)
@@ -161,19 +169,22 @@ def measure(
     def parameter(name: str) -> Moments:
         running = torch.stack([cell.sketches.pop(name) for cell in cells]).double()  # (cells, m)
         each = running.diff(dim=0, prepend=running.new_zeros(1, running.shape[1]))
-        gram = np.zeros((*shape, *shape))
-        gram[at[0][:, None], at[1][:, None], at[0], at[1]] = (each @ each.T).cpu().numpy()
+        each = each.cpu().numpy()
+        sums = np.zeros((*shape, each.shape[1]))
+        sums[at] = each
+        found = Moments.of(counts, spread([cell.squares.get(name, 0.0) for cell in cells]), sums, weighed)
+        if len(strata) > WHOLE:
+            return found
         # Exact, unlike the sketches': they are what the estimate itself comes from.
         nothing = torch.zeros_like(ghost.sums[name])
         upto = [nothing, *(sums.get(name, nothing) for sums in strata.values())]
-        sums = [b - a for a, b in pairwise(upto)]
-        totals = np.array([[_dot(a, b) for b in sums] for a in sums])  # (C, C)
-        return Moments(counts, spread([cell.squares.get(name, 0.0) for cell in cells]), totals, gram)
+        parts = [b - a for a, b in pairwise(upto)]
+        return replace(found, totals=np.array([[_dot(a, b) for b in parts] for a in parts]))  # (C, C)
 
     def token(key: tuple[int, str]) -> Moments:
         sums = np.zeros((*shape, len(cells[0].token_sums[key])))
         sums[at] = torch.stack([cell.token_sums[key] for cell in cells]).cpu().numpy()
-        return Moments.of(counts, spread([cell.token_squares[key] for cell in cells]), sums)
+        return Moments.of(counts, spread([cell.token_squares[key] for cell in cells]), sums, weighed)
 
     return Gradients(
         {name: parameter(name) for name in ghost.parameters if name in ghost.sums},

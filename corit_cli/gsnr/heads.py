@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.errors import CoritError
-from corit_cli.gsnr.study import DifferenceRow, Row, Study, StudySettings
-from corit_cli.metrics import gsnr
+from corit_cli.gsnr.measured import Strata
+from corit_cli.gsnr.study import Study, StudySettings, epoch_state
 from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
@@ -40,9 +42,27 @@ def initial_like(head: FusedHead, z: Tensor, training: TrainSettings) -> FusedHe
     return FusedHead(drawn)
 
 
-def fitted_head(z: Tensor, labels: Sequence[int], sources: Sequence[str], training: TrainSettings) -> Head:
-    """A head fitted to features ``z`` (n, F)."""
-    return fit_head(z, torch.tensor(labels), balance_weights(labels, sources, training.balance), training)
+def heads_at(
+    states: Sequence[str], z: Tensor, labels: Sequence[int], sources: Sequence[str], training: TrainSettings
+) -> dict[str, Head]:
+    """The head at each of the states (``study.py``) of one training on features ``z`` (n, F).
+
+    ``epoch E`` is the head after E of the training's epochs, whose step size is still on its way down.
+    """
+    heads: dict[str, Head] = {}
+
+    def after(epoch: int, head: Head) -> None:
+        if epoch_state(epoch) in states:
+            heads[epoch_state(epoch)] = deepcopy(head).eval()
+
+    if "initial" in states:
+        heads["initial"] = initial_head(z, training)
+    if set(states) - {"initial"}:
+        weights = balance_weights(labels, sources, training.balance)
+        fitted = fit_head(z, torch.tensor(labels), weights, training, after=after)
+        if "fitted" in states:
+            heads["fitted"] = fitted
+    return heads
 
 
 def measure_heads(
@@ -53,6 +73,7 @@ def measure_heads(
     units: Sequence[Hashable],
     training: TrainSettings,
     settings: StudySettings,
+    sources: Sequence[str] = (),
 ) -> None:
     """Add to ``out`` the GSNR of a linear head on every layer of what each model reads.
 
@@ -61,33 +82,27 @@ def measure_heads(
         fitting: labels and sources of the images that heads are fitted to.
         labels: of the measured images.
         units: of the measured images, what they belong to.
+        sources: of the measured images; read where strata are by source.
 
     Raises CoritError when only layer 0 is asked for, whose class token is the same for all images.
     """
-    groups, clustered = jackknife_groups(units, labels, seed=settings.seed), len(set(units)) < len(units)
+    strata = Strata.of(labels, sources, units, settings.strata)
+    groups, clustered = jackknife_groups(units, strata.numbers, seed=settings.seed), len(set(units)) < len(units)
     first, n = next(iter(read)), len(fitting[0])
     layers = [layer for layer in settings.layers or range(1, read[first].shape[1] + 1) if layer]
     if not layers:
         raise CoritError("layer 0's class token is the same for all images: give --wrt head a layer from 1 on")
-    out.about["data"] |= {"jackknife_groups": len(groups), "clustered": clustered}
-    for state in settings.states:
-        draws = range(training.seed, training.seed + (settings.heads if state == "initial" else 1))
-        for layer in layers:
-            reference: Moments | None = None
-            for name, features in read.items():
-                z = features[:, layer - 1]  # (n, d)
-                found: list[Moments] = []
-                for seed in draws:
-                    drawn = replace(training, seed=seed)
-                    head = initial_head(z[:n], drawn) if state == "initial" else fitted_head(z[:n], *fitting, drawn)
+    out.about["data"] |= {"jackknife_groups": len(groups), "clustered": clustered, "strata": strata.names}
+    for layer in layers:
+        found: dict[str, dict[str, list[Moments]]] = {state: defaultdict(list) for state in settings.states}
+        for name, features in read.items():
+            z = features[:, layer - 1]  # (n, d)
+            for draw in range(settings.heads):
+                drawn = replace(training, seed=training.seed + draw)
+                for state, head in heads_at(settings.states_of(draw), z[:n], *fitting, drawn).items():
                     g = per_sample_gradients(head.layers, head.standardise(z[n:]), torch.tensor(labels))  # (m, params)
-                    found.append(Moments.of_samples(g.numpy(), labels, groups))
-                key = (state, "all", "head", str(layer))
-                both = [gsnr.estimate(found[0], clustered, reading) for reading in ("balanced", "independent")]
-                values = tuple(gsnr.estimate(moments, clustered).value for moments in found)
-                out.rows.append(Row(name, *key, *both, values if len(values) > 1 else ()))
-                if reference is None:
-                    reference = found[0]
-                else:
-                    difference = gsnr.compare(found[0], reference, clustered)
-                    out.differences.append(DifferenceRow(name, first, *key, difference))
+                    found[state][name].append(Moments.of_samples(g.numpy(), strata.numbers, groups, strata.weights))
+        for state, moments in found.items():
+            out.add(state, "all", {name: {("head", str(layer)): m} for name, m in moments.items()}, clustered)
+    for rows in (out.rows, out.differences):
+        rows.sort(key=lambda row: settings.states.index(row.head))  # by state, then by layer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,12 +26,11 @@ from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor, Reader, mean_over_windows
 from corit_cli.files import content_sha256
 from corit_cli.gsnr.gradients import Gradients, measure
-from corit_cli.gsnr.heads import fitted_head, initial_head, initial_like, measure_heads
+from corit_cli.gsnr.heads import heads_at, initial_like, measure_heads
 from corit_cli.gsnr.measured import Measured, subsets
 from corit_cli.gsnr.probes import probe_auc
 from corit_cli.gsnr.proxy import measure_proxy
-from corit_cli.gsnr.study import Compared, DifferenceRow, Row, Study, StudySettings
-from corit_cli.metrics import gsnr
+from corit_cli.gsnr.study import Compared, Layer, Study, StudySettings, epochs_of
 from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.corit import Reading
 from corit_cli.model.fusion import FusedHead
@@ -62,13 +62,18 @@ def study(
     With gradients of heads alone the proxies are left out, and a model stands for what is read at every layer: the
     class token, or, where it uses contrasts, the class token's contrast. ``cache`` keeps class tokens and contrasts.
 
-    Raises CoritError when there are too few images, or of one class only, or a layer does not exist.
+    Raises CoritError when there are too few images, or of one class only, or a layer or epoch does not exist.
     """
     crops = replace(crops, interpolation=backbone.tower.config.interpolation)
     depth = backbone.tower.config.layers
     for layer in settings.layers or ():
         if not 0 <= layer <= depth:
             raise CoritError(f"there is no layer {layer}: the backbone has layers 0 (the embedding) to {depth}")
+    stages = [epochs_of(state) for state in settings.states if state not in ("initial", "fitted")]
+    if stages and max(stages) > TRAINING.epochs:
+        raise CoritError(f"heads are fitted for {TRAINING.epochs} epochs: there is no epoch {max(stages)}")
+    if stages and settings.wrt != "head" and any(model.head is not None for model in models):
+        raise CoritError("a checkpoint's head is fitted already: give --head-state init, fitted or both")
     extractors = {model.name: Extractor(backbone, model.settings, crops, device) for model in models}
     out, seed = Study(), settings.seed
     units = units_of(samples, photographs=True)
@@ -114,8 +119,8 @@ def study(
             out.notes.append(f"{model.name} stands for a linear head on every layer's {what}, each by itself")
             if model.head is not None:
                 out.notes.append(f"{model.name}: the checkpoint's head is left out, for every layer has one of its own")
-        training = replace(TRAINING, seed=seed)
-        measure_heads(out, read, fitting, labels[len(fit) :], own[len(fit) :], training, settings)
+        training, sources = replace(TRAINING, seed=seed), [samples[i].source for i in measured]
+        measure_heads(out, read, fitting, labels[len(fit) :], own[len(fit) :], training, settings, sources)
         return out
 
     prepared = []
@@ -125,20 +130,24 @@ def study(
             z, _ = extract(extractors[model.name], jobs[: len(fit)], cache, advance)
         else:
             z = whole.select(tokens[: len(fit)], model.settings)
-        training = replace(TRAINING, seed=seed)
+        drawn = [replace(TRAINING, seed=seed + draw) for draw in range(settings.heads)]
         if model.head is None:
-            heads = {"initial": initial_head(z, training), "fitted": fitted_head(z, *fitting, training)}
+            states = [settings.states_of(draw) for draw in range(settings.heads)]
+            states[0] += ("fitted",)  # the proxy is measured at it
+            heads = [heads_at(wanted, z, *fitting, training) for wanted, training in zip(states, drawn, strict=True)]
         else:
-            heads = {"initial": initial_like(model.head, z, training), "fitted": model.head}
-        heads = {state: head.to(device) for state, head in heads.items()}
+            heads = [{"initial": initial_like(model.head, z, training)} for training in drawn]
+            heads[0]["fitted"] = model.head
+        heads = [{state: head.to(device) for state, head in one.items()} for one in heads]
         prepared.append(_Prepared(model.name, _Windowed(extractors[model.name]), heads))
         if model.head is not None:
             out.notes.append(f"{model.name}: its head came from a checkpoint, which may have seen these images")
 
-    data = Measured.read([samples[i] for i in measured], [units[i] for i in measured], crops, device, seed)
-    strata = {"all": list(range(len(measured)))} | subsets(data, settings.by, out.notes)
+    used = [samples[i] for i in measured], [units[i] for i in measured]
+    data = Measured.read(*used, crops, device, seed, settings.strata)
+    chosen = {"all": list(range(len(measured)))} | subsets(data, settings.by, out.notes)
     for state in settings.states:
-        for subset, positions in strata.items():
+        for subset, positions in chosen.items():
             _measure(out, prepared, data, settings, state=state, subset=subset, positions=positions, progress=progress)
     if not out.rows:
         raise CoritError("no gradient reaches the layers asked for: the models read none of them, nor what follows")
@@ -148,16 +157,17 @@ def study(
             advance = progress(f"{model.name}: proxy", len(measured))
             out.proxies[model.name] = measure_proxy(
                 model.features.readers[-1].corit,
-                model.heads["fitted"],
-                (model.features.last_pass(images, labels) for images, labels, _ in data.batches(strata["all"])),
+                model.heads[0]["fitted"],
+                (model.features.last_pass(images, labels) for images, labels, _ in data.batches(chosen["all"])),
                 data.places(),
                 advance,
             )
     if settings.wrt == "tokens" and any(len(model.features.readers) > 1 for model in prepared):
         out.notes.append("tokens are those of the resized images, which the class tokens are read from")
     out.about["data"] |= {
-        "jackknife_groups": len(data.groups(strata["all"])),
-        "clustered": data.clustered(strata["all"]),
+        "jackknife_groups": len(data.groups(chosen["all"])),
+        "clustered": data.clustered(chosen["all"]),
+        "strata": data.strata(chosen["all"]).names,
     }
     return out
 
@@ -183,11 +193,11 @@ class _Windowed:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A model ready to be measured, with its heads by state."""
+    """A model ready to be measured, with its heads by random draw and state."""
 
     name: str
     features: _Windowed
-    heads: dict[str, Head | FusedHead]
+    heads: list[dict[str, Head | FusedHead]]
 
 
 def _check(samples: Sequence[Sample], units: Sequence[Hashable], fit: Sequence[int], measured: Sequence[int]) -> None:
@@ -211,34 +221,28 @@ def _measure(
     progress: Progress,
 ) -> None:
     """Add to ``out`` what the models' gradients say at one head state on one subset."""
-    found: dict[str, dict[tuple[str, str], Moments]] = {}
-    clustered = data.clustered(positions)
+    found: dict[str, dict[Layer, list[Moments]]] = {}
+    weights = dict(enumerate(data.strata(positions).weights))
     for model in models:
-        title = f"{model.name}, {state} head" + (f", {subset}" if settings.by else "")
-        gradients = measure(
-            model.features,
-            model.heads[state],
-            data.batches(positions),
-            advance=progress(title, len(positions)),
-            layers=_tracked(settings),
-            windows=len(model.features.readers[0].windows),
-        )
-        out.losses[model.name, state, subset] = gradients.loss
-        found[model.name] = _moments(gradients, settings)
-        for (part, layer), moments in found[model.name].items():
-            try:
-                balanced, independent = (
-                    gsnr.estimate(moments, clustered, draws) for draws in ("balanced", "independent")
-                )
-            except ValueError as error:
-                raise CoritError(f"{title}, layer {layer}: {error}") from None
-            out.rows.append(Row(model.name, state, subset, part, layer, balanced, independent))
-    reference = models[0].name
-    for model in models[1:]:
-        for key, moments in found[model.name].items():
-            if key in found[reference]:
-                difference = gsnr.compare(moments, found[reference][key], clustered)
-                out.differences.append(DifferenceRow(model.name, reference, state, subset, *key, difference))
+        layers: dict[Layer, list[Moments]] = defaultdict(list)
+        heads = [drawn[state] for drawn in model.heads if state in drawn]
+        for number, head in enumerate(heads, 1):
+            title = f"{model.name}, {state} head" + (f" {number}" if len(heads) > 1 else "")
+            gradients = measure(
+                model.features,
+                head,
+                data.batches(positions),
+                advance=progress(title + (f", {subset}" if settings.by else ""), len(positions)),
+                layers=_tracked(settings),
+                windows=len(model.features.readers[0].windows),
+                weights=weights,
+            )
+            if number == 1:
+                out.losses[model.name, state, subset] = gradients.loss
+            for key, moments in _moments(gradients, settings).items():
+                layers[key].append(moments)
+        found[model.name] = layers
+    out.add(state, subset, found, data.clustered(positions))
 
 
 def _tracked(settings: StudySettings) -> tuple[str, ...] | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from corit_cli.config import Settings, option
 from corit_cli.data.manifest import Sample
 from corit_cli.errors import CoritError
-from corit_cli.metrics.gsnr import GSNRDifference, GSNREstimate
+from corit_cli.metrics import gsnr
+from corit_cli.metrics.gsnr import GSNRDifference, GSNREstimate, Moments
 from corit_cli.metrics.intervals import Estimate, plain
 from corit_cli.model.settings import CoRITSettings, parse_layers
 
@@ -16,8 +20,30 @@ if TYPE_CHECKING:
     from corit_cli.gsnr.proxy import ProxyReport
     from corit_cli.model.fusion import FusedHead
 
+#: What gradients are with respect to (``Row.part``), and where.
+Layer = tuple[str, str]
+
 PANEL = "What is measured"
 STATES = {"init": ("initial",), "fitted": ("fitted",), "both": ("initial", "fitted")}
+
+
+def epoch_state(epoch: int) -> str:
+    """The name of the head's state after so many epochs."""
+    return f"epoch {epoch}" if epoch else "initial"
+
+
+def epochs_of(state: str) -> float:
+    """After how many epochs a state of the head is, infinity for ``fitted``. Raises ValueError for what is no state."""
+    named = {"initial": 0.0, "fitted": float("inf")}
+    return named[state] if state in named else int(state.removeprefix("epoch "))
+
+
+def stage(state: str) -> str:
+    """A state of the head in words."""
+    if state in ("initial", "fitted"):
+        return "random head" if state == "initial" else "fitted head"
+    epochs = int(epochs_of(state))
+    return f"head after {epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 def parse_all(text: str) -> tuple[int, ...] | None:
@@ -26,10 +52,14 @@ def parse_all(text: str) -> tuple[int, ...] | None:
 
 
 def parse_states(text: str) -> tuple[str, ...]:
-    """``init``, ``fitted`` or ``both`` to states of the head. Raises CoritError otherwise."""
-    if text not in STATES:
-        raise CoritError(f"--head-state takes init, fitted or both, not {text!r}")
-    return STATES[text]
+    """``init``, ``fitted``, ``both``, epochs, or several of these with commas between, to states of the head:
+    ``initial``, ``epoch E`` and ``fitted``, in this order. Raises CoritError otherwise."""
+    found: set[str] = set()
+    for word in text.split(","):
+        if word not in STATES and not word.isdecimal():
+            raise CoritError(f"--head-state takes init, fitted, both or epochs such as 1,2,5, not {word!r}")
+        found.update(STATES.get(word) or (epoch_state(int(word)),))
+    return tuple(sorted(found, key=epochs_of))
 
 
 @dataclass(frozen=True)
@@ -48,8 +78,10 @@ class StudySettings(Settings):
     ``layers`` of None are all of the backbone's, 0 being the embedding, and the head. Gradients are with respect to
     a layer's parameters; to its output, for the class token and for the mean of the patches; or (``head``) to a linear
     head on every layer's class token (baseline) or class token's contrast (CoRIT), which needs no pass backwards
-    through the tower and so bears thousands of samples. ``states`` of the head are ``initial``, random on standardised
-    features and of mean logit zero, in ``heads`` draws where heads are measured alone, and ``fitted``.
+    through the tower and so bears thousands of samples. Strata are the classes, or the sources within them.
+    ``states`` of the head are ``initial``, random on standardised features and of mean logit zero; ``epoch E``,
+    after E epochs of its training; and ``fitted``, after the last. ``heads`` are drawn at random, and trained each by
+    itself up to the epochs asked for; one alone is fitted to the end, where the start is forgotten.
     """
 
     layers: tuple[int, ...] | None = option(
@@ -68,18 +100,24 @@ class StudySettings(Settings):
         panel=PANEL,
     )
     samples: int = option(16, "Images to measure on; heads are fitted on others.", minimum=6, panel=PANEL)
+    strata: str = option(
+        "class",
+        "What weighs as the sample has it, so that its differences are no noise: the classes, or sources within them.",
+        choices=("class", "source"),
+        panel=PANEL,
+    )
     states: tuple[str, ...] = option(
         ("initial", "fitted"),
-        "The head that the loss is taken at: init, random; fitted; or both.",
+        "The head that the loss is taken at: init, random; fitted; both; or epochs of fitting: init,1,2,5,fitted.",
         flag="--head-state",
-        metavar="init|fitted|both",
+        metavar="init|fitted|both|EPOCHS",
         shown="both",
         parse=parse_states,
         panel=PANEL,
     )
     heads: int = option(
         1,
-        "With --wrt head: random heads. The table is of the first; the range over all stands beside it.",
+        "Random heads to begin with. The table is of the first; mean and range over all stand beside it.",
         minimum=1,
         panel=PANEL,
     )
@@ -92,12 +130,14 @@ class StudySettings(Settings):
         super().__post_init__()
         if self.by not in (None, "class", "source"):
             raise CoritError(f"by must be one of class, source, not {self.by!r}")
-        if self.heads > 1 and self.wrt != "head":
-            raise CoritError("several random heads are for gradients of heads alone: give --wrt head with --heads")
         if self.by and self.wrt == "head":
             raise CoritError("--by is for gradients of the backbone: leave it out, or give --wrt params or tokens")
-        if not self.states or not set(self.states) <= {"initial", "fitted"}:
-            raise CoritError(f"states must be of initial, fitted, not {self.states!r}")
+        if not self.states or not all(re.fullmatch(r"initial|fitted|epoch [1-9]\d*", state) for state in self.states):
+            raise CoritError(f"states must be of initial, epoch 1 and so on, and fitted, not {self.states!r}")
+
+    def states_of(self, draw: int) -> tuple[str, ...]:
+        """The states that a random head, the first or another, is measured at."""
+        return self.states if draw == 0 else tuple(state for state in self.states if state != "fitted")
 
 
 @dataclass(frozen=True)
@@ -106,7 +146,7 @@ class Row:
 
     ``part`` is params, cls, patches or, for a head alone, head; ``subset`` is ``all``, a class or a source.
     ``estimate`` is GSNR under batches with as many real images as fake ones, ``independent`` under independent
-    draws, whose noise is larger. ``draws`` holds the values at several random heads, the first among them.
+    draws, whose noise is larger. ``draws`` holds the values at several random heads, where there are, the first first.
     """
 
     model: str
@@ -121,7 +161,7 @@ class Row:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """GSNR of ``model`` minus that of ``reference``, for the same layer, head state and images."""
+    """GSNR of ``model`` minus that of ``reference``, for the same layer, head state and images; ``draws`` as in Row."""
 
     model: str
     reference: str
@@ -130,6 +170,7 @@ class DifferenceRow:
     part: str
     layer: str
     difference: GSNRDifference
+    draws: tuple[float, ...] = ()
 
 
 @dataclass
@@ -147,19 +188,42 @@ class Study:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
+    def add(
+        self, head: str, subset: str, moments: Mapping[str, Mapping[Layer, Sequence[Moments]]], clustered: bool
+    ) -> None:
+        """Add the rows of one head state and subset, and the differences from the first model, from moments by model,
+        (part, layer) and random head. Raises CoritError on gradients that no GSNR can be taken of."""
+        first = next(iter(moments))
+        for model, layers in moments.items():
+            for (part, layer), drawn in layers.items():
+                key = (head, subset, part, layer)
+                try:
+                    both = [gsnr.estimate(drawn[0], clustered, reading) for reading in ("balanced", "independent")]
+                    values = _values(drawn, clustered)
+                    self.rows.append(Row(model, *key, *both, values))
+                    if model != first and (part, layer) in moments[first]:
+                        others = moments[first][part, layer]
+                        difference = gsnr.compare(drawn[0], others[0], clustered)
+                        apart = tuple(a - b for a, b in zip(values, _values(others, clustered), strict=True))
+                        self.differences.append(DifferenceRow(model, first, *key, difference, apart))
+                except ValueError as error:
+                    raise CoritError(f"{model}, {head} head, {subset}, layer {layer}: {error}") from None
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; not-a-number becomes None."""
 
         def gsnr_row(row: Row | DifferenceRow, found: GSNREstimate | GSNRDifference) -> dict[str, Any]:
             key = {k: v for k, v in vars(row).items() if isinstance(v, str)}
-            return key | asdict(found) | {"verdict": found.verdict}
+            over = {"draws": row.draws, "draws_mean": None, "draws_sd": None}
+            if row.draws:
+                over |= {"draws_mean": mean(row.draws), "draws_sd": stdev(row.draws)}
+            return key | asdict(found) | {"verdict": found.verdict} | over
 
         return plain(
             self.about
             | {
                 "gsnr": [
-                    gsnr_row(row, row.estimate) | {"independent_draws": asdict(row.independent), "draws": row.draws}
-                    for row in self.rows
+                    gsnr_row(row, row.estimate) | {"independent_draws": asdict(row.independent)} for row in self.rows
                 ],
                 "differences": [gsnr_row(row, row.difference) for row in self.differences],
                 "losses": [
@@ -172,3 +236,11 @@ class Study:
                 "notes": self.notes,
             }
         )
+
+
+def _values(drawn: Sequence[Moments], clustered: bool) -> tuple[float, ...]:
+    """GSNR at each of several random heads; nothing where there is one."""
+    if len(drawn) < 2:
+        return ()
+    found = [gsnr.variances(moments, clustered) for moments in drawn]
+    return tuple(v.signal / v.within for v in found)

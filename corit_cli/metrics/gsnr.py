@@ -14,25 +14,39 @@ which has the mean <mu_a, mu_b>:
 
     ||mu||^2 = sum_ab w_a w_b A_ab,    T = sum_a w_a (mean ||g||^2 in a - A_aa),    D = sum_a w_a A_aa - ||mu||^2,
 
-w_a = 1 / C, T the noise within strata, and D (||delta||^2 for two classes) what the strata's means add to it. R is
-``||mu||^2 / T`` under batches that are balanced as the sample is, and ``||mu||^2 / (T + D)`` under independent draws.
+w_a the strata's weights, T the noise within strata, and D (||delta||^2 for two classes) what the strata's means add to
+it. R is ``||mu||^2 / T`` under batches that are balanced as the sample is, and ``||mu||^2 / (T + D)`` under independent
+draws.
+
+Strata may also be the sources within the classes. Either class then weighs 1/2 (all of it where there is one), and a
+stratum a of class c weighs n_a / n_c of that (``balanced_weights``), as in a batch that holds every source in the
+sample's proportions, whose mean gradient has exactly the covariance T / B. The mix of sources is taken as fixed: what
+the sources differ in is no noise, and nothing is said of sources that the sample does not hold.
 
 Where samples depend on each other, as a photograph and its forgery do, whose gradients nearly cancel, only the products
 of gradients of different groups say what <mu_a, mu_b> is, also between strata (``clustered``).
 
-The samples are dealt into J groups that hold all strata. Everything here follows from the inner products of the
-gradient sums of groups and strata and from the samples' squared norms, whatever the number of parameters.
+The samples are dealt into J groups that hold all strata in much the same mix. Everything here follows from the inner
+products of the gradient sums of groups and strata and from the samples' squared norms, whatever the number of
+parameters.
 
 The interval comes from a delete-a-group jackknife, with Student's t of J - 1 degrees of freedom. ||mean||^2 is a
 square, skewed where the signal is weak, so the interval is laid around the square root of the plain ratio and squared
 back. Where R is below 1/N the jackknife counts the pairwise part of the variance twice (Efron and Stein 1981, The
-Annals of Statistics 9), so that there the interval is wider than it need be.
+Annals of Statistics 9), so that there the interval is wider than it need be. It is so too where a stratum has fewer
+samples, n_a, than there are groups: its share of the variance is counted n_a / (n_a - 1) times.
+
+**How many samples would do.** The variance of the estimated ||mu||^2 is 4 mu' C mu / N + 2 tr C^2 / N^2 to leading
+order: the standard error falls as 1 / N where the products of noise with noise are most of it, as 1 / sqrt(N) where
+those of signal and noise are. One sample does not tell how much is which, so :func:`more_samples` gives what both say,
+if R is what was measured and further samples are like these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,28 +64,39 @@ class Moments:
         counts: samples in each group and stratum, (J, C).
         squares: sum of these samples' squared gradient norms, (J, C).
         totals: inner products of the strata's gradient sums over all groups, (C, C).
-        gram: inner products of the gradient sums of groups and strata, (J, C, J, C). Only the interval reads it, and
+        own: inner products of the strata's gradient sums within each group, (J, C, C). Only the interval reads it, and
             clustered samples.
+        cross: those of the gradient sums within each group with those over all groups, (J, C, C). Only the interval
+            reads it.
+        weights: of the strata, sum 1, (C,).
     """
 
     counts: np.ndarray
     squares: np.ndarray
     totals: np.ndarray
-    gram: np.ndarray
+    own: np.ndarray
+    cross: np.ndarray
+    weights: np.ndarray
 
     @classmethod
-    def of(cls, counts: ArrayLike, squares: ArrayLike, sums: np.ndarray) -> Moments:
-        """From the gradient sums themselves, (J, C, d), or (J, d) with counts and squares (J,) for one stratum."""
+    def of(cls, counts: ArrayLike, squares: ArrayLike, sums: np.ndarray, weights: ArrayLike | None = None) -> Moments:
+        """From the gradient sums themselves, (J, C, d), or (J, d) with counts and squares (J,) for one stratum. Strata
+        weigh alike unless ``weights`` (C,) say otherwise."""
         sums, counts = np.asarray(sums, dtype=np.float64), np.asarray(counts)
         if sums.ndim == 2:
             sums, counts = sums[:, None], counts[:, None]
         squares = np.asarray(squares, dtype=np.float64).reshape(counts.shape)
-        gram = np.einsum("jad,kbd->jakb", sums, sums)
-        return cls(counts, squares, gram.sum((0, 2)), gram)
+        whole = sums.sum(0)  # (C, d)
+        return cls(
+            counts, squares, whole @ whole.T, sums @ sums.swapaxes(1, 2), sums @ whole.T, _weights(weights, len(whole))
+        )
 
     @classmethod
-    def of_samples(cls, g: np.ndarray, strata: ArrayLike, groups: Sequence[Sequence[int]]) -> Moments:
-        """From the samples' gradients (N, d), what stratum each belongs to (N,), and the groups' positions."""
+    def of_samples(
+        cls, g: np.ndarray, strata: ArrayLike, groups: Sequence[Sequence[int]], weights: ArrayLike | None = None
+    ) -> Moments:
+        """From the samples' gradients (N, d), what stratum each belongs to (N,), the groups' positions, and the
+        ``weights`` (C,) of the strata in sorted order."""
         names, number = np.unique(strata, return_inverse=True)
         counts, squares = np.zeros((len(groups), len(names)), int), np.zeros((len(groups), len(names)))
         sums = np.zeros((*counts.shape, g.shape[1]))
@@ -79,24 +104,42 @@ class Moments:
             np.add.at(counts[j], number[group], 1)
             np.add.at(squares[j], number[group], np.square(g[group]).sum(1))
             np.add.at(sums[j], number[group], g[group])
-        return cls.of(counts, squares, sums)
+        return cls.of(counts, squares, sums, weights)
 
     def __add__(self, other: Moments) -> Moments:
-        if not np.array_equal(self.counts, other.counts):
+        if not (np.array_equal(self.counts, other.counts) and np.array_equal(self.weights, other.weights)):
             raise ValueError("moments over different samples do not add up")
-        return Moments(self.counts, self.squares + other.squares, self.totals + other.totals, self.gram + other.gram)
+        parts = ("squares", "totals", "own", "cross")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in parts})
 
     @property
     def n(self) -> int:
         """N, the number of samples."""
         return int(self.counts.sum())
 
-    def without(self, group: int) -> Moments:
-        """The moments of all other groups. ``totals`` stays as exact as it was but for what the group took part in."""
-        rows = np.arange(len(self.counts)) != group
-        own = self.gram[group].sum(1)  # (C, C), of the group's sums with all sums
-        totals = self.totals - own - own.T + self.gram[group, :, group]
-        return Moments(self.counts[rows], self.squares[rows], totals, self.gram[rows][:, :, rows])
+    def merged(self) -> Moments:
+        """The same samples as one stratum: what GSNR from the products of all pairs comes from."""
+        return Moments(
+            counts=self.counts.sum(1, keepdims=True),
+            squares=self.squares.sum(1, keepdims=True),
+            totals=self.totals.sum(keepdims=True),
+            own=self.own.sum((1, 2), keepdims=True),
+            cross=self.cross.sum((1, 2), keepdims=True),
+            weights=np.ones(1),
+        )
+
+
+def _weights(weights: ArrayLike | None, strata: int) -> np.ndarray:
+    return np.full(strata, 1 / strata) if weights is None else np.asarray(weights, dtype=np.float64)
+
+
+def balanced_weights(strata: ArrayLike, classes: ArrayLike) -> np.ndarray:
+    """Weights (C,) of strata within classes, from the samples' strata (N,), in sorted order, and classes (N,): either
+    class weighs the same, and in it a stratum what it holds of its samples."""
+    _, first, counts = np.unique(strata, return_index=True, return_counts=True)
+    _, owner = np.unique(np.asarray(classes)[first], return_inverse=True)  # the class of each stratum
+    sizes = np.bincount(owner, counts)
+    return counts / sizes[owner] / len(sizes)
 
 
 @dataclass(frozen=True)
@@ -105,7 +148,7 @@ class GSNREstimate:
 
     ``value`` is ``signal / noise``, where ``signal`` estimates ||E g||^2 without bias and ``noise`` is that of balanced
     batches or of independent draws; it may fall below zero. ``plugin`` is the plain ||mean||^2 / noise, too large by
-    about 1/N where samples are independent.
+    about 1/N where samples are independent. ``more_samples`` is :func:`more_samples`.
     """
 
     value: float
@@ -116,6 +159,7 @@ class GSNREstimate:
     n: int
     signal: float
     noise: float
+    more_samples: tuple[int, int] | None = None
 
     @property
     def significant(self) -> bool:
@@ -130,12 +174,14 @@ class GSNREstimate:
 
 @dataclass(frozen=True)
 class GSNRDifference:
-    """GSNR of one model minus that of another on the same samples, with a paired 95% interval."""
+    """GSNR of one model minus that of another on the same samples, with a paired 95% interval and
+    :func:`more_samples`."""
 
     value: float
     low: float
     high: float
     standard_error: float
+    more_samples: tuple[int, int] | None = None
 
     @property
     def significant(self) -> bool:
@@ -168,22 +214,52 @@ def variances(moments: Moments, clustered: bool = False) -> Variances:
 
     Raises ValueError on gradients that do not vary, and where a stratum has no two samples (clustered: groups).
     """
-    counts, squares = moments.counts.sum(0), moments.squares.sum(0)  # (C,) each
-    if clustered:  # a group's samples, with themselves and with each other, in all strata
-        own = np.einsum("jajb->ab", moments.gram)
-        pairs = moments.counts.T @ moments.counts
-    else:
-        own, pairs = np.diag(squares), np.diag(counts)
-    different = np.outer(counts, counts) - pairs  # (C, C), pairs of samples that do not depend on each other
+    m = moments
+    own, pairs = _dependent(m)  # (J, C, C) each
+    found = _variances(m.weights, m.counts.sum(0), m.squares.sum(0), m.totals, clustered, own.sum(0), pairs.sum(0))
+    return Variances(*map(float, found))
+
+
+def _dependent(m: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """The products of each group's samples with themselves and each other, by strata, and their numbers: (J, C, C)."""
+    return m.own, m.counts[:, :, None] * m.counts[:, None]
+
+
+def _variances(
+    w: np.ndarray,
+    counts: np.ndarray,
+    squares: np.ndarray,
+    totals: np.ndarray,
+    clustered: bool,
+    own: np.ndarray,
+    pairs: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signal, noise within and noise between, each (...), from weights (C,) and sums over samples (..., C[, C])."""
+    if not clustered:  # only a sample's product with itself is left out
+        eye = np.eye(len(w))
+        own, pairs = squares[..., None] * eye, counts[..., None] * eye
+    different = counts[..., :, None] * counts[..., None, :] - pairs  # (..., C, C), independent pairs of samples
     if (different <= 0).any():
-        raise ValueError("every stratum needs at least two independent samples")
-    A = (moments.totals - own) / different
-    w = np.full(len(counts), 1 / len(counts))
-    signal, diagonal = float(w @ A @ w), float(w @ np.diag(A))
-    mean = float(w @ (squares / counts))
-    if not mean - diagonal > 1e-12 * mean:
+        raise ValueError("every stratum needs at least two independent samples, also without any one group")
+    A = (totals - own) / different  # (..., C, C)
+    signal = np.einsum("a,...ab,b->...", w, A, w)
+    diagonal = np.einsum("...aa,a->...", A, w)
+    mean = (squares / counts) @ w
+    if not (mean - diagonal > 1e-12 * mean).all():
         raise ValueError("the gradients do not vary between samples, so there is no noise to compare with")
-    return Variances(signal, mean - diagonal, diagonal - signal)
+    return signal, mean - diagonal, diagonal - signal
+
+
+def more_samples(value: float, reach: float, n: int) -> tuple[int, int] | None:
+    """How many more samples than ``n`` would bring half an interval's width, ``reach``, down to ``value``, from and to.
+
+    The first number holds where the standard error falls as 1 / n, the second where it falls as 1 / sqrt(n); both take
+    ``value`` for the truth. None for zero, which no number of samples sets apart.
+    """
+    if not value:
+        return None
+    ratio = max(reach / abs(value), 1.0)
+    return tuple(ceil(n * (ratio**power - 1)) for power in (1, 2))
 
 
 def estimate(moments: Moments, clustered: bool = False, draws: str = "balanced") -> GSNREstimate:
@@ -195,8 +271,8 @@ def estimate(moments: Moments, clustered: bool = False, draws: str = "balanced")
     found = variances(moments, clustered)
     noise = found.noise(draws)
     value = found.signal / noise
-    means = np.outer(*[1 / moments.counts.sum(0)] * 2) / moments.counts.shape[1] ** 2
-    plugin = float((moments.totals * means).sum()) / noise  # ||mean of the strata's means||^2 / noise
+    share = moments.weights / moments.counts.sum(0)  # (C,), of one sample
+    plugin = float(share @ moments.totals @ share) / noise  # ||mean of the strata's means||^2 / noise
     error, reach = jackknife(value, _leave_one_out(moments, clustered, draws), moments.counts.sum(1))
     # The root of the plain ratio moves by dR / (2 root).
     root = plugin**0.5
@@ -211,6 +287,8 @@ def estimate(moments: Moments, clustered: bool = False, draws: str = "balanced")
         n=moments.n,
         signal=found.signal,
         noise=noise,
+        # A reach of R is enough: the interval around the root ends above zero before that.
+        more_samples=more_samples(value, reach, moments.n) if low <= 0 < value else None,
     )
 
 
@@ -222,10 +300,22 @@ def compare(first: Moments, second: Moments, clustered: bool = False) -> GSNRDif
     value = estimate(first, clustered).value - estimate(second, clustered).value
     without = _leave_one_out(first, clustered) - _leave_one_out(second, clustered)
     error, reach = jackknife(value, without, first.counts.sum(1))
-    return GSNRDifference(value, value - reach, value + reach, error)
+    settled = abs(value) > reach
+    return GSNRDifference(
+        value, value - reach, value + reach, error, None if settled else more_samples(value, reach, first.n)
+    )
 
 
 def _leave_one_out(m: Moments, clustered: bool, draws: str = "balanced") -> np.ndarray:
-    """R without each group in turn, (J,)."""
-    rest = (variances(m.without(j), clustered) for j in range(len(m.counts)))
-    return np.array([found.signal / found.noise(draws) for found in rest])
+    """R without each group in turn, (J,), the strata's weights staying as they are."""
+    own, pairs = _dependent(m)
+    signal, within, between = _variances(
+        m.weights,
+        m.counts.sum(0) - m.counts,
+        m.squares.sum(0) - m.squares,
+        m.totals - m.cross - m.cross.swapaxes(1, 2) + m.own,
+        clustered,
+        own.sum(0) - own,
+        pairs.sum(0) - pairs,
+    )
+    return signal / (within if draws == "balanced" else within + between)

@@ -7,13 +7,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from corit_cli.gsnr.study import Row, Study
+from corit_cli.gsnr.study import Row, Study, stage
 from corit_cli.metrics.gsnr import INDISTINCT
 from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
 
 MODELS = {"baseline": "baseline (last layer's class token)", "corit": "CoRIT"}
 HEADS = {"baseline": "class token", "corit": "class token's contrast"}
-STATES = {"initial": "random head", "fitted": "fitted head"}
 PARTS = {"params": "", "head": "", "cls": ", class token", "patches": ", patches"}
 STYLES = {"params": "-", "head": "-", "cls": "-", "patches": "--"}
 #: Where the largest estimate is this many times the median size, a linear axis would flatten the rest.
@@ -36,7 +35,7 @@ def gsnr_plot(study: Study, path: Path) -> None:
         for line, subset in zip(panels, subsets, strict=True):
             for axes, state in zip(line, states, strict=True):
                 _panel(axes, [row for row in study.rows if (row.head, row.subset) == (state, subset)], depth)
-                axes.set_title(STATES[state] if subset == "all" else f"{STATES[state]}, {subset}")
+                axes.set_title(stage(state) if subset == "all" else f"{stage(state)}, {subset}")
             line[0].set_ylabel("GSNR (debiased)")
         for axes in panels[-1]:
             axes.set_xlabel("layer")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -71,9 +71,10 @@ def fit_head(
     advance: Advance = hush,
     parts: int = 1,
     units: Sequence[Hashable] = (),
+    after: Callable[[int, Head], None] = lambda epoch, head: None,
 ) -> Head:
     """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head.
-    ``advance`` is told of every epoch.
+    ``advance`` is told of every epoch, and ``after`` its number, from 1, with the head as it then is.
 
     ``parts`` equally wide ones make up a feature vector, and by ``settings.layer_weights`` each gets a weight, in
     proportion to its GSNR over ``units`` (n,) or learned; the head multiplies by it itself.
@@ -98,13 +99,14 @@ def fit_head(
             features = (features.unflatten(1, (parts, -1)) * learned_weights(learned)[:, None]).flatten(1)
         return F.binary_cross_entropy_with_logits(head.layers(features).squeeze(-1), truth, weight=weight)
 
-    for _ in range(settings.epochs):
+    for epoch in range(1, settings.epochs + 1):
         total = 0.0
         for batch in torch.randperm(len(x)).tensor_split(batches):
             rows = x.index_select(0, batch), y[batch], weights[batch]  # once for both of SAM's passes
             total += sam.step(loss_of, [rows]).loss * len(batch)
             schedule.step()
         advance(1, f"loss {total / len(x):.3f}")
+        after(epoch, head)
     if learned is not None:
         head.weigh(learned_weights(learned).detach())
     return head.eval()

@@ -47,9 +47,22 @@ def test_the_table_says_in_words_what_is_not_there(gsnr):
     lines = result.stdout.splitlines()
     assert lines[0].startswith("GSNR on 12 images (6 fake) in 6 jackknife groups; heads fitted on 12 others")
     assert sum(line.split()[:1] == ["4"] for line in lines) == 3  # twice GSNR, once the probe
-    for words in ("random head", "after fitting", "corit - baseline", "not read", "probe AUC", "RRM at layer 1 lets"):
+    for words in (
+        "random head",
+        "GSNR, fitted head",
+        "corit - baseline",
+        "not read",
+        "probe AUC",
+        "RRM at layer 1 lets",
+    ):
         assert words in result.stdout
-    assert "not distinguishable from zero at layer" in result.stdout
+    for words in (
+        "Random head, corit: ",
+        "Fitted head, corit against baseline: ",
+        "not distinguishable from zero at layer",
+    ):
+        assert words in result.stdout
+    assert lines[-1] == "For a plot of GSNR against depth give --plot gsnr.svg."
 
 
 def test_json_holds_what_it_takes_to_redo_it(gsnr, folder: Path):
@@ -67,11 +80,13 @@ def test_json_holds_what_it_takes_to_redo_it(gsnr, folder: Path):
     assert {row["layer"] for row in found["differences"]} == {"0", "2", "3"}
     assert found["proxy"]["corit"]["layers"]["2"]["norm"]["value"] > 0
     assert len(found["data"]["fingerprint"]) == 64
+    assert found["data"]["strata"] == ["real: all", "fake: all"]
+    assert len(found["reading"]) == 4 and found["reading"][0].startswith("Fitted head, baseline: ")
 
 
 def test_csv_and_plot_are_written_besides(gsnr, tmp_path: Path):
     result = gsnr("--compare", "corit", "--samples", 12, "--head-state", "init")
-    assert result.exit_code == 0 and "difference" not in result.stdout.lower()
+    assert result.exit_code == 0 and "corit - baseline" not in result.stdout
     arguments = ("--by", "class", "--csv", tmp_path / "out.csv", "--plot", tmp_path / "out.svg", "--json")
     result = gsnr("--samples", 12, "--head-state", "fitted", *arguments)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
@@ -84,13 +99,24 @@ def test_csv_and_plot_are_written_besides(gsnr, tmp_path: Path):
 def test_heads_alone_are_shown_with_the_range_over_random_ones(gsnr, tmp_path: Path):
     result = gsnr("--samples", 12, "--wrt", "head", "--heads", 3, "--csv", tmp_path / "out.csv")
     assert result.exit_code == 0, result.output
-    assert "of 3 heads" in result.stdout and "Mean loss" not in result.stdout and "RRM" not in result.stdout
+    assert "3 heads: mean (range)" in result.stdout and "Mean loss" not in result.stdout and "RRM" not in result.stdout
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
     assert {len(row["draws"].split()) for row in rows if row["head"] == "initial"} == {3}
     assert {row["draws"] for row in rows if row["head"] == "fitted"} == {""}
     assert all(abs(float(row["independent_draws.value"])) < abs(float(row["value"])) for row in rows)  # more noise
     again = gsnr("--samples", 12, "--wrt", "head", "--heads", 3)
     assert again.stdout == result.stdout  # from the cache
+
+
+def test_stages_of_training_and_sources_are_asked_for_and_shown(gsnr, tmp_path: Path):
+    options = ("--samples", 12, "--head-state", "init,2", "--strata", "source", "--heads", 2, "--layers", "1,2")
+    result = gsnr(*options, "--plot", tmp_path / "out.svg")
+    assert result.exit_code == 0, result.output
+    for words in ("GSNR, head after 2 epochs", "Head after 2 epochs, corit: ", "2 heads: mean"):
+        assert words in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("A plot of GSNR against depth is in ")
+    assert "Sources of fewer than 3 independent images make up one stratum" in result.stdout
+    assert "head after 2 epochs" in (tmp_path / "out.svg").read_text()
 
 
 def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
@@ -121,6 +147,8 @@ def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
         (("--by", "day"), "by must be one of"),
         (("--compare", "corit,other"), "--compare takes"),
         (("--head-state", "half"), "--head-state takes"),
+        (("--head-state", "init,50"), "there is no epoch 50"),
+        (("--strata", "video"), "strata must be class or source, not 'video'"),
         (("--plot", "plot.gif"), ".png or .svg"),
         (("--data", "nowhere"), "does not exist"),
         (("--crop", "middle"), "crop must be both, native or resize, not 'middle'"),

@@ -186,6 +186,25 @@ def test_signal_and_noise_are_unbiased_and_per_sample():
     assert noise == pytest.approx(0.25 * d, rel=0.01)
 
 
+def test_batches_balanced_by_class_are_unbiased_and_random_ones_of_a_balanced_sample_are_not():
+    """Class means far apart are no noise between batches that hold both classes alike, and take no signal away."""
+    rng, runs, d, k = np.random.default_rng(1), 2000, 6, 6
+    n = k * SIZE
+    mu, delta = 0.5 * np.eye(d)[0], 2.0 * np.eye(d)[1]
+    sign, spread = np.tile([-1.0, 1.0], n // 2)[:, None], np.tile([0.7, 1.0], n // 2)[:, None]
+    balanced, mixed, square = [], [], []
+    for _ in range(runs):
+        g = mu + sign * delta + spread * rng.standard_normal((n, d))
+        batches = g.reshape(k, SIZE, d).mean(1)
+        balanced.append(signal_and_noise(torch.tensor(batches), SIZE))
+        square.append(np.square(batches).sum(1).mean())
+        mixed.append(signal_and_noise(torch.tensor(rng.permutation(g).reshape(k, SIZE, d).mean(1)), SIZE)[0])
+    within = d * (0.7**2 + 1.0) / 2
+    found = np.column_stack([balanced, square])  # signal, noise, ||batch gradient||^2
+    assert (abs(found.mean(0) - (0.25, within, 0.25 + within / SIZE)) < 2.5 * found.std(0) / runs**0.5).all()
+    assert np.mean(mixed) == pytest.approx(0.25 - 4.0 / (n - 1), abs=3 * np.std(mixed) / runs**0.5)
+
+
 @given(st.integers(0, 1000), st.integers(2, 6))
 def test_signal_is_the_mean_product_of_different_batches(seed, k):
     g = normal(k, 3, seed=seed)

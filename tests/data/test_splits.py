@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corit_cli.data.manifest import Sample
-from corit_cli.data.splits import deal, group_folds, group_split, jackknife_groups, source_split, thin, units_of
+from corit_cli.data.splits import (
+    deal,
+    group_folds,
+    group_split,
+    jackknife_groups,
+    source_split,
+    source_strata,
+    thin,
+    units_of,
+)
 
 
 def tiles(photographs: int, each: int) -> list[Sample]:
@@ -232,3 +241,30 @@ def test_source_split_keeps_sources_whole_though_videos_are_named() -> None:
     assert sorted(rest + aside) == list(range(len(samples))) and rest and aside
     assert not {samples[i].source for i in rest} & {samples[i].source for i in aside}
     assert source_split(samples, 0.2) == (rest, aside)
+
+
+# --- strata ---------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from("abcdef")), min_size=6, max_size=60), st.integers(1, 3))
+def test_strata_are_sources_of_three_units_within_a_class_and_the_rest(drawn: list[tuple[int, str]], size: int):
+    labels, sources = [label for label, _ in drawn], [source for _, source in drawn]
+    units = [f"{source}{label}{i // size}" for i, (label, source) in enumerate(drawn)]
+    numbers, names = source_strata(labels, sources, units)
+    assert sorted(set(numbers)) == list(range(len(names)))
+    for stratum, name in enumerate(names):
+        own = [i for i, n in enumerate(numbers) if n == stratum]
+        assert len({labels[i] for i in own}) == 1
+        of_class = len({units[i] for i, label in enumerate(labels) if label == labels[own[0]]})
+        assert len({units[i] for i in own}) >= min(3, of_class)  # nothing smaller where the class has as many
+        if not name.endswith("small sources"):
+            source = name.split(": ")[1]
+            assert own == [i for i, one in enumerate(drawn) if one == (labels[own[0]], source)]
+
+
+def test_jackknife_groups_spread_every_stratum():
+    strata = [0] * 40 + [1] * 5 + [2] * 3 + [3] * 32
+    groups = jackknife_groups(range(80), strata)
+    assert {len(group) for group in groups} <= {4, 5, 6}
+    for stratum, most in ((0, 3), (1, 1), (2, 1), (3, 2)):
+        assert max(sum(strata[i] == stratum for i in group) for group in groups) <= most

@@ -67,6 +67,33 @@ def test_sketched_intervals_are_those_of_exact_inner_products(monkeypatch):
         assert b.standard_error == pytest.approx(a.standard_error, rel=0.15)
 
 
+def test_sources_as_strata_equal_those_of_explicit_gradients(monkeypatch):
+    corit, head = random_model(SETTINGS["baseline"])
+    images, labels = random_batch(32)
+    strata, groups = np.repeat([0, 1, 2], [10, 14, 8]), [list(range(j, 32, 4)) for j in range(4)]
+    weights = {0: 0.5, 1: 0.2, 2: 0.3}
+    batches = [
+        (images[own], labels[own], (stratum, j))
+        for stratum in weights
+        for j, group in enumerate(groups)
+        if (own := [i for i in group if strata[i] == stratum])
+    ]
+    found = measure(corit, head, batches, weights=weights).layers()
+    for layer in found:
+        per_sample = [g.flatten(1) for n, g in gradients_one_by_one(corit, head, images, labels).items()
+                      if layer_of(n) == layer]  # fmt: skip
+        g = torch.cat(per_sample, 1).numpy()
+        expected = estimate(Moments.of_samples(g, strata, groups, list(weights.values())))
+        assert (found[layer].n, estimate(found[layer]).value) == (32, pytest.approx(expected.value, rel=1e-8))
+        assert estimate(found[layer]).standard_error == pytest.approx(expected.standard_error, rel=1e-8)
+    monkeypatch.setattr(gradients, "BUCKETS", 509)
+    sketched = measure(corit, head, batches, weights=weights).layers()
+    for layer, moments in found.items():
+        assert estimate(sketched[layer]).value == pytest.approx(
+            estimate(moments).value, abs=0.5 * estimate(moments).standard_error
+        )
+
+
 def test_sketches_keep_inner_products():
     rng = torch.Generator().manual_seed(1)
     # Low-rank matrices with a few dominant columns, as weight gradients are.
@@ -113,7 +140,8 @@ def test_token_gradients(name):
         per_sample = torch.stack(g)
         expected = Moments.of_samples(per_sample.numpy(), labels.numpy(), parts_of(8, 4))
         np.testing.assert_allclose(found[key].squares, expected.squares, rtol=1e-9)
-        np.testing.assert_allclose(found[key].gram, expected.gram, rtol=1e-9, atol=1e-20)
+        for name in ("own", "cross"):
+            np.testing.assert_allclose(getattr(found[key], name), getattr(expected, name), rtol=1e-9, atol=1e-20)
 
 
 def test_groups_out_of_order_and_empty_data_are_refused():
@@ -164,7 +192,7 @@ def test_a_sample_of_two_windows_has_one_gradient():
     oracle = gradients_one_by_one(TwoWindows(), head, images, labels)
     for layer, moments in exact_moments(oracle, labels, 4).items():
         np.testing.assert_allclose(found.layers()[layer].squares, moments.squares, rtol=1e-9)
-        np.testing.assert_allclose(found.layers()[layer].gram, moments.gram, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(found.layers()[layer].own, moments.own, rtol=1e-9, atol=1e-15)
     cls = torch.zeros(32)
     for i in range(3):  # the first group
         seen = []
@@ -173,7 +201,7 @@ def test_a_sample_of_two_windows_has_one_gradient():
         hook.remove()
         (g,) = torch.autograd.grad(loss.sum(), seen)
         cls = cls + g[:2].mean(0)[0]
-    assert found.tokens[0, "cls"].gram[0, :, 0].sum() == pytest.approx(float(cls.square().sum()))
+    assert found.tokens[0, "cls"].own[0].sum() == pytest.approx(float(cls.square().sum()))
 
 
 @pytest.mark.parametrize("chosen", [("0", "3"), ("2",), ("4",), ()])
@@ -185,8 +213,8 @@ def test_chosen_layers_are_measured_as_among_all(chosen):
     assert set(found.layers()) == {*chosen, "head"}
     for layer, moments in found.layers().items():
         np.testing.assert_allclose(moments.squares, whole.layers()[layer].squares, rtol=1e-9)
-        np.testing.assert_allclose(moments.gram, whole.layers()[layer].gram, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(moments.cross, whole.layers()[layer].cross, rtol=1e-9, atol=1e-15)
     first = min(map(int, chosen), default=5)
     assert {layer for layer, _ in found.tokens} == set(range(first, 5))
     for key, moments in found.tokens.items():
-        np.testing.assert_allclose(moments.gram, whole.tokens[key].gram, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(moments.cross, whole.tokens[key].cross, rtol=1e-9, atol=1e-15)

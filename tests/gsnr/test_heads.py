@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,13 @@ import torch
 
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.errors import CoritError
-from corit_cli.gsnr.heads import initial_head, measure_heads
+from corit_cli.gsnr.heads import heads_at, initial_head, measure_heads
 from corit_cli.gsnr.study import Compared, Study, StudySettings
 from corit_cli.metrics import gsnr
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
-from corit_cli.training.head import per_sample_gradients
+from corit_cli.training.head import balance_weights, fit_head, per_sample_gradients
 from corit_cli.training.settings import TrainSettings
 from tests.gsnr.test_layers import BASELINE, CORIT, run
 
@@ -44,11 +44,18 @@ def planted(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
     return z, labels
 
 
-def measured(settings: StudySettings, read: dict[str, torch.Tensor], labels: list[int], fit: int = 100) -> Study:
+def measured(
+    settings: StudySettings,
+    read: dict[str, torch.Tensor],
+    labels: list[int],
+    fit: int = 100,
+    sources: list[str] | None = None,
+) -> Study:
     out = Study(about={"data": {}})
-    fitting = labels[:fit], ["x"] * fit
+    sources = sources or ["x"] * len(labels)
+    fitting = labels[:fit], sources[:fit]
     own = range(len(labels) - fit)
-    measure_heads(out, read, fitting, labels[fit:], own, TrainSettings(seed=settings.seed), settings)
+    measure_heads(out, read, fitting, labels[fit:], own, TrainSettings(seed=settings.seed), settings, sources[fit:])
     return out
 
 
@@ -61,8 +68,10 @@ def test_gradients_are_those_written_out_for_a_linear_head():
     slope = torch.sigmoid(x @ weight[0] + bias) - y  # (n,)
     g = torch.cat([slope[:, None] * x, slope[:, None]], 1).numpy()
     moments = gsnr.Moments.of_samples(g, labels[100:], jackknife_groups(range(300), labels[100:], seed=0))
-    assert asdict(found.estimate) == pytest.approx(asdict(gsnr.estimate(moments)), rel=1e-4)
-    assert asdict(found.independent) == pytest.approx(asdict(gsnr.estimate(moments, draws="independent")), rel=1e-4)
+    for ours, draws in ((found.estimate, "balanced"), (found.independent, "independent")):
+        expected = gsnr.estimate(moments, draws=draws)
+        for name in ("value", "plugin", "low", "high", "standard_error", "signal", "noise"):
+            assert getattr(ours, name) == pytest.approx(getattr(expected, name), rel=1e-4)
 
 
 def test_a_planted_signal_is_found_where_it_is():
@@ -112,6 +121,41 @@ def test_a_fitted_head_has_less_signal_left():
     assert rows[1].head == "fitted" and rows[1].estimate.value < rows[0].estimate.value / 2
 
 
+def test_stages_of_a_training_are_its_epochs():
+    """After E epochs the head is what a training ended there by hand has; its signal is used up on the way."""
+    z, labels = planted()
+    training = TrainSettings(balance="source", epochs=6)
+    fit = z[:100, 1], labels[:100], ["x"] * 100
+    heads = heads_at(("initial", "epoch 1", "epoch 6", "fitted"), *fit, training)
+    assert list(heads) == ["initial", "epoch 1", "epoch 6", "fitted"]
+    assert torch.equal(heads["epoch 6"].layers[0].weight, heads["fitted"].layers[0].weight)
+    seen: list[torch.Tensor] = []
+    weights = balance_weights(labels[:100], fit[2], "source")
+    fit_head(fit[0], torch.tensor(fit[1]), weights, training,
+             after=lambda epoch, head: seen.append(head.layers[0].weight.detach().clone()))  # fmt: skip
+    assert len(seen) == 6 and torch.equal(heads["epoch 1"].layers[0].weight, seen[0])
+    settings = StudySettings(wrt="head", layers=(2,), states=("initial", "epoch 1", "epoch 20", "fitted"), heads=2)
+    rows = measured(settings, {"corit": z}, labels).rows
+    assert [(row.head, len(row.draws)) for row in rows] == [
+        ("initial", 2), ("epoch 1", 2), ("epoch 20", 2), ("fitted", 0),
+    ]  # fmt: skip
+    assert rows[0].estimate.value > rows[1].estimate.value > rows[2].estimate.value == rows[3].estimate.value
+
+
+def test_sources_as_strata_leave_what_sources_differ_in_out_of_the_noise():
+    """Sources that lie far apart drown the signal among independent draws, and not where they are strata."""
+    z, labels = planted()
+    sources = ["left" if i % 4 < 2 else "right" for i in range(400)]
+    z[:, 1] += torch.tensor([4.0 * (source == "left") for source in sources])[:, None]
+    by = {strata: measured(replace(ALONE, layers=(2,), strata=strata), {"corit": z}, labels, sources=sources).rows[0]
+          for strata in ("class", "source")}  # fmt: skip
+    assert by["source"].estimate.noise < 0.7 * by["class"].estimate.noise
+    assert by["source"].estimate.standard_error / by["source"].estimate.value < (
+        by["class"].estimate.standard_error / by["class"].estimate.value
+    )
+    assert by["source"].independent.noise == pytest.approx(by["class"].independent.noise, rel=0.02)
+
+
 def test_every_layer_of_a_tower_has_a_head_of_its_own(tiles: Path):
     found = run(tiles, wrt="head", heads=2)
     assert {(r.model, r.layer) for r in found.rows} == {(m, str(k)) for m in ("baseline", "corit") for k in range(1, 5)}
@@ -130,8 +174,8 @@ def test_a_checkpoints_head_is_left_out_with_a_note(tiles: Path):
 
 
 def test_cases_that_make_no_sense(tiles: Path):
-    with pytest.raises(CoritError, match="--wrt head"):
-        StudySettings(heads=3)
+    with pytest.raises(CoritError, match="no epoch 21"):
+        run(tiles, wrt="head", states=("epoch 21",))
     with pytest.raises(CoritError, match="--by"):
         StudySettings(wrt="head", by="class")
     with pytest.raises(CoritError, match="layer 0"):

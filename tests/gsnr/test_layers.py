@@ -171,6 +171,7 @@ def test_mistakes_are_named(tiles: Path):
         ({"wrt": "pixels"}, "wrt must be params, tokens or head"),
         ({"by": "day"}, "by must be one of"),
         ({"states": ("half",)}, "states must be of"),
+        ({"strata": "day"}, "strata must be class or source"),
     ):
         with pytest.raises(CoritError, match=message):
             StudySettings(**wrong)
@@ -183,5 +184,47 @@ def test_spellings_of_the_command_line():
         ("fitted",),
         ("initial", "fitted"),
     ]
-    with pytest.raises(CoritError, match="--head-state takes"):
-        parse_states("half")
+    assert parse_states("fitted,5,2,init") == ("initial", "epoch 2", "epoch 5", "fitted")
+    assert parse_states("0,1,init") == ("initial", "epoch 1")
+    for wrong in ("half", "1,", "1.5", "-1"):
+        with pytest.raises(CoritError, match="--head-state takes"):
+            parse_states(wrong)
+
+
+def test_several_random_heads_are_measured_each_as_by_itself(tiles: Path):
+    options = {"samples": 12, "layers": (1, 2), "states": ("initial", "epoch 2", "fitted")}
+    for wrt in ("params", "tokens"):
+        both = run(tiles, **options, wrt=wrt, heads=2, seed=3)
+        first = run(tiles, **options, wrt=wrt, seed=3)
+        values = [row.draws[0] if row.draws else row.estimate.value for row in both.rows]
+        assert values == pytest.approx([row.estimate.value for row in first.rows])
+        assert {(row.head, len(row.draws)) for row in both.rows} == {("initial", 2), ("epoch 2", 2), ("fitted", 0)}
+        drawn = {(r.model, r.head, r.part, r.layer): r.draws for r in both.rows if r.draws}
+        assert all(first != second for first, second in drawn.values())
+        for d in both.differences:
+            own, others = (drawn.get((name, d.head, d.part, d.layer), ()) for name in (d.model, d.reference))
+            assert d.draws == pytest.approx([a - b for a, b in zip(own, others, strict=True)])
+        document = both.as_dict()["gsnr"][0]
+        assert document["draws_mean"] == pytest.approx(np.mean(document["draws"]))
+        assert document["draws_sd"] == pytest.approx(np.std(document["draws"], ddof=1))
+
+
+def test_sources_as_strata_on_images(dataset: Path, tiles: Path):
+    by = {
+        strata: run(dataset, models=[BASELINE], samples=32, states=("initial",), strata=strata, layers=(2,))
+        for strata in ("class", "source")
+    }
+    assert by["class"].about["data"]["strata"] == ["real: all", "fake: all"]
+    names = by["source"].about["data"]["strata"]
+    assert len(names) == 8 and names[:2] == ["real: source0", "real: source1"]
+    values = [by[strata].rows[0].estimate for strata in by]
+    assert values[0].n == values[1].n and values[0].value != values[1].value
+    # Photographs are one unit each, too few for a stratum, so that only the classes are left.
+    small = [run(tiles, models=[BASELINE], samples=12, states=("initial",), strata=s, layers=(2,)) for s in by]
+    assert small[1].about["data"]["strata"] == ["real: small sources", "fake: small sources"]
+    assert [r.estimate for r in small[0].rows] == [r.estimate for r in small[1].rows]
+
+
+def test_a_checkpoints_head_has_no_epochs(tiles: Path):
+    with pytest.raises(CoritError, match="fitted already"):
+        run(tiles, [replace(CORIT, head=FusedHead({"all": Head(16)}))], states=("epoch 1",))

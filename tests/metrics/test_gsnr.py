@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corit_cli.metrics import jackknife
-from corit_cli.metrics.gsnr import INDISTINCT, Moments, compare, estimate, variances
+from corit_cli.metrics.gsnr import INDISTINCT, Moments, balanced_weights, compare, estimate, more_samples, variances
 
 RUNS = 1000
 
@@ -223,15 +223,7 @@ def test_strata_are_unbiased_and_their_intervals_cover_the_truth(sizes: tuple[in
 
 def test_one_stratum_for_a_balanced_sample_is_too_low_by_what_the_classes_differ() -> None:
     moments, _, _ = simulated((40, 40))
-    as_one = [
-        Moments(
-            counts=m.counts.sum(1, keepdims=True),
-            squares=m.squares.sum(1, keepdims=True),
-            totals=m.totals.sum(keepdims=True).reshape(1, 1),
-            gram=m.gram.sum((1, 3))[:, None, :, None],
-        )
-        for m in moments[::4]
-    ]
+    as_one = [m.merged() for m in moments[::4]]
     signals = np.array([variances(m).signal for m in as_one])
     assert signals.mean() == pytest.approx(1.2**2 - 2.5**2 / 79, abs=4 * signals.std() / len(signals) ** 0.5)
     assert signals.mean() < 1.2**2 - 3 * signals.std() / len(signals) ** 0.5
@@ -257,16 +249,107 @@ def test_strata_equal_all_products_written_out(seed: int, clustered: bool) -> No
     assert found.between == pytest.approx(np.trace(a) / 2 - a.mean(), abs=1e-9)
 
 
-def test_leaving_a_group_out_is_measuring_without_it() -> None:
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_jackknife_over_strata_is_measuring_without_each_group(clustered: bool) -> None:
     rng = np.random.default_rng(3)
+    classes, groups = strata_of((40, 30))
+    g = rng.standard_normal((70, 4)) + 0.4
+    weights = [0.3, 0.7]
+    e = estimate(Moments.of_samples(g, classes, groups, weights), clustered)
+
+    def without(j: int) -> float:
+        kept = Moments.of_samples(g, classes, [group for k, group in enumerate(groups) if k != j], weights)
+        return estimate(kept, clustered).value
+
+    rest = np.array([without(j) for j in range(len(groups))])
+    assert e.standard_error == pytest.approx(jackknife(e.value, rest, np.array([7] * 10))[0], rel=1e-9)
+
+
+def test_merged_strata_are_one_stratum() -> None:
+    rng = np.random.default_rng(4)
     classes, groups = strata_of((20, 15))
     g = rng.standard_normal((35, 4))
-    whole = Moments.of_samples(g, classes, groups)
-    for j in range(len(groups)):
-        kept = [group for k, group in enumerate(groups) if k != j]
-        fresh, rest = Moments.of_samples(g, classes, kept), whole.without(j)
-        for name in ("counts", "squares", "totals", "gram"):
-            np.testing.assert_allclose(getattr(rest, name), getattr(fresh, name), atol=1e-9)
+    merged, one = Moments.of_samples(g, classes, groups).merged(), Moments.of_samples(g, [0] * 35, groups)
+    for name in ("counts", "squares", "totals", "own", "cross", "weights"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(one, name), atol=1e-9)
+
+
+# --- sources within classes -----------------------------------------------------------------------
+
+#: Images of three real and two fake sources, of which a fake one has half the forgeries.
+SOURCES = (12, 20, 8, 20, 20)
+
+
+def of_sources(clustered: bool, seed: int = 0) -> tuple[list[Moments], list[Moments], float, float]:
+    """Moments of ``DRAWS`` samples by source and by class, and the true GSNR of the mix of sources.
+
+    The sources' means differ by more than the noise. Clustered, an image of a real source and one of a fake source
+    have most of their noise in common, with opposite sign.
+    """
+    rng = np.random.default_rng(seed)
+    d, spread = 8, np.array([1.0, 1.3, 0.7, 1.5, 1.0])
+    means = 2.0 * rng.standard_normal((5, d))
+    strata = np.repeat(np.arange(5), SOURCES)
+    classes, sign = (strata >= 3).astype(int), np.where(strata >= 3, 1.0, -1.0)[:, None]
+    weights = np.array(SOURCES) / 80
+    means += np.eye(d)[0] - weights @ means  # so that ||mu|| is 1
+    rank = np.tile(np.arange(40), 2)  # real and fake image k belong together
+    groups = [np.flatnonzero(rank % 10 == j).tolist() for j in range(10)]
+    np.testing.assert_allclose(balanced_weights(strata, classes), weights)
+    by_source, by_class = [], []
+    for _ in range(DRAWS):
+        own, shared = rng.standard_normal((80, d)), rng.standard_normal((40, d))[rank]
+        noise = 0.6 * own + 0.8 * sign * shared if clustered else own
+        g = means[strata] + spread[strata][:, None] * noise
+        by_source.append(Moments.of_samples(g, strata, groups, weights))
+        by_class.append(Moments.of_samples(g, classes, groups))
+    within = d * weights @ spread**2
+    return by_source, by_class, 1 / within, 1 / (within + weights @ np.square(means).sum(1) - 1)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_sources_as_strata_are_unbiased_and_their_intervals_cover_the_truth(clustered: bool) -> None:
+    by_source, by_class, balanced, independent = of_sources(clustered)
+    found = [variances(m, clustered) for m in by_source]
+    for values, truth in (
+        ([v.signal for v in found], 1.0),
+        ([v.within for v in found], 1 / balanced),
+        ([v.between for v in found], 1 / independent - 1 / balanced),
+    ):
+        assert abs(np.mean(values) - truth) < 2 * np.std(values) / DRAWS**0.5
+    for draws, truth in (("balanced", balanced), ("independent", independent)):
+        estimates = [estimate(m, clustered, draws) for m in by_source[::4]]
+        assert 0.92 <= np.mean([e.low <= truth <= e.high for e in estimates]) <= 0.99
+    if not clustered:  # with the classes alone as strata, a fixed mix of sources is taken for independent draws
+        signals = np.array([variances(m).signal for m in by_class])
+        assert signals.mean() < 1.0 - 5 * signals.std() / DRAWS**0.5
+
+
+def test_both_classes_weigh_the_same_whatever_their_sources() -> None:
+    strata, classes = [0] * 30 + [1] * 10 + [2] * 5, [0] * 40 + [1] * 5
+    assert balanced_weights(strata, classes).tolist() == [0.375, 0.125, 0.5]
+    assert balanced_weights([3, 3, 5], [1, 1, 1]).tolist() == pytest.approx([2 / 3, 1 / 3])  # fakes alone
+
+
+# --- how many samples would do --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratio", "power"), [(0.0, 1), (4.0, 0.5)])
+def test_the_standard_error_falls_within_what_more_samples_takes_it_to(ratio: float, power: float) -> None:
+    """As 1 / n without any signal and as 1 / sqrt(n) with much of it."""
+    spread = [np.std([e.signal for e in simulate(ratio, n, 16, d=50)]) for n in (64, 256)]
+    assert spread[0] / spread[1] == pytest.approx(4**power, rel=0.12)
+
+
+def test_more_samples_is_told_where_and_only_where_it_is_needed() -> None:
+    assert more_samples(0.01, 0.03, 100) == (200, 800)
+    assert more_samples(-0.01, 0.02, 100) == (100, 300)  # of a difference
+    assert more_samples(0.03, 0.01, 100) == (0, 0)
+    assert more_samples(0.0, 0.01, 100) is None
+    for ratio in (0.0, 0.02, 0.3):
+        for e in simulate(ratio, 64, 16)[:200]:
+            assert (e.more_samples is None) == (e.significant or e.value <= 0)
+            assert e.more_samples is None or 0 <= e.more_samples[0] <= e.more_samples[1]
 
 
 def test_a_stratum_of_one_sample_says_nothing() -> None:

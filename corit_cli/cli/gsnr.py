@@ -55,7 +55,7 @@ def gsnr(
         Path | None,
         opt(
             "--checkpoint -c",
-            "Take what corit reads, and its fitted head, from a detector that corit train made.",
+            "Take what corit reads (but for faces), and its fitted head, from a detector that corit train made.",
             MEASURED,
             metavar="FOLDER",
         ),
@@ -106,7 +106,7 @@ def gsnr(
     device = pick_device(device)
     with err.status("loading the backbone"):
         if checkpoint is not None:
-            detector = Detector.load(checkpoint, device)
+            detector = Detector.load(checkpoint, device).without_faces()
             loaded = detector.extractor.backbone
             cut = detector.checkpoint.crops if not windows.flags else CropConfig("native")
             ours = Compared("corit", detector.checkpoint.settings, detector.head)

@@ -96,6 +96,14 @@ class Detector:
         """The same detector, which says fake only from the strict threshold on."""
         return Detector(self.checkpoint.strictly(), self.extractor)
 
+    def without_faces(self) -> Detector:
+        """The same detector without its reading of faces, if it has one, as it judges pictures without a face."""
+        if not self.extractor.settings.face:
+            return self
+        extractor = self.extractor.with_settings(replace(self.extractor.settings, face=()))
+        kept = {"head": self.head.without("face"), "settings": extractor.settings, "crops": extractor.crops}
+        return Detector(replace(self.checkpoint, **kept, faces=None), extractor)
+
     def heatmap(self, image: Image.Image) -> Heatmap:
         """Where an RGB ``image`` may have been changed. Raises CoritError when the detector was not taught to tell, or
         the image is smaller than a window."""

@@ -165,7 +165,7 @@ def test_mistakes_are_one_line(gsnr, arguments: tuple[str, ...], words: str):
 
 
 def test_the_default_images_are_named_when_missing(folder: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("corit_cli.model.loading.weights_dir", lambda: tmp_path)
+    monkeypatch.setattr("corit_cli.files.weights_dir", lambda: tmp_path)
     result = CliRunner().invoke(app, ["gsnr", "--backbone", str(folder / "tower.safetensors")])
     assert result.exit_code == 2 and "give --data" in result.stderr
     make_tiles(tmp_path / "samples")

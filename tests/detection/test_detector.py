@@ -324,6 +324,14 @@ def test_a_reading_of_faces_is_part_of_the_verdict_and_a_verdict_by_itself(
     assert off.probability == pytest.approx(expected, abs=2e-6) and off.faces is None and one_face.asked == asked
 
 
+def test_without_faces_a_detector_judges_as_where_there_is_none(of_faces: Detector, tmp_path: Path) -> None:
+    photograph(0, (160, 120)).save(tmp_path / "face.png")
+    bare = of_faces.without_faces()
+    assert bare.extractor.readings == {"hri": 64, "cgp": 32} and bare.without_faces() is bare
+    (off,), (found,) = of_faces.predict(tmp_path / "face.png", faces="off"), bare.predict(tmp_path / "face.png")
+    assert found.probability == off.probability and found.faces is None
+
+
 def test_faces_too_small_for_their_reading_are_not_judged(of_faces: Detector, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(predict, "finder", TwoFaces)
     photograph(0, (160, 120)).save(tmp_path / "face.png")

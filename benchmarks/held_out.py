@@ -115,13 +115,15 @@ class Bench:
         Intervals in brackets resample the images of these very sources; those in parentheses are Student's over the
         sources, for which the tested ones are a sample. ``extra`` maps further column headings to {row: cell}.
         """
-        chosen = chosen & np.isin(self.sources, self.tested)
+        counts = {s: np.bincount(self.labels[chosen & (self.sources == s)], minlength=2) for s in self.tested}
+        tested = [source for source, count in counts.items() if count.min() >= MINIMUM]
+        chosen = chosen & np.isin(self.sources, tested)
         labels, groups = self.labels[chosen], self.sources[chosen]
         picked = {name: s[chosen] for name, s in scores.items()}
         distributions, values = metrics.bootstrap_auc(labels, picked, groups)
         first, extra = against or next(iter(picked)), extra or {}
         each = {
-            name: np.array([metrics.auc(labels[groups == g], s[groups == g]) for g in self.tested])
+            name: np.array([metrics.auc(labels[groups == g], s[groups == g]) for g in tested])
             for name, s in picked.items()
         }
         heads = [
@@ -129,9 +131,9 @@ class Bench:
             "mean AUC [95%] (as sources vary)",
             f"minus {first}",
             *extra,
-            *(source.split("/")[0] for source in self.tested),
+            *(source.split("/")[0] for source in tested),
         ]
-        print(f"\n**{title}** ({chosen.sum()} images of {len(self.tested)} sources)\n")
+        print(f"\n**{title}** ({chosen.sum()} images of {len(tested)} sources)\n")
         print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
         for name in picked:
             gap = metrics.interval(values[name] - values[first], distributions[name] - distributions[first])

@@ -5,8 +5,8 @@
 Heads like the shipped detector's are trained without each fold of sources in turn and score that fold; what joins them
 is fitted to the other folds. The first table is of all images as they are: the mean over sources with enough images of
 both classes, paired with all joined. "probe" is a linear head on the last layer's class token of images as they are.
-The second is of so many images of each class, source and split, as they are and after what befalls pictures, with
-the verdicts at the shipped thresholds.
+The second is of the images that show a face, with what that reading adds. The third is of so many images of each
+class, source and split, as they are and after what befalls pictures, with the verdicts at the shipped thresholds.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.run import Run, of_probe
 from corit_cli.training.settings import Recipe
 
-JOINED = "all joined"
+JOINED, WITHOUT = "all joined", "all but the face joined"
 
 
 @torch.inference_mode()
 def say(heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): joined, then each alone."""
+    """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): joined, joined without the
+    face, then each alone."""
     names = next(iter(heads.values())).names
-    out = np.empty((len(z), 1 + len(names)))
+    out = np.empty((len(z), 2 + len(names)))
     for number, head in heads.items():
         own = folds == number
-        each = head.each(z[own])
-        out[own] = torch.cat([head.fuse(each)[:, None], each], 1).numpy()
-    return dict(zip([JOINED, *names], out.T, strict=True))
+        each = head.each(z[own])  # (m, R)
+        faceless = torch.where(torch.tensor([name == "face" for name in names]), float("nan"), each)
+        out[own] = torch.cat([head.fuse(each)[:, None], head.fuse(faceless)[:, None], each], 1).numpy()
+    return dict(zip([JOINED, WITHOUT, *names], out.T, strict=True))
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -71,7 +73,10 @@ def main(arguments: argparse.Namespace) -> None:
         TrainingSet.of(samples, plan(samples, everything, Recipe()), z).held_out(folds, of_probe(settings)).joined()
     )
     scores["probe"] = say(probes, z, of_fold)[JOINED]
+    faces = scores.pop("face", None)
     bench.table("Readings, sources held out", scores, np.ones(len(samples), bool))
+    if faces is not None:
+        bench.table("Images that show a face", scores | {"face": faces}, np.isfinite(faces))
 
     tested = set(bench.tested)
     few = first_of_each([s for s in samples if s.source in tested], arguments.per_source)

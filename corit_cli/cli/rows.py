@@ -111,7 +111,6 @@ def details(p: Prediction) -> list[str]:
     lines = []
     if p.faces is not None:
         lines += [f"face at {_box(face.box)}: {face.verdict}, {face.probability:.1%}" for face in p.faces]
-        lines += [] if p.faces else ["no face found"]
     if p.stability is not None:
         values = [p.probability or 0.0, *p.stability.probabilities.values()]
         lines.append(f"mildly degraded, {min(values):.1%} to {max(values):.1%}: {_flips(p.stability.flips)}")

@@ -79,8 +79,8 @@ def train(
         raise CoritError(
             f"{', '.join(unused)} would be ignored with --tune {tuned.scope}: leave it out, or give another --tune"
         )
-    if reads.values.get("face") and not frozen:
-        raise CoritError("--face is read from the tower as it is: leave it out, or --tune")
+    if reads.values.get("face") and (not frozen or settings.values.get("fusion") == "early"):
+        raise CoritError("--face is a reading of its own, from the tower as it is: leave out --tune and --fusion early")
     options.check_crops(windows, reads, "both")
     chosen, corit = settings.over(TrainSettings()), reads.over(DETECTOR)
     made_of = recipe.over(Recipe())

@@ -7,7 +7,7 @@
 ``resample``               resized or turned a little, and back
 ``recompress``             through JPEG on a block grid of its own
 ``self_blend``             a region of the photograph replaced by another view of that same region
-``face_blend``             the largest face replaced by another view of itself; trains the reading of faces alone
+``face_blend``             every face replaced by another view of itself; trains the reading of faces alone
 ``NAME@part[:SOURCE]``     the forgery ``NAME`` in one random region; the rest of the photograph stays, to the bit
 =========================  =========================================================================================
 """
@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter
 
 from corit_cli.data.degrade import jpeg, resize
 from corit_cli.data.faces import finder, square
+from corit_cli.data.images import ImageError
 from corit_cli.errors import CoritError
 
 #: Reconstruction costs time by the pixel; of a larger photograph only the central square of this side is used.
@@ -93,18 +94,20 @@ def self_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
 
 
 def face_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
-    """The largest face blended with another view of itself, as in self-blending, and with as strong a change as swapped
-    faces show. An image without a face comes back as it is."""
+    """Every face blended with another view of itself, as in self-blending, and with as strong a change as swapped faces
+    show. Raises ImageError where there is no face."""
     found, mask = finder()(image), np.zeros((image.height, image.width), np.float32)
     if not found:
-        return Forged(image, mask)
-    left, top, side = square(image.size, found[0])
-    face = image.crop((left, top, left + side, top + side))
-    ratio = rng.choice((0.5, 0.75, 1.0, 1.0))
-    blended = blend(face, _other_view(face, rng, STRONG), ratio * oval(side, rng))
+        raise ImageError("no face found")
     out = image.copy()
-    out.paste(blended.image, (left, top))
-    mask[top : top + side, left : left + side] = blended.mask
+    for one in found:
+        left, top, side = square(image.size, one)
+        face = out.crop((left, top, left + side, top + side))
+        ratio = rng.choice((0.5, 0.75, 1.0, 1.0))
+        blended = blend(face, _other_view(face, rng, STRONG), ratio * oval(side, rng))
+        out.paste(blended.image, (left, top))
+        part = mask[top : top + side, left : left + side]
+        np.maximum(part, blended.mask, out=part)
     return Forged(out, mask)
 
 

@@ -88,6 +88,12 @@ def crop_with_face(
     return windows
 
 
+def check_faces(config: CropConfig) -> None:
+    """Raise CoritError where a window of a face is to be cut and faces cannot be looked for."""
+    if config.face:
+        finder()
+
+
 def face_window(image: Image.Image, face: Face, size: int) -> np.ndarray | None:
     """A window (size, size, 3) uint8 of one face, None where that is smaller than ``SMALLEST`` pixels."""
     return None if face.side < SMALLEST else np.asarray(align(image, face, size))

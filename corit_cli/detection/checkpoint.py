@@ -75,8 +75,9 @@ class Checkpoint:
     def strictly(self) -> Checkpoint:
         """The same with the strict threshold, and with the error rates that were measured there."""
         metrics = dict(self.metrics)
-        if "held_out_strict" in metrics:
-            metrics["held_out_sources"] = metrics["held_out_strict"]
+        for usual, strict in (("held_out_sources", "held_out_strict"), ("held_out_faces", "held_out_faces_strict")):
+            if strict in metrics:
+                metrics[usual] = metrics[strict]
         faces = self.faces and self.faces.strictly()
         return replace(self, thresholds=self.thresholds.strictly(), faces=faces, metrics=metrics)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from corit_cli.data.faces import SMALLEST, Face, FaceFinder, align, finder
+from corit_cli.data.faces import SMALLEST, Face, FaceFinder, align, finder, scaled
 from corit_cli.data.images import ImageError, Source, read_image
 from corit_cli.data.provenance import read_provenance
 from corit_cli.data.robustness import CHAINS
@@ -174,11 +174,14 @@ class Detector:
             image = read_image(source.source)
             pictures, found = self._pictures(image, asked)
             if asked.faces_only and not found:
-                raise ImageError("no face found")
+                size = f" of {SMALLEST} pixels or more" if self.extractor.crops.face else ""
+                raise ImageError(f"no face{size} found")
             copies = []
             for name in MILD if asked.stability else ():
                 try:
-                    pictures.append(self._whole(Variant(chain=CHAINS[name]).apply(image), asked.finder))
+                    copy = Variant(chain=CHAINS[name]).apply(image)
+                    same = [scaled(face, copy.width / image.width) for face in found]
+                    pictures.append(crop_with_face(copy, self.extractor.crops, same))
                     copies.append(name)
                 except ImageError:  # too large for that format
                     continue
@@ -212,16 +215,12 @@ class Detector:
     def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[Picture], list[Face]]:
         """The windows of the whole picture, unless faces only, and of every face; and the faces."""
         found, crops = asked.finder(image) if asked.finder else [], self.extractor.crops
-        pictures: list[Picture] = [] if asked.faces_only else [self._whole(image, asked.finder, found)]
+        pictures: list[Picture] = [] if asked.faces_only else [crop_with_face(image, crops, found)]
         if not crops.face:  # every face is then read as a picture
             return pictures + [crop_with_face(align(image, face), crops) for face in found], found
         found = [face for face in found if face.side >= SMALLEST]
         nothing = [None] * (len(crops.windows) - 1)
         return pictures + [[*nothing, face_window(image, face, crops.size)] for face in found], found
-
-    def _whole(self, image: Image.Image, finder: FaceFinder | None, found: Sequence[Face] | None = None) -> Picture:
-        """The windows of a picture, that of its largest face among them where faces are looked for."""
-        return crop_with_face(image, self.extractor.crops, found if finder else ())
 
     def _video(self, path: str, asked: _Asked) -> Prediction:
         """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""

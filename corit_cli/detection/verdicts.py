@@ -92,7 +92,7 @@ class Prediction:
         """Whether the probability is that of the most suspicious face: nothing else was scored."""
         if self.video is not None:
             return all(moment.probability is None for moment in self.video.moments)
-        return self.probability is not None and self.parts is None
+        return self.parts is None and bool(self.faces)
 
 
 def peak(moment: Moment) -> float | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corit_cli.data.images import read_image
 from corit_cli.data.variants import ORIGINAL, Variant
-from corit_cli.data.windows import CropConfig, crop_with_face
+from corit_cli.data.windows import CropConfig, check_faces, crop_with_face
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.stream import R, ahead, stream
 from corit_cli.files import content_sha256
@@ -171,6 +171,7 @@ def extract(
 
     for lacking, chosen in missing.items():
         part = extractor.only(lacking)
+        check_faces(part.crops)  # once, not image by image
         items = stream(part, (jobs[i] for i in chosen), partial(load, crops=part.crops))
         for i, item in zip(chosen, items, strict=True):
             if item.error is not None:

@@ -73,8 +73,8 @@ class Extractor:
                 ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face), "face")
             )
         self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval(), cls) for w, s, cls in division]
-        if not self.parts:
-            raise CoritError("nothing is read: native layers are read where windows of both kinds are")
+        if not any(reader.parts for reader in self.readers if reader.cls != "face"):
+            raise CoritError("nothing is read of every image: native layers are read where windows of both kinds are")
         self.batch = BATCH[self.device.type]
 
     @property

@@ -73,7 +73,7 @@ def stream(
     waiting: list[Extracted[T]] = []
     for item in ahead(attempt, items, workers, window=2 * extractor.batch):
         waiting.append(item)
-        if sum(len(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
+        if sum(_cut(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
             yield from _forward(extractor, waiting)
             waiting = []
     yield from _forward(extractor, waiting)
@@ -81,10 +81,7 @@ def stream(
 
 def _forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extracted[T]]:
     """Run the model on the windows of all ``items``, batch by batch."""
-    pictures = [(item, windows) for item in items for windows in item.pictures]
-    size = max(1, extractor.batch // len(extractor.crops.windows))
-    for start in range(0, len(pictures), size):
-        batch = pictures[start : start + size]
+    for batch in _batches([(item, windows) for item in items for windows in item.pictures], extractor.batch):
         begun = time.perf_counter()
         readings = extractor([windows for _, windows in batch])
         share = (time.perf_counter() - begun) / len(batch)
@@ -94,3 +91,20 @@ def _forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extrac
     for item in items:
         item.pictures = []
     yield from items
+
+
+def _batches(pictures: Sequence[tuple[T, Picture]], size: int) -> Iterator[list[tuple[T, Picture]]]:
+    """Pictures in order, as many together as have ``size`` windows at most, or a single one."""
+    batch: list[tuple[T, Picture]] = []
+    for one in pictures:
+        if batch and sum(_cut(windows) for _, windows in [*batch, one]) > size:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _cut(windows: Picture) -> int:
+    """How many of a picture's windows there are."""
+    return sum(window is not None for window in windows)

@@ -41,9 +41,9 @@ _SAYS = {"generated": "says it was generated", "edited": "says it was edited", "
 
 @dataclass(frozen=True)
 class About:
-    """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates (see
-    ``corit train``; empty where they are not known), when (in UTC), with what command line, and in a few sentences how
-    the detector works."""
+    """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates and those of
+    faces by themselves (see ``corit train``; empty where they are not known), when (in UTC), with what command line,
+    and in a few sentences how the detector works."""
 
     backbone: str
     backbone_sha256: str
@@ -51,6 +51,7 @@ class About:
     thresholds: Thresholds
     faces: Thresholds
     held_out: Mapping[str, float]
+    held_out_faces: Mapping[str, float]
     made: datetime
     command: str
     method: str
@@ -66,6 +67,7 @@ class About:
             thresholds=checkpoint.thresholds,
             faces=checkpoint.faces.thresholds if checkpoint.faces else checkpoint.thresholds,
             held_out=checkpoint.metrics.get("held_out_sources", {}),
+            held_out_faces=checkpoint.metrics.get("held_out_faces", {}),
             made=made.astimezone(timezone.utc),
             command=command,
             method=method_of(checkpoint.settings, checkpoint.crops, len(checkpoint.head.names), bool(checkpoint.tuned)),
@@ -183,7 +185,7 @@ def _meaning(p: Prediction, about: About) -> list[str]:
         sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
     if p.parts and len(p.parts) > 1:
         sentences.append(_speakers(p.parts))
-    rates = about.held_out
+    rates = about.held_out_faces if p.of_faces else about.held_out
     real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
     if real is None or fake is None:
         return [*sentences, "How often this detector errs on files from unknown sources is not on record."]

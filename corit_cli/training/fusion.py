@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -34,14 +33,14 @@ class HeldOut:
     heads: Mapping[int, FusedHead]
 
     def joined(self) -> dict[int, FusedHead]:
-        """The heads by fold, joined by what is said of the other folds, or of all where these hold one class only."""
+        """The heads by fold, joined by what is said of the other folds; where these lack a class of those that have a
+        set of readings, by what is said of all."""
         out = {}
         for fold, head in self.heads.items():
             others = self.folds != fold
-            if len(self.labels[others].unique()) < 2:
-                others = torch.ones_like(others)
             out[fold] = FusedHead(dict(head.heads))
-            join(out[fold], self.logits[others], self.labels[others])
+            join(out[fold], self.logits, self.labels)
+            _fit(out[fold], self.logits[others], self.labels[others])
         return out
 
     def fused(self, only: str | None = None) -> Tensor:
@@ -58,17 +57,33 @@ def join(head: FusedHead, logits: Tensor, labels: Tensor) -> None:
     """Fit a head's weights to ``logits`` (n, R) of images that its heads never saw, and their ``labels`` (n,), both
     classes weighing the same.
 
-    For a set of readings that some image lacks, what the others say of all images counts. With a single reading, or
-    one class, nothing is to be joined and all weights stay 1.
+    For a set of readings that some image lacks, what the others say of all images counts. A set that is not there of
+    both classes is joined as the largest set within it that is. With a single reading nothing is to be joined, and all
+    weights stay 1.
     """
+    fitted = _fit(head, logits, labels)
+    for number in range(1, len(head.weights)):
+        within = [part for part in fitted if part & number == part]
+        if number not in fitted and within:
+            largest = max(within, key=lambda part: (part.bit_count(), -part))
+            chosen = torch.tensor([bool(largest >> r & 1) for r in range(logits.shape[1])])
+            head.weights[number], head.bias[number] = head.weights[largest] * chosen, head.bias[largest]
+
+
+@torch.no_grad()
+def _fit(head: FusedHead, logits: Tensor, labels: Tensor) -> list[int]:
+    """Fit the weights of every set of readings that images of both classes have; the numbers of these sets."""
+    fitted: list[int] = []
     if logits.shape[1] == 1:
-        return
-    for number, chosen in enumerate(product((False, True), repeat=logits.shape[1])):
-        chosen = torch.tensor(chosen[::-1])  # the r-th is worth 2^r
+        return fitted
+    for number in range(1, len(head.weights)):
+        chosen = torch.tensor([bool(number >> r & 1) for r in range(logits.shape[1])])
         there = logits[:, chosen].isfinite().all(1)
-        if chosen.any() and len(labels[there].unique()) == 2:
+        if len(labels[there].unique()) == 2:
             found = _regression(logits[there][:, chosen].double().numpy(), labels[there].numpy())
             head.weights[number, chosen], head.bias[number] = found
+            fitted.append(number)
+    return fitted
 
 
 def _regression(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, float]:

@@ -24,12 +24,12 @@ def gsnr_weights(x: Tensor, labels: Tensor, weights: Tensor, units: Sequence[Has
 
     The gradients are those at a head of zeros, where a sample's is w (1/2 - y) x. Samples of one unit (a source) may
     depend on each other, so signal is what the gradients of different units have in common: a layer whose signal
-    points elsewhere in every source weighs little. Where no layer shows any, all weigh the same. ``labels`` (n,) and
-    the samples' ``weights`` (n,). Raises CoritError on fewer than three units.
+    points elsewhere in every source weighs little. Where no layer shows any, or there are fewer than ``UNITS`` units
+    to tell by, all weigh the same. ``labels`` (n,) and the samples' ``weights`` (n,).
     """
     groups = jackknife_groups(units)
     if len(groups) < UNITS:
-        raise CoritError(f"layer weights by GSNR need images of at least {UNITS} sources, not {len(groups)}")
+        return torch.ones(parts)
     gradients = ((0.5 - labels.float()) * weights)[:, None] * x  # (n, F)
     gradients = gradients.unflatten(1, (parts, -1)).double().numpy()  # (n, parts, d)
     try:

@@ -59,7 +59,7 @@ def contrasts_for(extractor: Extractor) -> Extractor:
     of a tower too shallow for these the detector's own. Raises CoritError where it has none."""
     own, size = extractor.settings, extractor.crops.size
     if extractor.backbone.tower.config.layers < max(LAYERS) and own.cgp:
-        settings = replace(own, integrate=(), native=(), patches=False)
+        settings = replace(own, integrate=(), native=(), face=(), patches=False)
         return Extractor(extractor.backbone, settings, extractor.crops, extractor.device.type)
     settings = CoRITSettings(own.views or CoRITSettings().views, cgp=LAYERS, integrate=())
     return Extractor(extractor.backbone, settings, CropConfig("native", size), extractor.device.type)

@@ -76,14 +76,15 @@ Read = Callable[[Extractor, list[Job]], tuple[Tensor, dict[int, str]]]
 
 def features_of(rows: Sequence[Planned], extractor: Extractor, read: Read) -> tuple[Tensor, dict[int, str]]:
     """Features (n, F) of ``rows`` and errors by position. Of a row that is there for one reading only that is read,
-    if the extractor has it, and the others are NaN."""
+    if the extractor has it and the image is fit for it, and the others are NaN."""
     z, errors, start = torch.full((len(rows), extractor.width), float("nan")), {}, 0
     for reading, width in {None: extractor.width, **extractor.readings}.items():
         where = [k for k, row in enumerate(rows) if row.reading == reading]
         if where:
             found, failed = read(extractor.of(reading) if reading else extractor, [rows[k].job for k in where])
             z[where, start : start + width] = found
-            errors |= {where[k]: message for k, message in failed.items()}
+            if not reading:
+                errors = {where[k]: message for k, message in failed.items()}
         start += width if reading else 0
     return z, errors
 
@@ -175,6 +176,11 @@ class TrainingSet:
         return torch.tensor([row.trained for row in self.rows], dtype=torch.bool)
 
     @property
+    def whole(self) -> Tensor:
+        """Which rows all readings are taken of, (n,) bool."""
+        return torch.tensor([row.reading is None for row in self.rows], dtype=torch.bool)
+
+    @property
     def originals(self) -> Tensor:
         """Which rows are images as they are, (n,) bool."""
         return torch.tensor([row.job.variant == ORIGINAL for row in self.rows], dtype=torch.bool)
@@ -201,7 +207,7 @@ class TrainingSet:
         for number, fold in enumerate(folds):
             own = torch.isin(owners, torch.tensor(list(fold)))
             rest = ~own if keep is None else ~own & keep
-            if len(self.labels[rest & self.trained].unique()) < 2 or not own.any():
+            if len(self.labels[rest & self.trained & self.whole].unique()) < 2 or not own.any():
                 continue
             with torch.inference_mode(False):
                 head = heads[number] = self.heads(settings, rest)

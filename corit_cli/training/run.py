@@ -14,12 +14,13 @@ from torch import Tensor
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.manifest import Sample, describe
 from corit_cli.data.splits import group_folds, group_split
+from corit_cli.data.variants import ORIGINAL
 from corit_cli.detection.calibration import Thresholds, Verdicts, fit_calibration, fit_thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job
-from corit_cli.features.extractor import Extractor
+from corit_cli.features.extractor import READINGS, Extractor
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Progress, quiet
@@ -29,7 +30,7 @@ from corit_cli.training.layer_weights import UNITS
 from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
-#: Images of each class with a face, forged ones among them, that a reading of faces takes at least.
+#: Images of each class that must show a face, as they are, for a reading of faces to be trained and judged.
 FEWEST_FACES = 10
 
 
@@ -81,7 +82,7 @@ class Run:
         if reads_faces and self.settings.fusion == "early":
             raise CoritError("one head on all readings needs all of every image: with --fusion early give --no-face")
         if not reads_faces and any(parse_forge(spec).of_faces for spec in self.recipe.forge):
-            raise CoritError("face_blend trains the reading of faces: give --face LAYERS")
+            raise CoritError("face_blend trains the reading of faces, and none is read: give --face LAYERS")
 
     def folds(self, part: Sequence[int] | None = None) -> list[list[int]]:
         """What is held out in turn for calibration of the training part, or of another ``part``, as sample numbers."""
@@ -143,8 +144,9 @@ class Run:
         """Whether features ``z`` (n, F) of ``rows`` hold too few faces of a class to train their reading on."""
         if not self.extractor.settings.face:
             return False
-        labels = torch.tensor([row.label for row in rows])[z[:, -1].isfinite()]
-        return bool((labels.bincount(minlength=2) < FEWEST_FACES).any())
+        shown = z[:, -1].isfinite().tolist()
+        seen = {(r.sample, r.label) for r, s in zip(rows, shown, strict=True) if s and r.job.variant == ORIGINAL}
+        return any(sum(label == c for _, label in seen) < FEWEST_FACES for c in (0, 1))
 
     def _features_and_probe(self, rows: Sequence[Planned]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
         """Features (n, F) of ``rows``, the last layer's CLS token (n, d) for the probe, and errors by position.
@@ -247,10 +249,14 @@ def outcome(
             found = fit_thresholds(chances[seen], labels[seen], sources[seen], *targets, touched[seen])
             faces = Verdicts(calibrated, found)
             metrics["held_out_faces"] = _rates(found, chances[clean], labels[clean])
-    weighed = [w for one in head.heads.values() for w in one.layer_weights or ()]
+            metrics["held_out_faces_strict"] = _rates(found.strictly(), chances[clean], labels[clean])
+    weighed: dict[str, float] = {}
+    for name, one in head.heads.items():
+        parts = [(kind, layer) for kind, layer in extractor.parts if name in (READINGS[kind], "all")]
+        for (kind, layer), weight in zip(parts, one.layer_weights or [], strict=bool(one.layer_weights)):
+            weighed[f"{kind} {layer}"] = round(weight, 3)
     if weighed:
-        names = (f"{kind} {layer}" for kind, layer in extractor.parts)
-        metrics["layer_weights"] = {n: round(w, 3) for n, w in zip(names, weighed, strict=True)}
+        metrics["layer_weights"] = weighed
     backbone = extractor.backbone
     checkpoint = Checkpoint(
         head=head,

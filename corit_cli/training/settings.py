@@ -42,7 +42,7 @@ class TrainSettings(Settings):
     )
     fusion: str = option(
         "late",
-        "late: every reading (hri, native, cgp) has a head of its own; early: one head reads all.",
+        "late: every reading (hri, native, cgp, face) has a head of its own; early: one head reads all.",
         choices=("late", "early"),
         panel=HEAD,
     )

@@ -61,7 +61,7 @@ def train(
         resume: go on with a run with ``tuning`` that was interrupted, in ``out``.
         recipe: forgeries and degraded copies that the training images are joined by.
         tuning: parts of the backbone that are trained too; needs ``out``, where every epoch is kept. No face is then
-            read by itself.
+            read by itself, nor by one head on all readings (``settings.fusion``).
         reads: what CoRIT reads; ``crops`` from which windows, by default both kinds.
         backbone, activation: see :func:`~corit_cli.model.loading.load_backbone`.
         local: forgeries of a region that teach the detector to draw heatmaps.
@@ -76,7 +76,7 @@ def train(
     """
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
     recipe, tuned = replace(recipe, seed=settings.seed), tuning.scope != "head"
-    reads = replace(reads, face=()) if tuned else reads
+    reads = replace(reads, face=()) if tuned or settings.fusion == "early" else reads
     folder = None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
     samples = load_samples(Path(data)) if isinstance(data, str | Path) else data

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from corit_cli.data.autoencoder import Autoencoder
-from corit_cli.data.faces import square
+from corit_cli.data.faces import Face, square
 from corit_cli.data.forge import MAX_SIDE, REGION_AREA, Forge, blend, parse_forge, region
+from corit_cli.data.images import ImageError
 from corit_cli.data.variants import Variant
 from corit_cli.errors import CoritError
 from tests.conftest import OneFace, photograph
@@ -277,6 +278,18 @@ def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
         Autoencoder.load(str(tmp_path))
 
 
+def test_every_face_is_blended(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [(10.0, 10.0, 80.0, 80.0), (150.0, 20.0, 190.0, 60.0)]
+    faces = [Face(box, 0.9, np.zeros((5, 2))) for box in boxes]
+    monkeypatch.setattr("corit_cli.data.forge.finder", lambda: lambda image: faces)
+    image = photograph(0, (220, 120))
+    found = parse_forge("face_blend").forge(image, np.random.default_rng(0))
+    changed = (np.asarray(found.image) != np.asarray(image)).any(-1)
+    for left, top, right, bottom in np.array(boxes).astype(int):
+        assert changed[top:bottom, left:right].mean() > 0.2 and found.mask[top:bottom, left:right].any()
+    assert not changed[found.mask == 0].any()
+
+
 def test_a_blended_face_changes_nothing_but_the_face(one_face: OneFace) -> None:
     image = photograph(0, (160, 120))
     left, top, side = square(image.size, one_face(image)[0])
@@ -291,9 +304,8 @@ def test_a_blended_face_changes_nothing_but_the_face(one_face: OneFace) -> None:
         assert 0.05 < share < 0.5  # an oval in the square, not all of it
         again = parse_forge("face_blend")(image, np.random.default_rng(seed))
         assert np.array_equal(np.asarray(again), np.asarray(found.image))
-    small = photograph(0, (64, 48))
-    found = parse_forge("face_blend").forge(small, np.random.default_rng(0))
-    assert found.image == small and not found.mask.any()
+    with pytest.raises(ImageError, match="no face"):
+        parse_forge("face_blend").forge(photograph(0, (64, 48)), np.random.default_rng(0))
     assert parse_forge("face_blend").of_faces and not parse_forge("self_blend").of_faces
     with pytest.raises(CoritError, match="write face_blend"):
         parse_forge("face_blend@part")

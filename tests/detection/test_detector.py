@@ -338,7 +338,7 @@ def test_faces_too_small_for_their_reading_are_not_judged(of_faces: Detector, tm
     (found,) = of_faces.predict(tmp_path / "face.png")
     assert found.faces == () and "face" not in found.parts
     (only,) = of_faces.predict(tmp_path / "face.png", faces="only")
-    assert only.error == "no face found"
+    assert only.error == "no face of 64 pixels or more found"
 
 
 def test_a_picture_is_judged_without_opencv(of_faces: Detector, tmp_path: Path, monkeypatch) -> None:

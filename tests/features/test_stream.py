@@ -9,7 +9,7 @@ from corit_cli.data.images import read_image
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import ahead, stream
+from corit_cli.features.stream import _batches, ahead, stream
 from tests.features.conftest import CROPS
 
 
@@ -55,3 +55,10 @@ def test_an_item_of_a_stream_may_have_any_number_of_pictures(extractor: Extracto
     assert [item.error for item in items] == [None, "nothing in it", None, None]
     for windows_, reading in zip(windows, [r for item in items for r in item.readings], strict=True):
         torch.testing.assert_close(reading, extractor([windows_])[0])
+
+
+def test_windows_that_are_missing_take_no_room_in_a_batch() -> None:
+    window = np.zeros((2, 2, 3), np.uint8)
+    pictures = {"a": [window, window], "b": [window, None], "c": [None, window], "d": [window] * 5, "e": [None]}
+    found = [[name for name, _ in batch] for batch in _batches(list(pictures.items()), 4)]
+    assert found == [["a", "b", "c"], ["d"], ["e"]]

@@ -112,3 +112,27 @@ def test_without_the_last_reading_it_judges_as_where_that_is_missing() -> None:
     for wrong in ("r0", "nothing"):
         with pytest.raises(ValueError, match="not the last"):
             head.without(wrong)
+
+
+def test_a_set_that_one_class_lacks_is_joined_as_the_largest_set_within_it() -> None:
+    logits, y = readings()
+    logits[y == 1, 2] = float("nan")  # no fake has the third reading
+    head = fused((2, 2, 2))
+    join(head, logits, y)
+    for number in (4 + 3, 4 + 1, 4 + 2):
+        within = number - 4
+        used = torch.tensor([within & 1, within >> 1 & 1, 0])
+        assert torch.equal(head.weights[number], head.weights[within] * used)
+        assert head.bias[number] == head.bias[within]
+    full = torch.tensor([[1.0, 0.1, 5.0], [1.0, 0.1, float("nan")]])
+    assert head.fuse(full)[0] == head.fuse(full)[1]
+    # So too where it is one fold's doing: what the other folds cannot tell is told by all.
+    logits, y = readings()
+    folds = torch.arange(len(y)) % 2
+    logits[(folds == 0) & (y == 1), 2] = float("nan")
+    nobody = torch.zeros(len(y), dtype=torch.bool)
+    held_out = HeldOut(list(range(len(y))), logits, y, folds, nobody, {0: fused((2, 2, 2)), 1: fused((2, 2, 2))})
+    joined, everyone = held_out.joined(), FusedHead(dict(fused((2, 2, 2)).heads))
+    join(everyone, logits, y)
+    assert torch.equal(joined[1].weights[4:], everyone.weights[4:])
+    assert not torch.equal(joined[1].weights[3], everyone.weights[3])

@@ -51,6 +51,7 @@ ABOUT = About(
     thresholds=Thresholds(0.35, 0.8),
     faces=Thresholds(0.35, 0.8),
     held_out=HELD_OUT,
+    held_out_faces={},
     made=datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone.utc),
     command="detect --html <report>",
     method="It <looks>.",

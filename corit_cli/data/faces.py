@@ -121,11 +121,6 @@ class FaceFinder:
         return self._read(self._model)
 
 
-def scaled(face: Face, by: float) -> Face:
-    """The same face in the same picture at another size."""
-    return Face(tuple(by * side for side in face.box), face.score, by * face.landmarks)
-
-
 @lru_cache(maxsize=1)
 def finder() -> FaceFinder:
     """The finder that corit brings along, with what is said of :class:`FaceFinder`. Raises CoritError where OpenCV

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from corit_cli.data.faces import SMALLEST, Face, FaceFinder, align, finder, scaled
+from corit_cli.data.faces import SMALLEST, Face, FaceFinder, align, finder
 from corit_cli.data.images import ImageError, Source, read_image
 from corit_cli.data.provenance import read_provenance
 from corit_cli.data.robustness import CHAINS
@@ -97,7 +97,7 @@ class Detector:
         return Detector(self.checkpoint.strictly(), self.extractor)
 
     def without_faces(self) -> Detector:
-        """The same detector without its reading of faces, if it has one, as it judges pictures without a face."""
+        """The same detector without its reading of faces, if it has one: what it says of pictures as a whole."""
         if not self.extractor.settings.face:
             return self
         extractor = self.extractor.with_settings(replace(self.extractor.settings, face=()))
@@ -179,9 +179,7 @@ class Detector:
             copies = []
             for name in MILD if asked.stability else ():
                 try:
-                    copy = Variant(chain=CHAINS[name]).apply(image)
-                    same = [scaled(face, copy.width / image.width) for face in found]
-                    pictures.append(crop_with_face(copy, self.extractor.crops, same))
+                    pictures.append(self._whole(Variant(chain=CHAINS[name]).apply(image)))
                     copies.append(name)
                 except ImageError:  # too large for that format
                     continue
@@ -215,12 +213,16 @@ class Detector:
     def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[Picture], list[Face]]:
         """The windows of the whole picture, unless faces only, and of every face; and the faces."""
         found, crops = asked.finder(image) if asked.finder else [], self.extractor.crops
-        pictures: list[Picture] = [] if asked.faces_only else [crop_with_face(image, crops, found)]
+        pictures: list[Picture] = [] if asked.faces_only else [self._whole(image)]
         if not crops.face:  # every face is then read as a picture
             return pictures + [crop_with_face(align(image, face), crops) for face in found], found
         found = [face for face in found if face.side >= SMALLEST]
         nothing = [None] * (len(crops.windows) - 1)
         return pictures + [[*nothing, face_window(image, face, crops.size)] for face in found], found
+
+    def _whole(self, image: Image.Image) -> Picture:
+        """The windows of a picture as a whole, in whose verdict no face has a part of its own."""
+        return crop_with_face(image, self.extractor.crops, ())
 
     def _video(self, path: str, asked: _Asked) -> Prediction:
         """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""

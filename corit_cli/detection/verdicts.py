@@ -72,8 +72,8 @@ class Prediction:
 
     ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
     ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
-    ``seconds`` is what decoding and the model took. ``parts`` says of an image what each reading (hri, native, cgp,
-    face) added to the log odds of its being fake. The rest is there when it was asked for.
+    ``seconds`` is what decoding and the model took. ``parts`` says of an image what each reading (hri, native, cgp)
+    added to the log odds of its being fake. The rest is there when it was asked for.
     """
 
     path: str

@@ -71,8 +71,9 @@ def evaluate(
         detector = Detector.load(detector, device)
     held_out.check(detector.checkpoint, samples, protocols)
     peers = [read_peer(file, samples, place) for file in files]
-    scored = score(detector, samples, chains, cache, progress)
-    trained_anew = held_out.run(detector, scored.samples, protocols, cache, progress) if protocols else []
+    whole = detector.without_faces()
+    scored = score(whole, samples, chains, cache, progress)
+    trained_anew = held_out.run(whole, scored.samples, protocols, cache, progress) if protocols else []
     advance = progress("intervals", 1)
     found = summarise(detector.checkpoint, scored, by)
     found.peers = [compare(scored, peer) for peer in peers]

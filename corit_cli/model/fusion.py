@@ -39,7 +39,7 @@ class FusedHead(nn.Module):
         return sum(head.features for head in self.heads.values())
 
     def without(self, name: str) -> FusedHead:
-        """The same without the last reading, as it judges images where that one is missing.
+        """The same without the last reading.
 
         Raises ValueError where it is another, or the only one: the sets of readings go by the order."""
         *names, last = self.names

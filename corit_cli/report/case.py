@@ -70,7 +70,12 @@ class About:
             held_out_faces=checkpoint.metrics.get("held_out_faces", {}),
             made=made.astimezone(timezone.utc),
             command=command,
-            method=method_of(checkpoint.settings, checkpoint.crops, len(checkpoint.head.names), bool(checkpoint.tuned)),
+            method=method_of(
+                checkpoint.settings,
+                checkpoint.crops,
+                sum(name != "face" for name in checkpoint.head.names),
+                bool(checkpoint.tuned),
+            ),
         )
 
 
@@ -88,7 +93,6 @@ _READINGS = {
     "hri": "the picture as the model sees it",
     "native": "its middle at its own size",
     "cgp": "what changes there without the finest detail",
-    "face": "the largest face",
 }
 
 
@@ -108,8 +112,6 @@ def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned:
         sees = "it" if reads else f"{model},"
         changed = " and when ".join(dict.fromkeys(_VIEWS[view.partition(":")[0]] for view in settings.views))
         reads.append(f"how what {sees} sees in {place} changes when {changed}, at {_depths(settings.cgp)}")
-    if settings.face:
-        reads.append(f"what it sees in the largest face, at {_depths(settings.face)}")
     injected = ", after such changes were added to what the model sees" if settings.inject_at else ""
     weighs = "A small head, trained on real and generated pictures, weighs what was read; its output is"
     if heads > 1:
@@ -119,9 +121,13 @@ def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned:
         )
     what = reads[0] if len(reads) < 3 else f"{', '.join(reads[:-1])}"
     what = what if len(reads) == 1 else f"{what} and {reads[-1]}"
+    faces = ""
+    if settings.face:
+        depths = _depths(settings.face)
+        faces = f" Faces are judged by themselves, by another head, from what the model sees in each at {depths}."
     return (
         f"The detector reads {what}{injected}. {weighs} calibrated to a probability on pictures from sources that "
-        f"{'it' if heads == 1 else 'they'} had not seen."
+        f"{'it' if heads == 1 else 'they'} had not seen.{faces}"
     )
 
 

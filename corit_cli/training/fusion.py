@@ -33,14 +33,15 @@ class HeldOut:
     heads: Mapping[int, FusedHead]
 
     def joined(self) -> dict[int, FusedHead]:
-        """The heads by fold, joined by what is said of the other folds; where these lack a class of those that have a
-        set of readings, by what is said of all."""
+        """The heads by fold, joined by what is said of the other folds; where these lack a class of the images that
+        have a set of readings, by what is said of all."""
         out = {}
         for fold, head in self.heads.items():
             others = self.folds != fold
             out[fold] = FusedHead(dict(head.heads))
-            join(out[fold], self.logits, self.labels)
+            fitted = _fit(out[fold], self.logits, self.labels)
             _fit(out[fold], self.logits[others], self.labels[others])
+            _fill(out[fold], fitted)
         return out
 
     def fused(self, only: str | None = None) -> Tensor:
@@ -57,27 +58,37 @@ def join(head: FusedHead, logits: Tensor, labels: Tensor) -> None:
     """Fit a head's weights to ``logits`` (n, R) of images that its heads never saw, and their ``labels`` (n,), both
     classes weighing the same.
 
-    For a set of readings that some image lacks, what the others say of all images counts. A set that is not there of
-    both classes is joined as the largest set within it that is. With a single reading nothing is to be joined, and all
-    weights stay 1.
+    A reading that some image lacks judges by itself. It is not mixed with those that all have: what faces say added
+    nothing to the rest on sources held out, and cost much of the certainty that a picture is real.
+
+    So a set of readings is joined as the largest set within it that can be. With a single reading nothing is to be
+    joined, and all weights stay 1.
     """
-    fitted = _fit(head, logits, labels)
+    _fill(head, _fit(head, logits, labels))
+
+
+def _fill(head: FusedHead, fitted: list[int]) -> None:
+    """Give every set of readings that was not ``fitted`` the weights of the largest one within it that was."""
     for number in range(1, len(head.weights)):
         within = [part for part in fitted if part & number == part]
         if number not in fitted and within:
             largest = max(within, key=lambda part: (part.bit_count(), -part))
-            chosen = torch.tensor([bool(largest >> r & 1) for r in range(logits.shape[1])])
+            chosen = torch.tensor([bool(largest >> r & 1) for r in range(len(head.names))])
             head.weights[number], head.bias[number] = head.weights[largest] * chosen, head.bias[largest]
 
 
 @torch.no_grad()
 def _fit(head: FusedHead, logits: Tensor, labels: Tensor) -> list[int]:
-    """Fit the weights of every set of readings that images of both classes have; the numbers of these sets."""
+    """Fit the weights of every set of readings that can be mixed and that images of both classes have; the numbers of
+    these sets."""
     fitted: list[int] = []
+    always = logits.isfinite().all(0)  # (R,)
     if logits.shape[1] == 1:
         return fitted
     for number in range(1, len(head.weights)):
         chosen = torch.tensor([bool(number >> r & 1) for r in range(logits.shape[1])])
+        if chosen.sum() > 1 and not always[chosen].all():
+            continue
         there = logits[:, chosen].isfinite().all(1)
         if len(labels[there].unique()) == 2:
             found = _regression(logits[there][:, chosen].double().numpy(), labels[there].numpy())

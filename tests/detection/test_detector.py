@@ -295,7 +295,7 @@ def of_faces(one_face: OneFace) -> Detector:
     return Detector(checkpoint, extractor)
 
 
-def test_a_reading_of_faces_is_part_of_the_verdict_and_a_verdict_by_itself(
+def test_a_reading_of_faces_judges_faces_and_not_the_picture(
     of_faces: Detector, one_face: OneFace, tmp_path: Path
 ) -> None:
     photograph(0, (160, 120)).save(tmp_path / "face.png")
@@ -303,25 +303,22 @@ def test_a_reading_of_faces_is_part_of_the_verdict_and_a_verdict_by_itself(
     paths = [tmp_path / "face.png", tmp_path / "none.png"]
     z, _ = extract(of_faces.extractor, [Job(path) for path in paths])
     each = of_faces.head.each(z)
+    face, each[:, 2] = each[:1].clone(), float("nan")  # no face has a part in the verdict on the picture
     whole, none = of_faces.predict(paths)
     for found, logit in zip((whole, none), of_faces.head.fuse(each).tolist(), strict=True):
         assert found.probability == pytest.approx(float(torch.tensor(2 * logit).sigmoid()), abs=2e-6)
-    assert list(whole.parts) == ["hri", "cgp", "face"] and list(none.parts) == ["hri", "cgp"] and none.faces == ()
-    alone = each[:1].clone()
-    alone[:, :2] = float("nan")
-    expected = (0.5 * of_faces.head.fuse(alone) + 0.1).sigmoid().item()
+    assert list(whole.parts) == list(none.parts) == ["hri", "cgp"] and none.faces == ()
+    face[:, :2] = float("nan")
+    expected = (0.5 * of_faces.head.fuse(face) + 0.1).sigmoid().item()
     (face,) = whole.faces
     assert face.probability == pytest.approx(expected, abs=2e-6)
     assert face.verdict == Thresholds(0.2, 0.3).verdict(face.probability)
     (only,) = of_faces.predict(paths[0], faces="only")
     assert (only.probability, only.verdict) == (face.probability, face.verdict) and only.of_faces
     assert not whole.of_faces
-    # Where faces are not looked for, that reading is missing.
     asked = one_face.asked
     (off,) = of_faces.predict(paths[0], faces="off")
-    each[0, 2] = float("nan")
-    expected = (2 * of_faces.head.fuse(each[:1])).sigmoid().item()
-    assert off.probability == pytest.approx(expected, abs=2e-6) and off.faces is None and one_face.asked == asked
+    assert off.probability == whole.probability and off.faces is None and one_face.asked == asked
 
 
 def test_without_faces_a_detector_judges_as_where_there_is_none(of_faces: Detector, tmp_path: Path) -> None:

@@ -73,13 +73,21 @@ def test_copies_of_one_reading_are_not_counted_twice() -> None:
     torch.testing.assert_close(both, torch.full((2,), float(one) / 2), rtol=0.02, atol=0)
 
 
-def test_a_reading_that_is_often_missing_is_judged_where_it_is() -> None:
+def test_a_reading_that_some_image_lacks_judges_by_itself() -> None:
     logits, y = readings()
-    logits[::2, 0] = float("nan")
-    logits[::2, 1] *= -1  # where the first is missing the second lies
-    head = fused((2, 2, 2))
+    whole = fused((2, 2))
+    join(whole, logits[:, :2], y)
+    logits[::2, 2] = float("nan")
+    logits[1::2, 2] += 3.0 * (2 * y[1::2] - 1)  # and knows much where it is there
+    head, alone = fused((2, 2, 2)), fused((2, 2))
     join(head, logits, y)
-    assert head.weights[3, 1] > 5 and abs(head.weights[2, 1]) < 2
+    for number in range(1, 4):
+        used = torch.tensor([number & 1, number >> 1])
+        torch.testing.assert_close(head.weights[number, :2] * used, whole.weights[number] * used)
+        torch.testing.assert_close(head.weights[4 + number], torch.cat([whole.weights[number] * used, torch.zeros(1)]))
+    join(alone, torch.stack([logits[1::2, 2], torch.zeros(len(y) // 2)], 1), y[1::2])
+    torch.testing.assert_close(head.weights[4, 2], alone.weights[1, 0])
+    assert head.weights[4, 2] > 1
 
 
 def test_each_fold_is_joined_by_the_others() -> None:
@@ -134,5 +142,6 @@ def test_a_set_that_one_class_lacks_is_joined_as_the_largest_set_within_it() -> 
     held_out = HeldOut(list(range(len(y))), logits, y, folds, nobody, {0: fused((2, 2, 2)), 1: fused((2, 2, 2))})
     joined, everyone = held_out.joined(), FusedHead(dict(fused((2, 2, 2)).heads))
     join(everyone, logits, y)
-    assert torch.equal(joined[1].weights[4:], everyone.weights[4:])
+    assert torch.equal(joined[1].weights[4], everyone.weights[4])
     assert not torch.equal(joined[1].weights[3], everyone.weights[3])
+    assert torch.equal(joined[1].weights[7], joined[1].weights[3] * torch.tensor([1, 1, 0]))

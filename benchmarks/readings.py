@@ -5,8 +5,9 @@
 Heads like the shipped detector's are trained without each fold of sources in turn and score that fold; what joins them
 is fitted to the other folds. The first table is of all images as they are: the mean over sources with enough images of
 both classes, paired with all joined. "probe" is a linear head on the last layer's class token of images as they are.
-The second is of the images that show a face, with what that reading adds. The third is of so many images of each
-class, source and split, as they are and after what befalls pictures, with the verdicts at the shipped thresholds.
+The second is of the images that show a face, with the reading of that, and as it would be joined with the others. The
+third is of so many images of each class, source and split, as they are and after what befalls pictures, with the
+verdicts at the shipped thresholds.
 """
 
 from __future__ import annotations
@@ -30,25 +31,39 @@ from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
+from corit_cli.training.fusion import join
 from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.run import Run, of_probe
 from corit_cli.training.settings import Recipe
 
-JOINED, WITHOUT = "all joined", "all but the face joined"
+JOINED, MIXED = "all joined", "all and the face joined"
 
 
 @torch.inference_mode()
 def say(heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): joined, joined without the
-    face, then each alone."""
+    """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): joined, then each alone."""
     names = next(iter(heads.values())).names
-    out = np.empty((len(z), 2 + len(names)))
+    out = np.empty((len(z), 1 + len(names)))
     for number, head in heads.items():
         own = folds == number
         each = head.each(z[own])  # (m, R)
-        faceless = torch.where(torch.tensor([name == "face" for name in names]), float("nan"), each)
-        out[own] = torch.cat([head.fuse(each)[:, None], head.fuse(faceless)[:, None], each], 1).numpy()
-    return dict(zip([JOINED, WITHOUT, *names], out.T, strict=True))
+        out[own] = torch.cat([head.fuse(each)[:, None], each], 1).numpy()
+    return dict(zip([JOINED, *names], out.T, strict=True))
+
+
+def mixed(heads: Mapping[int, FusedHead], scores: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarray):
+    """Logits (n,) as they would be if the face were joined with the other readings, NaN where there is none: for each
+    fold by what is said of the faces in the others."""
+    logits = torch.from_numpy(
+        np.stack([scores[name] for name in next(iter(heads.values())).names], 1)
+    ).float()  # (n, R)
+    seen, out = logits.isfinite().all(1), torch.full((len(labels),), float("nan"))
+    for number, head in heads.items():
+        own = torch.from_numpy(folds == number)
+        joined = FusedHead(dict(head.heads))
+        join(joined, logits[seen & ~own], torch.from_numpy(labels)[seen & ~own])
+        out[seen & own] = joined.fuse(logits[seen & own])
+    return out.numpy()
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -73,10 +88,11 @@ def main(arguments: argparse.Namespace) -> None:
         TrainingSet.of(samples, plan(samples, everything, Recipe()), z).held_out(folds, of_probe(settings)).joined()
     )
     scores["probe"] = say(probes, z, of_fold)[JOINED]
-    faces = scores.pop("face", None)
-    bench.table("Readings, sources held out", scores, np.ones(len(samples), bool))
-    if faces is not None:
-        bench.table("Images that show a face", scores | {"face": faces}, np.isfinite(faces))
+    everywhere = {name: s for name, s in scores.items() if name != "face"}
+    bench.table("Readings, sources held out", everywhere, np.ones(len(samples), bool))
+    if "face" in scores:
+        scores[MIXED] = mixed(heads, scores, bench.labels, of_fold)
+        bench.table("Images that show a face", scores, np.isfinite(scores["face"]))
 
     tested = set(bench.tested)
     few = first_of_each([s for s in samples if s.source in tested], arguments.per_source)

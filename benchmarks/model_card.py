@@ -17,7 +17,7 @@ import torch
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.detection.calibration import strict_threshold
+from corit_cli.detection.calibration import Verdicts, strict_threshold
 from corit_cli.detection.detector import Detector
 from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.evaluation.protocols import recipe_of
@@ -82,14 +82,31 @@ class Judged:
         return Judged([self.samples[i] for i in numbers], self.logits[mask], self.touched[mask])
 
 
-def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> Judged:
-    """The images that the detector was trained on, by heads trained as its own without their source."""
+def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> tuple[Judged, Judged]:
+    """The images that the detector was trained on, by heads trained as its own without their source; and the faces in
+    them, by themselves."""
     settings, recipe = recipe_of(detector.checkpoint)
     refit = bool(detector.checkpoint.training.get("refit"))
     run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=refit, cache=cache)
     part = sorted([*run.train_part, *(run.val_part if refit else ())])
     found = run.read().of(part).data.held_out(run.folds(part), settings)
-    return Judged([samples[i] for i in found.samples], found.fused().numpy(), found.touched.numpy())
+    images = [samples[i] for i in found.samples]
+    whole, faces = (Judged(images, found.fused(only).numpy(), found.touched.numpy()) for only in (None, "face"))
+    return whole, faces.where(np.isfinite(faces.logits))
+
+
+def verdict_table(title: str, judged: Judged, by: Verdicts) -> None:
+    """Print how images of either class are called."""
+    p = by.calibration(torch.from_numpy(judged.logits)).double().numpy().round(6)
+    said = np.array([by.thresholds.verdict(one) for one in p])
+    print(f"\n| {title} | called real | uncertain | called fake |\n|---|---|---|---|")
+    for label, kind in enumerate(("real", "fake")):
+        own = judged.labels == label
+        shares = (
+            f"{rate(said[own] == verdict)} ({as_sources_vary(said[own] == verdict, judged.sources[own])})"
+            for verdict in ("real", "uncertain", "fake")
+        )
+        print(f"| {kind} images ({own.sum()}) | {' | '.join(shares)} |")
 
 
 def operating_points(detector: Detector, judged: Judged, kinds: dict[Path, str]) -> None:
@@ -132,7 +149,7 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         cells = (sum(counts.get(f"{part}_{kind}", 0) for part in ("train", "val")) for kind in ("real", "fake"))
         print(f"| {source} | {' | '.join(map(str, cells))} |")
 
-    judged = judge(detector, everything, cache)
+    judged, faces = judge(detector, everything, cache)
     plain = judged.where(~judged.touched)
     labels, sources = plain.labels, plain.sources
     probabilities = checkpoint.calibration(torch.from_numpy(plain.logits)).double().numpy().round(6)
@@ -151,17 +168,12 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     ece = metrics.expected_calibration_error(labels, probabilities)
     print(f"\nCalibration error on these images: {ece:.3f}.")
     for title, state in (("as they are", ~judged.touched), ("degraded copies", judged.touched)):
-        found = judged.where(state)
-        p = checkpoint.calibration(torch.from_numpy(found.logits)).double().numpy().round(6)
-        said = np.array([t.verdict(one) for one in p])
-        print(f"\n| {title} | called real | uncertain | called fake |\n|---|---|---|---|")
-        for label, kind in enumerate(("real", "fake")):
-            own = found.labels == label
-            shares = (
-                f"{rate(said[own] == verdict)} ({as_sources_vary(said[own] == verdict, found.sources[own])})"
-                for verdict in ("real", "uncertain", "fake")
-            )
-            print(f"| {kind} images ({own.sum()}) | {' | '.join(shares)} |")
+        verdict_table(title, judged.where(state), Verdicts(checkpoint.calibration, t))
+    if checkpoint.faces is not None:
+        at = checkpoint.faces.thresholds
+        print(f"\nFaces by themselves: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f}.")
+        for title, state in (("largest face, as it is", ~faces.touched), ("in degraded copies", faces.touched)):
+            verdict_table(title, faces.where(state), checkpoint.faces)
     operating_points(detector, plain, kinds_of(manifest))
 
 

@@ -47,7 +47,7 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
     rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
     assert set(rows) == {p.name for p in folder.rglob("*.*")} - {"notes.txt"}
     for name, row in rows.items():
-        told = {"parts"} if row["error"] is None else set()
+        told = {"parts", "faces"} if row["error"] is None else set()
         assert set(row) == {"path", "probability", "verdict", "error"} | told
         if name in ("text.jpg", "cut.jpg", "empty.png", "dot.png"):
             assert row["error"] and row["verdict"] is None and row["probability"] is None

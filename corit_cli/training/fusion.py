@@ -59,10 +59,8 @@ def join(head: FusedHead, logits: Tensor, labels: Tensor) -> None:
     classes weighing the same.
 
     A reading that some image lacks judges by itself. It is not mixed with those that all have: what faces say added
-    nothing to the rest on sources held out, and cost much of the certainty that a picture is real.
-
-    So a set of readings is joined as the largest set within it that can be. With a single reading nothing is to be
-    joined, and all weights stay 1.
+    nothing to the rest on sources held out (docs/results.md). So a set of readings is joined as the largest set within
+    it that can be. With a single reading nothing is to be joined, and all weights stay 1.
     """
     _fill(head, _fit(head, logits, labels))
 

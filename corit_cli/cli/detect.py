@@ -52,7 +52,7 @@ def detect(
         str | None,
         opt(
             "--faces",
-            "Score the faces too, or nothing else. Default: auto where the detector has a reading of faces.",
+            "Score the faces too (the default, if the detector can), or only them.",
             LOOK,
             **options.words("off", "auto", "only"),
         ),

@@ -77,7 +77,6 @@ def gsnr(
     \b
     corit gsnr --layers all --plot gsnr.svg
     corit gsnr --data faces/ --samples 200 --by class --json > gsnr.json
-    corit gsnr --wrt tokens --layers 3,6-9 --compare corit --inject-at 3,4,5,6
     corit gsnr --wrt head --heads 10 --samples 2000 --data faces/
     corit gsnr --head-state init,1,2,5,fitted --strata source --data faces/
     corit gsnr -c my-detector --data faces/ --head-state fitted

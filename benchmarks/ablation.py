@@ -55,7 +55,7 @@ def rows() -> list[Row]:
 def stability(bench: Bench, row: Row) -> Condition:
     """GSNR and COR of heads on a row's features."""
     data = bench.data(row)
-    samples, units = bench.samples, units_of(bench.samples)
+    samples, units = bench.samples, units_of(bench.samples, photographs=True)
     parts = [
         thin(samples, units, np.flatnonzero(bench.splits == part).tolist(), most, seed=0)
         for part, most in (("train", TRAIN), ("val", VAL))

@@ -58,10 +58,10 @@ class Bench:
         """All samples as they are, and what the row's recipe makes of the training split."""
         planned = plan(self.samples, range(len(self.samples)), row.recipe)
         planned = [p for p in planned if _clean(p) or self.splits[p.sample] == "train"]
-        extractor, width = self.extractor(row), self.backbone.tower.config.width
+        extractor = self.extractor(row)
         z, errors = features_of(planned, extractor, lambda part, jobs: self._extract(part, jobs, row.name))
         assert not errors, errors
-        return TrainingSet.of(self.samples, planned, z, extractor.readings, width)
+        return TrainingSet.of(self.samples, planned, z, extractor.readings)
 
     def extractor(self, row: Row) -> Extractor:
         """What reads as the row says."""

@@ -95,8 +95,6 @@ def one_change(autoencoder: str | None) -> list[Row]:
         reads("RSI at 3-6, quantile mask", inject_at=(3, 4, 5, 6)),
         trained("head: an MLP of 256, step size 0.003", head="mlp:256", lr=0.003),
         *(trained(f"SAM's radius {rho:g}", rho=rho) for rho in (0.0, 0.1, 1.0, 2.0)),
-        trained("layer weights by GSNR", layer_weights="gsnr"),
-        trained("layer weights learned", layer_weights="learned"),
         trained("classes balanced, not sources", balance="class"),
         Row("saved again as JPEG 75-95", DETECTOR, recipe=Recipe(match_codec=(75, 95))),
         Row("with self-blends", DETECTOR, recipe=Recipe(("self_blend",))),

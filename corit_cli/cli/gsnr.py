@@ -89,6 +89,9 @@ def gsnr(
             "the checkpoint already says what is read: leave out --backbone, --activation and the options of CoRIT"
         )
     options.check_crops(windows, reads, "native")
+    unread = [flag for flag in reads.flags if flag not in ("--view", "--cgp", "--no-cgp")]
+    if asked.wrt == "head" and unread:
+        raise CoritError(f"--wrt head takes every layer's class token or contrast by itself: leave out {unread[0]}")
     options.check_file(csv_file)
     corit = reads.over(METHOD)
 
@@ -189,7 +192,7 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
     models = list(dict.fromkeys(r.model for r in rows))
     cells = {(r.model, r.part, r.layer): r for r in rows}
     drawn = max(len(r.draws) for r in rows)  # random heads, where there are several
-    many = [f"{drawn} heads: mean (range)"] if drawn else []
+    many = [f"{drawn} heads"] if drawn else []
     columns = [
         "layer",
         *(c for m in models for c in (m, "plain", *many)),
@@ -203,14 +206,17 @@ def _show_gsnr(found: Study, state: str, subset: str) -> None:
             row = cells.get((model, part, layer))
             line += ["not read", ""] if row is None else [_interval(row.estimate), f"{row.estimate.plugin:.4f}"]
             if drawn:
-                line.append(_mean_and_range(row.draws) if row is not None else "")
+                line.append(_range(row.draws) if row is not None else "")
         if differences:
             row = differences.get((part, layer))
             line.append("" if row is None else _interval(row.difference))
             if drawn:
-                line.append(_mean_and_range(row.draws) if row is not None else "")
+                line.append(_range(row.draws) if row is not None else "")
         table.add_row(*line)
     print_table(table)
+    shares = {model: [r.estimate.noise / r.independent.noise for r in rows if r.model == model] for model in models}
+    ends = ", ".join(f"{min(share):.3f} to {max(share):.3f} ({model})" for model, share in shares.items())
+    out.print(f"GSNR under independent draws, as a share of these: {ends}", soft_wrap=True)
     losses = [f"{m} {found.losses[m, state, subset]:.3f}" for m in models if (m, state, subset) in found.losses]
     if losses:
         out.print(f"Mean loss: {', '.join(losses)} (chance: 0.693)", soft_wrap=True)
@@ -225,8 +231,8 @@ def _interval(e) -> str:
     return f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]"
 
 
-def _mean_and_range(draws: Sequence[float]) -> str:
-    return f"{sum(draws) / len(draws):.4f} ({min(draws):.4f} to {max(draws):.4f})" if draws else ""
+def _range(draws: Sequence[float]) -> str:
+    return f"{min(draws):.4f}..{max(draws):.4f}" if draws else ""
 
 
 def _plus_minus(e: Estimate | None) -> str:

@@ -72,9 +72,6 @@ def print_outcome(trained: Trained, folder: Path) -> None:
         f"of fakes; {held_out['real_called_uncertain']:.1%} and {held_out['fake_called_uncertain']:.1%} were left "
         "uncertain."
     )
-    weighed = trained.checkpoint.metrics.get("layer_weights")
-    if weighed:
-        out.print("Layer weights: " + ", ".join(f"{part} {weight:.2f}" for part, weight in weighed.items()))
     places = trained.checkpoint.metrics.get("localizer")
     if places:
         found = ", ".join(f"{k} {v['forged']:.3f} ({v['original']:.3f})" for k, v in places["pixel_auc"].items())

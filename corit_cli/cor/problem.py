@@ -180,7 +180,9 @@ def apart(units: Sequence[Hashable], labels: Sequence[int], size: int) -> list[l
     """
     count = max(3, min(16, len(units) // size, len(set(units)) // 2))
     batches = deal(labels, units, count)
-    classes = [[[i for i in batch if labels[i] == label] for label in (0, 1)] for batch in batches]
+    # Positions come in the manifest's order, by source as a rule: what is left over must come from anywhere in it.
+    order = np.random.default_rng(0).permutation(len(labels)).tolist()
+    classes = [[[i for i in order if i in own and labels[i] == label] for label in (0, 1)] for own in map(set, batches)]
     each = min(max(1, size // 2), *(len(own) for batch in classes for own in batch))
     if not each:
         raise ValueError("too few independent images of either class for three batches")

@@ -174,7 +174,7 @@ def run(
     rows = plan(samples, range(len(samples)), recipe)
     every = rows + [Planned(i, Job(s.path), s.label) for i, s in enumerate(samples)]
     ours = detector.extractor
-    width, last = ours.backbone.tower.config.width, baseline(ours.backbone.tower.config.layers)
+    last = baseline(ours.backbone.tower.config.layers)
 
     def read(extractor: Extractor, title: str) -> tuple[Tensor, dict[int, str]]:
         return features_of(every, extractor, lambda part, jobs: extract(part, jobs, cache, progress(title, len(jobs))))
@@ -187,7 +187,7 @@ def run(
     kept = [k for k in range(len(rows)) if k not in failed]
     rows, clean = [rows[k] for k in kept], slice(len(rows), None)
     kinds = {
-        "ours": (TrainingSet.of(samples, rows, z[kept], ours.readings, width), z[clean], settings),
+        "ours": (TrainingSet.of(samples, rows, z[kept], ours.readings), z[clean], settings),
         "probe": (TrainingSet.of(samples, rows, z_probe[kept]), z_probe[clean], of_probe(settings)),
     }
     return [_run(name, samples, *plans[name], kinds, progress) for name in names]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from corit_cli.data.splits import jackknife_groups
-from corit_cli.errors import CoritError
 from corit_cli.gsnr.measured import Strata
 from corit_cli.gsnr.study import Study, StudySettings, epoch_state
 from corit_cli.metrics.gsnr import Moments
@@ -83,15 +82,11 @@ def measure_heads(
         labels: of the measured images.
         units: of the measured images, what they belong to.
         sources: of the measured images; read where strata are by source.
-
-    Raises CoritError when only layer 0 is asked for, whose class token is the same for all images.
     """
     strata = Strata.of(labels, sources, units, settings.strata)
     groups, clustered = jackknife_groups(units, strata.numbers, seed=settings.seed), len(set(units)) < len(units)
     first, n = next(iter(read)), len(fitting[0])
-    layers = [layer for layer in settings.layers or range(1, read[first].shape[1] + 1) if layer]
-    if not layers:
-        raise CoritError("layer 0's class token is the same for all images: give --wrt head a layer from 1 on")
+    layers = settings.layers or range(1, read[first].shape[1] + 1)
     out.about["data"] |= {"jackknife_groups": len(groups), "clustered": clustered, "strata": strata.names}
     for layer in layers:
         found: dict[str, dict[str, list[Moments]]] = {state: defaultdict(list) for state in settings.states}

@@ -74,7 +74,6 @@ def study(
         raise CoritError(f"heads are fitted for {TRAINING.epochs} epochs: there is no epoch {max(stages)}")
     if stages and settings.wrt != "head" and any(model.head is not None for model in models):
         raise CoritError("a checkpoint's head is fitted already: give --head-state init, fitted or both")
-    extractors = {model.name: Extractor(backbone, model.settings, crops, device) for model in models}
     out, seed = Study(), settings.seed
     units = units_of(samples, photographs=True)
     fit, *rest = deal([s.label for s in samples], units, 3, seed)  # intervals need many units more than heads do
@@ -124,6 +123,7 @@ def study(
         return out
 
     prepared = []
+    extractors = {model.name: Extractor(backbone, model.settings, crops, device) for model in models}
     for model in models:
         if model.settings.contrasted:
             advance = progress(f"{model.name}: features", len(fit))

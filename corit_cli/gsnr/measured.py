@@ -1,4 +1,4 @@
-"""The images that GSNR is measured on: by class, in jackknife groups, and in subsets measured by themselves."""
+"""The images that GSNR is measured on: by class or source, in jackknife groups, and in subsets by themselves."""
 
 from __future__ import annotations
 

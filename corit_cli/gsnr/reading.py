@@ -32,11 +32,17 @@ def reading(found: Study) -> list[str]:
                 lines.append(
                     f"{stage(state).capitalize()}, {said([row for row in here if (row.model, row.part) == key])}."
                 )
+    compared = f", and of {len(differences)} differences of nothing about {2 * ABOVE * len(differences):.1f} something"
     lines.append(
         f"Every interval is of 95% by itself: of {len(rows)} estimates without any signal, about "
-        f"{ABOVE * len(rows):.1f} would seem to have some. Numbers of images take what was measured for the truth; the "
-        "smaller holds where the error falls as 1/n, the larger where it falls as 1/sqrt(n)."
+        f"{ABOVE * len(rows):.1f} would seem to have some{compared if differences else ''}."
     )
+    if any(row.estimate.more_samples for row in rows) or any(row.difference.more_samples for row in differences):
+        lines.append(
+            "More images: give a larger --samples, and --data that holds as many again to fit heads on. The numbers "
+            "take what was measured for the truth; the smaller holds where the error falls as 1/n, the larger where it "
+            "falls as 1/sqrt(n)."
+        )
     return lines
 
 
@@ -67,11 +73,14 @@ def _contrast(rows: Sequence[DifferenceRow]) -> str:
 def _settled(faint: Mapping[str, tuple[int, int] | None], order: Sequence[str]) -> str:
     """How many more images would settle layers, in brackets: the nearest, the farthest, and where that is unknown."""
     told = sorted((more, layer) for layer, more in faint.items() if more is not None)
+    untold = [layer for layer, more in faint.items() if more is None]
+    if not told:
+        return ", measured at or below zero"
     ends = dict.fromkeys([*told[:1], *told[-1:]])
-    said = [" and ".join(f"{_between(*more)} more images for layer {layer}" for more, layer in ends)] if told else []
+    alone = len(faint) == 1
+    said = [" and ".join(f"{_between(*m)} more images" + ("" if alone else f" for layer {k}") for m, k in ends)]
     if len(told) > 2:
         said.append("others between")
-    untold = [layer for layer, more in faint.items() if more is None]
     if untold:
         said.append(f"no number for layer {_spans(untold, order)}, measured at or below zero")
     return f" (to settle it: {', '.join(said)})"

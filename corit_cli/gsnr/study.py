@@ -117,7 +117,7 @@ class StudySettings(Settings):
     )
     heads: int = option(
         1,
-        "Random heads to begin with. The table is of the first; mean and range over all stand beside it.",
+        "Random heads to begin with. The table is of the first; the range over all stands beside it.",
         minimum=1,
         panel=PANEL,
     )
@@ -132,6 +132,10 @@ class StudySettings(Settings):
             raise CoritError(f"by must be one of class, source, not {self.by!r}")
         if self.by and self.wrt == "head":
             raise CoritError("--by is for gradients of the backbone: leave it out, or give --wrt params or tokens")
+        if self.wrt == "head" and self.layers is not None and 0 in self.layers:
+            raise CoritError("layer 0's class token is the same for all images: give --wrt head layers from 1 on")
+        if self.heads > 1 and set(self.states) == {"fitted"}:
+            raise CoritError("--heads are random ones, and only the fitted head is asked for: add init to --head-state")
         if not self.states or not all(re.fullmatch(r"initial|fitted|epoch [1-9]\d*", state) for state in self.states):
             raise CoritError(f"states must be of initial, epoch 1 and so on, and fitted, not {self.states!r}")
 

@@ -32,9 +32,11 @@ parameters.
 
 The interval comes from a delete-a-group jackknife, with Student's t of J - 1 degrees of freedom. ||mean||^2 is a
 square, skewed where the signal is weak, so the interval is laid around the square root of the plain ratio and squared
-back. Where R is below 1/N the jackknife counts the pairwise part of the variance twice (Efron and Stein 1981, The
-Annals of Statistics 9), so that there the interval is wider than it need be. It is so too where a stratum has fewer
-samples, n_a, than there are groups: its share of the variance is counted n_a / (n_a - 1) times.
+back. The plain ratio lies above R by the noise's share of it, but may lie below R in clustered samples, where any
+interval around it would exclude zero: R plus a standard error then takes its place. Where R is below 1/N the jackknife
+counts the pairwise part of the variance twice (Efron and Stein 1981, The Annals of Statistics 9), so that there the
+interval is wider than it need be. It is so too where a stratum has fewer samples, n_a, than there are groups: its share
+of the variance is counted n_a / (n_a - 1) times.
 
 **How many samples would do.** The variance of the estimated ||mu||^2 is 4 mu' C mu / N + 2 tr C^2 / N^2 to leading
 order: the standard error falls as 1 / N where the products of noise with noise are most of it, as 1 / sqrt(N) where
@@ -116,17 +118,6 @@ class Moments:
     def n(self) -> int:
         """N, the number of samples."""
         return int(self.counts.sum())
-
-    def merged(self) -> Moments:
-        """The same samples as one stratum: what GSNR from the products of all pairs comes from."""
-        return Moments(
-            counts=self.counts.sum(1, keepdims=True),
-            squares=self.squares.sum(1, keepdims=True),
-            totals=self.totals.sum(keepdims=True),
-            own=self.own.sum((1, 2), keepdims=True),
-            cross=self.cross.sum((1, 2), keepdims=True),
-            weights=np.ones(1),
-        )
 
 
 def _weights(weights: ArrayLike | None, strata: int) -> np.ndarray:
@@ -254,7 +245,8 @@ def more_samples(value: float, reach: float, n: int) -> tuple[int, int] | None:
     """How many more samples than ``n`` would bring half an interval's width, ``reach``, down to ``value``, from and to.
 
     The first number holds where the standard error falls as 1 / n, the second where it falls as 1 / sqrt(n); both take
-    ``value`` for the truth. None for zero, which no number of samples sets apart.
+    ``value`` for the truth, and are too large where the interval is wider than it need be. None for zero, which no
+    number of samples sets apart.
     """
     if not value:
         return None
@@ -274,10 +266,11 @@ def estimate(moments: Moments, clustered: bool = False, draws: str = "balanced")
     share = moments.weights / moments.counts.sum(0)  # (C,), of one sample
     plugin = float(share @ moments.totals @ share) / noise  # ||mean of the strata's means||^2 / noise
     error, reach = jackknife(value, _leave_one_out(moments, clustered, draws), moments.counts.sum(1))
-    # The root of the plain ratio moves by dR / (2 root).
-    root = plugin**0.5
-    low = max(root - reach / (2 * root), 0.0) ** 2 - (plugin - value)
-    high = (root + reach / (2 * root)) ** 2 - (plugin - value)
+    # The root moves by dR / (2 root).
+    square = max(plugin, value + error)
+    root = square**0.5
+    low = max(root - reach / (2 * root), 0.0) ** 2 - (square - value)
+    high = (root + reach / (2 * root)) ** 2 - (square - value)
     return GSNREstimate(
         value=value,
         plugin=plugin,

@@ -24,8 +24,6 @@ class Head(nn.Module):
     def __init__(self, features: int, kind: HeadKind = LINEAR) -> None:
         super().__init__()
         self.kind = kind
-        #: What :meth:`weigh` was given; a head that was saved and loaded has it in its scale alone.
-        self.layer_weights: list[float] | None = None
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
         if kind.landmarks:
@@ -60,11 +58,6 @@ class Head(nn.Module):
         found = vectors[:, keep] / values[keep].sqrt()  # (m', r)
         self.landmarks.zero_()[: len(chosen)] = chosen
         self.whitening.zero_()[: len(chosen), : found.shape[1]] = found.float()
-
-    def weigh(self, weights: Tensor) -> None:
-        """From now on multiply the standardised features' equally wide parts by ``weights`` (parts,), all positive."""
-        self.layer_weights = weights.tolist()
-        self.scale /= weights.repeat_interleave(len(self.scale) // len(weights))
 
     def standardise(self, z: Tensor) -> Tensor:
         """(B, F) to (B, F), of unit norm on average."""

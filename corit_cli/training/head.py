@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch.func import functional_call, grad, vmap
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Advance, hush
-from corit_cli.training.layer_weights import gsnr_weights, learned_weights
 from corit_cli.training.sam import SAM, base_optimizer
 from corit_cli.training.settings import TrainSettings
 
@@ -69,34 +68,23 @@ def fit_head(
     weights: Tensor,
     settings: TrainSettings,
     advance: Advance = hush,
-    parts: int = 1,
-    units: Sequence[Hashable] = (),
     after: Callable[[int, Head], None] = lambda epoch, head: None,
 ) -> Head:
     """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head.
     ``advance`` is told of every epoch, and ``after`` its number, from 1, with the head as it then is.
-
-    ``parts`` equally wide ones make up a feature vector, and by ``settings.layer_weights`` each gets a weight, in
-    proportion to its GSNR over ``units`` (n,) or learned; the head multiplies by it itself.
     """
     torch.manual_seed(settings.seed)
     head = Head(z.shape[1], HeadKind.parse(settings.head))
     head.fit_standardiser(z)
-    if settings.layer_weights == "gsnr":
-        head.weigh(gsnr_weights(head.standardise(z), labels, weights, units, parts))
     head.choose_landmarks(z)
-    learned = nn.Parameter(torch.zeros(parts)) if settings.layer_weights == "learned" else None
     x, y = head.expand(head.standardise(z)), labels.float()  # (n, F or m), (n,)
-    trained = [*head.parameters(), *([] if learned is None else [learned])]
-    base = base_optimizer(settings.optimizer, trained, settings.lr, settings.weight_decay)
+    base = base_optimizer(settings.optimizer, head.parameters(), settings.lr, settings.weight_decay)
     sam = SAM(base, settings.rho)
     batches = max(1, len(x) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(base, settings.epochs * batches)
 
     def loss_of(rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         features, truth, weight = rows  # (b, F), (b,), (b,)
-        if learned is not None:
-            features = (features.unflatten(1, (parts, -1)) * learned_weights(learned)[:, None]).flatten(1)
         return F.binary_cross_entropy_with_logits(head.layers(features).squeeze(-1), truth, weight=weight)
 
     for epoch in range(1, settings.epochs + 1):
@@ -107,6 +95,4 @@ def fit_head(
             schedule.step()
         advance(1, f"loss {total / len(x):.3f}")
         after(epoch, head)
-    if learned is not None:
-        head.weigh(learned_weights(learned).detach())
     return head.eval()

@@ -98,20 +98,14 @@ class TrainingSet:
     labels: Tensor  # (n,)
     sources: list[str]
     readings: Mapping[str, int]  # how many features each has, side by side
-    part: int  # width of one part, a layer and kind, of which the readings are made
 
     @classmethod
     def of(
-        cls,
-        samples: Sequence[Sample],
-        rows: list[Planned],
-        z: Tensor,
-        readings: Mapping[str, int] | None = None,
-        part: int = 0,
+        cls, samples: Sequence[Sample], rows: list[Planned], z: Tensor, readings: Mapping[str, int] | None = None
     ) -> TrainingSet:
-        """Rows with their features ``z`` (n, F), in the same order; by default one reading of one part."""
+        """Rows with their features ``z`` (n, F), in the same order; one reading by default."""
         labels, F = torch.tensor([row.label for row in rows]), z.shape[1]
-        return cls(rows, z, labels, [samples[row.sample].source for row in rows], readings or {"cls": F}, part or F)
+        return cls(rows, z, labels, [samples[row.sample].source for row in rows], readings or {"cls": F})
 
     def fit(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> FusedHead:
         """Heads on the rows to be trained on, or on those of them where ``keep`` (n,) is true, joined by what heads
@@ -132,11 +126,8 @@ class TrainingSet:
             if len(self.labels[chosen].unique()) < 2:
                 heads[name] = missing(z.shape[1], settings)
                 continue
-            sources = [s for s, k in zip(self.sources, chosen.tolist(), strict=True) if k]
             weights = self.chosen(chosen).weights(settings)
-            heads[name] = fit_head(
-                z[chosen], self.labels[chosen], weights, settings, advance, z.shape[1] // self.part, sources
-            )
+            heads[name] = fit_head(z[chosen], self.labels[chosen], weights, settings, advance)
         return FusedHead(heads).eval()
 
     def cross_fit(

@@ -20,13 +20,12 @@ from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job
-from corit_cli.features.extractor import READINGS, Extractor
+from corit_cli.features.extractor import Extractor
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
-from corit_cli.training.layer_weights import UNITS
 from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
@@ -90,18 +89,6 @@ class Run:
         folds = group_folds([self.samples[i] for i in part], self.settings.folds, self.settings.seed)
         return [[part[k] for k in fold] for fold in folds]
 
-    def check_sources(self, held_out: Sequence[Sequence[int]]) -> None:
-        """Raise CoritError, before anything is read, when too few sources are left for GSNR where any of the lists of
-        samples ``held_out`` is."""
-        if self.settings.layer_weights != "gsnr":
-            return
-        least = min(len({self.samples[i].source for i in set(self.train_part) - set(fold)}) for fold in held_out)
-        if least < UNITS:
-            raise CoritError(
-                f"layer weights by GSNR need images of at least {UNITS} sources besides those held out to calibrate "
-                f"on, not {least}: give images of more sources, or more --folds"
-            )
-
     def features(
         self, extractor: Extractor, jobs: Sequence[Job], title: str, cached: bool = True
     ) -> tuple[Tensor, dict[int, str]]:
@@ -129,11 +116,11 @@ class Run:
             z = z[:, : self.extractor.width]  # that reading is the last one
             kept = [k for k in kept if every[k].reading is None]
         errors = {every[k].sample: message for k, message in failed.items()}
-        part = self.extractor.backbone.tower.config.width
-        data = TrainingSet.of(samples, [every[k] for k in kept], z[kept], self.extractor.readings, part)
+        width = self.extractor.backbone.tower.config.width
+        data = TrainingSet.of(samples, [every[k] for k in kept], z[kept], self.extractor.readings)
         return Images(
             data=data,
-            probe=None if z_probe is None else replace(data, z=z_probe[kept], readings={"cls": part}),
+            probe=None if z_probe is None else replace(data, z=z_probe[kept], readings={"cls": width}),
             val=[samples[every[k].sample] for k in val],
             z_val=z[val],
             z_probe_val=None if z_probe is None else z_probe[val],
@@ -195,7 +182,6 @@ def train_head(run: Run) -> Trained:
     Calibration and thresholds come from cross-fitting: each source of the training part is scored by a head that never
     saw it, which is what a file from an unknown source will meet.
     """
-    run.check_sources(run.folds())
     images = run.read()
     heads = len(run.settings.heads_of(run.extractor.readings))
 
@@ -250,13 +236,6 @@ def outcome(
             faces = Verdicts(calibrated, found)
             metrics["held_out_faces"] = _rates(found, chances[clean], labels[clean])
             metrics["held_out_faces_strict"] = _rates(found.strictly(), chances[clean], labels[clean])
-    weighed: dict[str, float] = {}
-    for name, one in head.heads.items():
-        parts = [(kind, layer) for kind, layer in extractor.parts if name in (READINGS[kind], "all")]
-        for (kind, layer), weight in zip(parts, one.layer_weights or [], strict=bool(one.layer_weights)):
-            weighed[f"{kind} {layer}"] = round(weight, 3)
-    if weighed:
-        metrics["layer_weights"] = weighed
     backbone = extractor.backbone
     checkpoint = Checkpoint(
         head=head,
@@ -291,4 +270,4 @@ def _rates(thresholds: Thresholds, probabilities: NDArray[np.float64], labels: N
 
 def of_probe(settings: TrainSettings) -> TrainSettings:
     """The linear probe's settings beside a head of ``settings``: it reads one layer."""
-    return replace(settings, head="linear", layer_weights="uniform")
+    return replace(settings, head="linear")

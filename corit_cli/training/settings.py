@@ -29,9 +29,8 @@ class TrainSettings(Settings):
     """How heads are trained on features, joined, calibrated and given thresholds.
 
     With ``fusion`` late every reading has a head of its own (``model/fusion.py``), else one reads all. The base under
-    SAM is AdamW or SGD with momentum 0.9. Layers may weigh in proportion to the GSNR that their gradients have across
-    sources. ``class`` gives both classes the same total weight; ``source`` also weighs the sources within a class by
-    the square root of their size, ``even`` all alike.
+    SAM is AdamW or SGD with momentum 0.9. ``class`` gives both classes the same total weight; ``source`` also weighs
+    the sources within a class by the square root of their size, ``even`` all alike.
     """
 
     head: str = option(
@@ -52,12 +51,6 @@ class TrainSettings(Settings):
     epochs: int = option(20, "Passes over the data.", minimum=1, panel=HEAD)
     batch_size: int = option(64, "Images in a step.", minimum=1, panel=HEAD)
     rho: float = option(0.5, "SAM's radius; 0: without SAM.", minimum=0, panel=HEAD)
-    layer_weights: str = option(
-        "uniform",
-        "How much each layer weighs: all alike, by its GSNR, or learned with the head.",
-        choices=("uniform", "gsnr", "learned"),
-        panel=HEAD,
-    )
     balance: str = option(
         "even",
         "What weighs alike: both classes; sources in a class too, by the root of their size or evenly; or every image.",
@@ -78,8 +71,7 @@ class TrainSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if HeadKind.parse(self.head).landmarks and self.layer_weights == "learned":
-            raise CoritError("layer weights are learned with a linear head or mlp, not with rbf")
+        HeadKind.parse(self.head)  # so that a kind that does not exist is said at once
 
     def heads_of(self, readings: Mapping[str, int]) -> dict[str, int]:
         """The heads to be trained on ``readings`` {name: features}: one each, or one on all."""

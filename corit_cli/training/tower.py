@@ -62,7 +62,6 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     lr = TUNE_LR[scope.kind] if tuning.lr is None else tuning.lr
     tuning = replace(tuning, precision=precision, lr=lr)
     fit_part = set_aside(samples, run.train_part, settings.seed)
-    run.check_sources([sorted(set(run.train_part) - set(fit_part))])
     model = Model(extractor, tuning, settings)  # so that a scope that does not fit is said at once
     about = {
         "--tune settings": asdict(tuning),

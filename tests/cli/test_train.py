@@ -64,9 +64,8 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
         "--no-probe",
     ]
     photo = next((dataset / "source0" / "real").iterdir())
-    result = corit("train", dataset, *tiny, "--layer-weights", "learned", "--out", tmp_path / "plain")
+    result = corit("train", dataset, *tiny, "--out", tmp_path / "plain")
     assert result.returncode == 0, result.stderr
-    assert "Layer weights: cls 2 " in result.stdout and "cgp 2 " in result.stdout
     one_line_error(corit("detect", photo, "-c", tmp_path / "plain", "--heatmap", tmp_path / "maps"), "--local")
     result = corit(
         "train", dataset, *tiny, "--out", tmp_path / "det", "--local", "self_blend", "--local", "resample@part"
@@ -147,7 +146,6 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--crop", "resize", "--native", "4-6"], ["--native", "--crop both"]),
         ([".", "--tune", "ln", "--face", "6"], ["--face", "--tune"]),
         ([".", "--no-cgp", "--view", "blur:2"], ["--view is compared with", "none of them is used"]),
-        ([".", "--layer-weights", "even"], ["uniform, gsnr or learned"]),
         (["."], ["no images"]),
     ],
 )

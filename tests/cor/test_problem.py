@@ -102,3 +102,9 @@ def test_batches_share_no_unit_and_have_as_many_of_either_class(rows: list[tuple
     homes = [{units[i] for i in batch} for batch in batches]
     assert sum(map(len, homes)) == len(set().union(*homes))
     assert len({i for batch in batches for i in batch}) == sum(map(len, batches))
+
+
+def test_batches_come_from_all_over_a_manifest_that_is_in_order_of_sources() -> None:
+    batches = apart(list(range(1000)), [k % 2 for k in range(1000)], 16)
+    used = [sum(k // 250 == quarter for batch in batches for k in batch) for quarter in range(4)]
+    assert len(batches) == 16 and sum(used) == 256 and min(used) > 40

@@ -11,7 +11,7 @@ import torch
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.errors import CoritError
 from corit_cli.gsnr.heads import heads_at, initial_head, measure_heads
-from corit_cli.gsnr.study import Compared, Study, StudySettings
+from corit_cli.gsnr.study import Study, StudySettings
 from corit_cli.metrics import gsnr
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
@@ -179,4 +179,6 @@ def test_cases_that_make_no_sense(tiles: Path):
     with pytest.raises(CoritError, match="--by"):
         StudySettings(wrt="head", by="class")
     with pytest.raises(CoritError, match="layer 0"):
-        run(tiles, [Compared("baseline", BASELINE.settings)], wrt="head", layers=(0,))
+        StudySettings(wrt="head", layers=(0, 7))
+    with pytest.raises(CoritError, match="only the fitted head"):
+        StudySettings(heads=2, states=("fitted",))

@@ -56,4 +56,18 @@ def test_every_stage_and_part_has_its_words_and_subsets_have_none() -> None:
         "Head after 1 epoch, corit: signal at the head on layer 1.",
         "Head after 5 epochs, corit: signal at layer 1.",
     ]
-    assert len(said) == 5 and "of 4 estimates without any signal, about 0.1 would" in said[4]
+    assert len(said) == 5 and "of 4 estimates without any signal, about 0.1 would seem to have some." in said[4]
+
+
+def test_what_chance_would_show_counts_differences_and_a_single_faint_layer_is_named_once() -> None:
+    rows = [
+        row("corit", "1", 0.1),
+        row("corit", "2", -0.1, (5, 9)),
+        row("baseline", "1", -0.1),
+        row("baseline", "2", 0),
+    ]
+    said = reading(Study(rows=rows, differences=[difference("1", 0.1, 0.2), difference("2", 0.1, 0.2)]))
+    assert said[0].endswith("not distinguishable from zero at layer 2 (to settle it: 5 to 9 more images).")
+    assert said[1].endswith("not distinguishable from zero at layer 1, 2, measured at or below zero.")
+    assert "of 4 estimates" in said[-2] and "of 2 differences of nothing about 0.1 something" in said[-2]
+    assert said[-1].startswith("More images: give a larger --samples")

@@ -181,8 +181,11 @@ def strata_of(sizes: tuple[int, int], pairs: bool = False) -> tuple[np.ndarray, 
     return classes, [np.flatnonzero(rank % 10 == j).tolist() for j in range(10)]
 
 
-def simulated(sizes: tuple[int, int], shared: float = 0.0, seed: int = 0) -> tuple[list[Moments], float, float]:
-    """Moments of ``DRAWS`` stratified samples, and the true GSNR under balanced batches and independent draws.
+def simulated(
+    sizes: tuple[int, int], shared: float = 0.0, seed: int = 0
+) -> tuple[list[Moments], list[Moments], float, float]:
+    """Moments of ``DRAWS`` stratified samples, by class and as one stratum; the true GSNR of balanced batches and
+    independent draws.
 
     The classes' means lie far apart (delta), as they do near an unfitted head; their noise differs. With ``shared``
     the two samples of a photograph have that much of their noise in common, with opposite sign.
@@ -194,14 +197,15 @@ def simulated(sizes: tuple[int, int], shared: float = 0.0, seed: int = 0) -> tup
     classes, groups = strata_of(sizes)
     sign = 2.0 * classes - 1
     own = np.concatenate([np.arange(n) for n in sizes])
-    found = []
+    by_class, as_one = [], []
     for _ in range(DRAWS):
         noise = rng.standard_normal((len(classes), d)) * np.sqrt(1 - shared)
         common = rng.standard_normal((max(sizes), d))[own] * np.sqrt(shared) * sign[:, None]
         g = mu + sign[:, None] * delta + spread[classes][:, None] * (noise + common)
-        found.append(Moments.of_samples(g, classes, groups))
+        by_class.append(Moments.of_samples(g, classes, groups))
+        as_one.append(Moments.of_samples(g, np.zeros(len(g)), groups))
     within = d * np.square(spread).mean()
-    return found, mu @ mu / within, mu @ mu / (within + delta @ delta)
+    return by_class, as_one, mu @ mu / within, mu @ mu / (within + delta @ delta)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def simulated(sizes: tuple[int, int], shared: float = 0.0, seed: int = 0) -> tup
     ids=["balanced", "unbalanced", "photographs and their forgeries"],
 )
 def test_strata_are_unbiased_and_their_intervals_cover_the_truth(sizes: tuple[int, int], shared: float) -> None:
-    moments, *truths = simulated(sizes, shared)
+    moments, _, *truths = simulated(sizes, shared)
     signal = 1.2**2
     estimates = [variances(m, clustered=shared > 0).signal for m in moments]
     assert abs(np.mean(estimates) - signal) < 2 * np.std(estimates) / DRAWS**0.5 + 1e-3 * signal
@@ -222,9 +226,8 @@ def test_strata_are_unbiased_and_their_intervals_cover_the_truth(sizes: tuple[in
 
 
 def test_one_stratum_for_a_balanced_sample_is_too_low_by_what_the_classes_differ() -> None:
-    moments, _, _ = simulated((40, 40))
-    as_one = [m.merged() for m in moments[::4]]
-    signals = np.array([variances(m).signal for m in as_one])
+    _, as_one, _, _ = simulated((40, 40))
+    signals = np.array([variances(m).signal for m in as_one[::4]])
     assert signals.mean() == pytest.approx(1.2**2 - 2.5**2 / 79, abs=4 * signals.std() / len(signals) ** 0.5)
     assert signals.mean() < 1.2**2 - 3 * signals.std() / len(signals) ** 0.5
 
@@ -265,13 +268,52 @@ def test_the_jackknife_over_strata_is_measuring_without_each_group(clustered: bo
     assert e.standard_error == pytest.approx(jackknife(e.value, rest, np.array([7] * 10))[0], rel=1e-9)
 
 
-def test_merged_strata_are_one_stratum() -> None:
-    rng = np.random.default_rng(4)
-    classes, groups = strata_of((20, 15))
-    g = rng.standard_normal((35, 4))
-    merged, one = Moments.of_samples(g, classes, groups).merged(), Moments.of_samples(g, [0] * 35, groups)
-    for name in ("counts", "squares", "totals", "own", "cross", "weights"):
-        np.testing.assert_allclose(getattr(merged, name), getattr(one, name), atol=1e-9)
+@pytest.mark.parametrize("clustered", [False, True])
+def test_a_paired_difference_of_strata_is_measuring_both_without_each_group(clustered: bool) -> None:
+    rng = np.random.default_rng(5)
+    classes, groups = strata_of((40, 30))
+    number = np.empty(70, int)
+    for j, group in enumerate(groups):
+        number[group] = j
+    first = rng.standard_normal((70, 4)) + 0.2 + 0.6 * classes[:, None]
+    second = first + 0.5 * rng.standard_normal((70, 4)) + 0.3
+
+    def ratio(g: np.ndarray, kept: np.ndarray) -> float:
+        """From all products written out."""
+        g, c, n = g[kept], classes[kept], number[kept]
+        products = g @ g.T
+        apart = n[:, None] != n[None] if clustered else ~np.eye(len(g), dtype=bool)
+        a = np.array([[products[apart & (c[:, None] == r) & (c[None] == f)].mean() for f in (0, 1)] for r in (0, 1)])
+        squares = np.mean([np.diag(products)[c == k].mean() for k in (0, 1)])
+        return a.mean() / (squares - np.trace(a) / 2)
+
+    def difference(kept: np.ndarray) -> float:
+        return ratio(second, kept) - ratio(first, kept)
+
+    found = compare(*(Moments.of_samples(g, classes, groups) for g in (second, first)), clustered=clustered)
+    value = difference(np.ones(70, bool))
+    without = np.array([difference(number != j) for j in range(len(groups))])
+    error, reach = jackknife(value, without, np.array([7] * 10))
+    assert found.value == pytest.approx(value)
+    assert (found.low, found.high, found.standard_error) == pytest.approx((value - reach, value + reach, error))
+
+
+def test_intervals_are_skewed_as_the_estimates_are() -> None:
+    """In few dimensions. Laid around R itself they would miss the truth more often."""
+    rng = np.random.default_rng(6)
+    classes, groups = strata_of((40, 40))
+    mean = np.array([0.15, 0, 0]) ** 0.5
+    found = [
+        estimate(Moments.of_samples(mean + rng.standard_normal((80, 3)), classes, groups)) for _ in range(DRAWS // 2)
+    ]
+    truth, t = mean @ mean / 3, 2.2622  # Student's, of 9 degrees of freedom
+    covered = np.mean([e.low <= truth <= e.high for e in found])
+    around = np.mean([abs(e.value - truth) <= t * e.standard_error for e in found])
+    assert covered >= 0.935 and around <= covered - 0.01
+    for e in found:  # symmetric in the root
+        shift = max(e.plugin - e.value, e.standard_error)
+        down, middle, up = (e.low + shift) ** 0.5, (e.value + shift) ** 0.5, (e.high + shift) ** 0.5
+        assert down == pytest.approx(max(2 * middle - up, 0), abs=1e-9)
 
 
 # --- sources within classes -----------------------------------------------------------------------
@@ -323,6 +365,28 @@ def test_sources_as_strata_are_unbiased_and_their_intervals_cover_the_truth(clus
     if not clustered:  # with the classes alone as strata, a fixed mix of sources is taken for independent draws
         signals = np.array([variances(m).signal for m in by_class])
         assert signals.mean() < 1.0 - 5 * signals.std() / DRAWS**0.5
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.95])
+@pytest.mark.parametrize("by", ["class", "source"])
+def test_strata_without_any_signal_seldom_show_some(by: str, shared: float) -> None:
+    """Also where a photograph's gradient and its forgery's nearly cancel, so that the plain ratio may lie below R."""
+    rng = np.random.default_rng(7)
+    d, rank = 30, np.tile(np.arange(40), 2)
+    classes = np.repeat([0, 1], 40)
+    strata = np.where(classes == 0, rank % 5, 5 + rank % 4) if by == "source" else classes
+    weights, sign = balanced_weights(strata, classes), 2.0 * classes[:, None] - 1
+    means = 2 * rng.standard_normal((len(weights), d))
+    means -= weights @ means
+    groups = [np.flatnonzero(rank % 16 == j).tolist() for j in range(16)]
+    found = []
+    for _ in range(500):
+        own, common = rng.standard_normal((80, d)), rng.standard_normal((40, d))[rank]
+        g = means[strata] + np.sqrt(1 - shared) * own + np.sqrt(shared) * sign * common
+        found.append(estimate(Moments.of_samples(g, strata, groups, weights), clustered=shared > 0))
+    values = np.array([e.value for e in found])
+    assert abs(values.mean()) < 3 * values.std() / len(values) ** 0.5
+    assert np.mean([e.significant for e in found]) <= 0.04
 
 
 def test_both_classes_weigh_the_same_whatever_their_sources() -> None:

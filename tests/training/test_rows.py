@@ -13,7 +13,7 @@ from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor
 from corit_cli.training.rows import TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
-from tests.conftest import TINY, photograph
+from tests.conftest import photograph
 from tests.training.test_run import QUICK, SETTINGS, extractor
 
 
@@ -88,7 +88,7 @@ def test_a_reading_that_some_rows_lack_is_learned_from_the_others(dataset: Path)
     torch.manual_seed(0)
     z = torch.randn(len(rows), 12)
     z[::3, 8:] = float("nan")
-    data = TrainingSet.of(samples, rows, z, {"hri": 8, "cgp": 4}, 4)
+    data = TrainingSet.of(samples, rows, z, {"hri": 8, "cgp": 4})
     head = data.fit(QUICK)
     assert head.names == ["hri", "cgp"] and head(z).isfinite().all()
     assert head.each(z).isnan().tolist() == [[False, k % 3 == 0] for k in range(len(rows))]
@@ -120,7 +120,7 @@ def test_forged_faces_are_for_their_reading_alone_and_weigh_as_copies_do(dataset
     bare = extractor()
     assert features_of(rows, bare, zeros)[0][faces].isnan().all()
     # Other heads are trained as if they were not there, and copies' weight is theirs.
-    data = TrainingSet.of(samples, rows, z, e.readings, TINY.width)
+    data = TrainingSet.of(samples, rows, z, e.readings)
     whole = torch.tensor([row.reading is None for row in rows])
     head, without = data.heads(QUICK), data.chosen(whole).heads(QUICK)
     for name in ("hri", "cgp"):
@@ -137,7 +137,7 @@ def test_a_reading_that_one_class_lacks_is_missing(dataset: Path) -> None:
     z = torch.randn(len(rows), 64)
     labels = torch.tensor([row.label for row in rows])
     z[labels == 1, 32:] = float("nan")
-    data = TrainingSet.of(samples, rows, z, {"hri": 32, "face": 32}, 32)
+    data = TrainingSet.of(samples, rows, z, {"hri": 32, "face": 32})
     head = data.fit(QUICK)
     assert head.each(z)[:, 1].isnan().all() and head(z).isfinite().all()
     folds = [[i for i, s in enumerate(samples) if s.source == name] for name in ("source0", "source1")]

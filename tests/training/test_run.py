@@ -73,17 +73,6 @@ def test_refit_validates_as_before_and_keeps_a_detector_of_all_images(dataset: P
     assert kept.training["refit"] and not trained.checkpoint.training["refit"]
 
 
-def test_layer_weights_are_told_by_part_and_leave_the_probe_alone(dataset: Path, trained: Trained) -> None:
-    weighed = train(load_samples(dataset), replace(QUICK, layer_weights="learned"))
-    shares = weighed.checkpoint.metrics["layer_weights"]
-    assert list(shares) == ["cls 2", "cls 3", "cgp 2", "cgp 3"]
-    assert np.mean(list(shares.values())) == pytest.approx(1, abs=0.01) and len(set(shares.values())) == 4
-    assert "layer_weights" not in trained.checkpoint.metrics
-    np.testing.assert_array_equal(weighed.probe, trained.probe)
-    with pytest.raises(CoritError, match="at least 3 sources besides"):
-        train(load_samples(dataset), replace(QUICK, layer_weights="gsnr"))
-
-
 @pytest.mark.parametrize("inject_at", [(), (1,)])
 def test_the_probe_reads_the_last_layer(inject_at: tuple[int, ...], dataset: Path) -> None:
     samples = load_samples(dataset)

@@ -24,7 +24,6 @@ def test_other_qualities_are_refused(text: str) -> None:
         (lambda: TrainSettings(rho=float("nan")), "rho must be at least 0"),
         (lambda: TrainSettings(target_fpr=0.6), "target-fpr must be at most 0.5"),
         (lambda: TrainSettings(folds=1), "folds must be at least 2"),
-        (lambda: TrainSettings(layer_weights="even"), "layer-weights must be uniform, gsnr or learned"),
         (lambda: TuneSettings(precision="fp16"), "precision must be auto, fp32 or bf16"),
         (lambda: TuneSettings(epochs=0), "tune-epochs must be at least 1"),
         (lambda: Recipe(copies=2), "say how with --degrade"),

@@ -511,12 +511,6 @@ def refuse(title: str, total: int | None = None) -> Advance:
     raise AssertionError(title)
 
 
-def test_too_few_sources_for_gsnr_are_said_before_anything_is_read(samples: list[Sample], tmp_path: Path) -> None:
-    few = [s for s in samples if s.source in ("source0", "source1", "source2")]
-    with pytest.raises(CoritError, match="at least 3 sources besides"):
-        run(few, tmp_path, TUNING, settings=replace(HEAD, layer_weights="gsnr"), progress=refuse)
-
-
 def test_a_scope_that_does_not_fit_is_said_before_anything_is_read(samples: list[Sample], tmp_path: Path) -> None:
     with pytest.raises(CoritError, match="last:4 asks for more blocks than the 3"):
         run(samples, tmp_path, replace(TUNING, scope="last:4"), progress=refuse)

@@ -1,7 +1,8 @@
 """Does COR grow with GSNR? Signal strength is varied on purpose, and both are measured at every strength.
 
 Three ways to weaken the signal a head sees: flip training labels, drown the features in noise, or let it read another
-layer. docs/theory.md says what is to be expected, and why the expectation is no theorem.
+layer. A fourth leaves the signal of a gradient alone: train on fewer images, for as many epochs. docs/theory.md says
+what is to be expected, and why the expectation is no theorem.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from corit_cli.training.head import centre, per_sample_gradients
 LABEL_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 #: In units of the features' own spread.
 FEATURE_NOISE = (0.5, 1.0, 2.0, 4.0, 8.0)
+#: Shares of the training images.
+DATA_SIZE = (0.75, 0.5, 0.35, 0.25)
 RADII = tuple(rounded(float(r)) for r in np.geomspace(0.05, 20, 9))
 #: Radii added between the two that the cliff lies between.
 BETWEEN = 6
@@ -37,7 +40,8 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Condition:
-    """GSNR and COR at one strength of the signal; ``kind`` is label noise, feature noise or layer."""
+    """GSNR and COR at one strength of the signal; ``kind`` is label noise, feature noise, data size or
+    layer."""
 
     kind: str
     level: float
@@ -83,31 +87,34 @@ def theory(
     levels = [
         *(("label noise", level) for level in LABEL_NOISE),
         *(("feature noise", level) for level in FEATURE_NOISE),
+        *(("data size", level) for level in DATA_SIZE),
         *(("layer", float(layer)) for layer in sorted(tokens) if layer != deepest),
     ]
     found, advance = [], progress("conditions", len(levels))
     for kind, level in levels:
         advance(0, f"{kind} {level:g}")
         z, generator = tokens[int(level) if kind == "layer" else deepest], torch.Generator().manual_seed(0)
-        labels = split.labels
+        labels, train = split.labels, split.train
+        if kind == "data size":
+            groups = jackknife_groups([units[i] for i in train.tolist()], labels[train].tolist())
+            kept = [k for group in groups[: max(3, round(level * len(groups)))] for k in group]
+            train = train[sorted(kept)]
         if kind == "feature noise":
             z = z + level * z[split.train].std(0) * torch.randn(z.shape, generator=generator)
         if kind == "label noise":
-            flipped = split.train[torch.rand(len(split.train), generator=generator) < level]
+            flipped = train[torch.rand(len(train), generator=generator) < level]
             labels = labels.clone()
             labels[flipped] = 1 - labels[flipped]
-        tests = replace(Criteria.of(labels[split.train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
+        tests = replace(Criteria.of(labels[train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
         # Flipped labels are what heads are trained with; the validation labels stay true.
-        arm = HeadArm(kind, z, replace(split, labels=labels), optimization)
+        arm = HeadArm(kind, z, replace(split, labels=labels, train=train), optimization)
         runs = list(arm.run([(rho, seed, False) for rho in RADII for seed in seeds]))
         ends = critical_radius(runs, tests).bracket
         if ends is not None:
             between = np.geomspace(*ends, BETWEEN + 2)[1:-1]
             runs += arm.run([(rounded(float(rho)), seed, False) for rho in between for seed in seeds])
         found.append(
-            Condition(
-                kind, level, head_gsnr(arm.x, labels, split.train, units, optimization), critical_radius(runs, tests)
-            )
+            Condition(kind, level, head_gsnr(arm.x, labels, train, units, optimization), critical_radius(runs, tests))
         )
         advance()
     by_kind = {

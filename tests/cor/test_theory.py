@@ -83,4 +83,7 @@ def test_flipped_labels_weaken_the_signal(monkeypatch: pytest.MonkeyPatch) -> No
     by = {(c.kind, c.level): c.gsnr.value for c in found.conditions}
     assert by["label noise", 0.0] > by["label noise", 0.5] and by["label noise", 0.0] > by["layer", 1.0]
     assert by["label noise", 0.0] > by["feature noise", 8.0]
+    # Fewer images: the same signal, less surely known.
+    few = next(c.gsnr for c in found.conditions if (c.kind, c.level) == ("data size", 0.25))
+    assert few.n < 50 / 3 and few.low <= by["label noise", 0.0] <= few.high
     assert found.as_dict()["conditions"][0]["kind"] == "label noise"

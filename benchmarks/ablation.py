@@ -1,5 +1,5 @@
-"""The paper's story in one table: CoRIT's components added one at a time, on images of sources never trained on; the
-last row is the shipped detector, which takes CGP away again and trains on degraded copies.
+"""The paper's story in one table: CoRIT's components added one at a time, and taken away, on images of sources never
+trained on. One linear head reads all that a row reads (``--fusion early``), of images as they are.
 
     python benchmarks/ablation.py MANIFEST [--cache FILE] [--limit N]
 
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from held_out import Bench, Row, first_of_each
-from search import FOUR
 
 from corit_cli.cor.arms import HeadArm, Split
 from corit_cli.cor.collapse import Criteria, critical_radius, rounded
@@ -38,17 +37,21 @@ TRAIN, VAL = 300, 150
 
 
 def rows() -> list[Row]:
-    """From the last block's linear probe to SAM, what RSI and RRM would add, and the shipped detector."""
-    corit, plain = DETECTOR, replace(TrainSettings(), rho=0.0)
-    injected = replace(corit, inject_at=(3,))
+    """From the last block's linear probe to RSI and RRM, and what the shipped detector reads without each part."""
+    sam = replace(TrainSettings(), fusion="early")
+    plain, all_read = replace(sam, rho=0.0), replace(DETECTOR, face=())
+    hri, hri_cgp = replace(all_read, cgp=(), patches=False, native=()), replace(all_read, native=())
+    injected = replace(all_read, inject_at=(2,))
     return [
         Row("probe", baseline(12), plain),
-        Row("+ HRI", corit.plain(), plain),
-        Row("+ CGP", corit, plain),
-        Row("+ SAM", corit),
-        Row("+ RSI at 3, no mask", replace(injected, mask="none")),
-        Row("+ RRM", injected),
-        Row("HRI and SAM on four degraded copies (default)", corit.plain(), recipe=FOUR),
+        Row("+ HRI", hri, plain),
+        Row("+ CGP", hri_cgp, plain),
+        Row("+ native class tokens", all_read, plain),
+        Row("+ SAM: what ships reads", all_read, sam),
+        Row("without HRI", replace(all_read, integrate=()), sam),
+        Row("without CGP", replace(all_read, cgp=(), patches=False), sam),
+        Row("with RSI at 2, no mask", replace(injected, mask="none"), sam),
+        Row("with RSI at 2 and RRM", injected, sam),
     ]
 
 

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.live import Live
 
 from corit_cli.cli import options
-from corit_cli.cli.console import Bars, err, escape, print_json, warn
+from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
 from corit_cli.cor.settings import BLOCKS, HEADS, Optimization
@@ -130,7 +130,7 @@ def cor_sweep(
     scope = parse_scope(tune)
     device = pick_device(device)
     images = load_samples(data or options.shipped_samples())
-    with err.status("loading the backbone"):
+    with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
     config = loaded.tower.config
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
@@ -159,7 +159,7 @@ def cor_sweep(
     )
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
-        with err.status("geometry at the initial weights"):
+        with working("geometry at the initial weights"):
             for arm in arms:
                 try:
                     shapes[arm.name] = problem.geometry(arm)
@@ -187,19 +187,22 @@ def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
     def picture() -> Group:
         return Group(runs_table(runs, tests), bars.bars)
 
-    with Live(picture(), console=err, refresh_per_second=2, transient=True, auto_refresh=err.is_terminal) as live:
+    def say(run: Run) -> None:
+        control = ", shuffled" if run.shuffled else ""
+        which = f"{run.model}, radius {run.rho:g}{control}, seed {run.seed}"
+        said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
+        err.print(said, soft_wrap=True)
 
-        def tell(run: Run) -> None:
-            runs.append(run)
-            if err.is_terminal:
-                live.update(picture())
-            else:
-                control = ", shuffled" if run.shuffled else ""
-                which = f"{run.model}, radius {run.rho:g}{control}, seed {run.seed}"
-                said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
-                err.print(said, soft_wrap=True)
+    def show(run: Run) -> None:
+        runs.append(run)
+        live.update(picture())
 
-        yield bars, tell
+    if err.is_terminal:
+        with Live(picture(), console=err, refresh_per_second=2, transient=True) as live:
+            yield bars, show
+    else:
+        with bars:
+            yield bars, say
 
 
 def _run(

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from corit_cli.cli import options
-from corit_cli.cli.console import Bars, err
+from corit_cli.cli.console import Bars, err, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.options import opt
 from corit_cli.cli.rows import csv_writer, writer
@@ -101,7 +101,7 @@ def detect(
 
     from corit_cli.detection.detector import Detector
 
-    with err.status("loading the detector"):
+    with working("loading the detector"):
         detector = Detector.load(checkpoint, device)
         detector = detector.strictly() if strict else detector
     told = provenance or html is not None

@@ -22,6 +22,7 @@ ORDER = (
     ("model",),
     ("features",),
     ("detection",),
+    ("bulk",),
     ("training",),
     ("evaluation", "gsnr", "cor"),
     ("report",),

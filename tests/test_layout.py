@@ -25,6 +25,7 @@ ORDER = (
     ("bulk",),
     ("training",),
     ("evaluation", "gsnr", "cor"),
+    ("cluster",),
     ("report",),
     ("cli",),
 )

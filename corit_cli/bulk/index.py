@@ -8,14 +8,14 @@ from types import TracebackType
 
 
 class Seen:
-    """A set of paths in a temporary file, which goes when it is closed."""
+    """A set of paths in a temporary file, which goes when it is closed, or in a ``file`` that others may open."""
 
-    def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)  # kept in memory until it is large
+    def __init__(self, file: str = "") -> None:
+        self._db = sqlite3.connect(file, isolation_level=None)  # kept in memory until it is large
         for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32768"):
             self._db.execute(f"PRAGMA {setting}")
-        self._db.execute("CREATE TABLE seen (path BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._db.execute("BEGIN")  # never committed: nobody else reads it
+        self._db.execute("CREATE TABLE IF NOT EXISTS seen (path BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("BEGIN")
 
     def add(self, path: str) -> bool:
         """Whether ``path`` was not there; now it is."""
@@ -29,4 +29,5 @@ class Seen:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._db.commit()
         self._db.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from corit_cli.bulk.rows import Row
-from corit_cli.bulk.stamps import Stamp, stamp
+from corit_cli.bulk.stamps import Shard, Stamp, stamp
 from corit_cli.bulk.table import Table
 from corit_cli.features.stream import ahead
 from corit_cli.progress import Advance
@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 Predict = Callable[[Iterable[str]], Iterator["Prediction"]]
 
 
-def conditions(detector: Detector, **options: Any) -> dict[str, Any]:
-    """All that a file's row depends on besides the file: the program, the detector, and ``options``."""
+def conditions(detector: Detector, looked_at: Mapping[str, Any], part: Shard, checksum: bool) -> dict[str, Any]:
+    """All that a file's row depends on besides the file: the program, the detector, what :meth:`Detector.predict` is
+    asked for, and which files get one."""
     checkpoint = detector.checkpoint
+    faces = looked_at["faces"] or detector.faces_by_default()
     return {
         "corit": __version__,
         "detector": checkpoint.sha256,
         "backbone": checkpoint.backbone["sha256"],
         "thresholds": asdict(checkpoint.thresholds),
-        **options,
+        **looked_at,
+        "faces": faces,
+        "shard": str(part),
+        "checksum": checksum,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from corit_cli.cli import bulk, options
+from corit_cli.cli import bulk, options, with_ray
 from corit_cli.cli.console import Bars, err, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.options import opt
@@ -76,6 +76,8 @@ def detect(
     retry_errors: bulk.RetryErrors = False,
     checksum: bulk.Checksum = False,
     shard: bulk.ShardOption = None,
+    ray: with_ray.Ray = None,
+    num_cpus: with_ray.NumCpus = None,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
 ) -> None:
@@ -87,6 +89,7 @@ def detect(
     corit detect --faces auto --stability portrait.jpg --html report.html
     find . -name '*.png' | corit detect - --jsonl
     corit detect -r archive/ --out verdicts.parquet --resume
+    corit detect -r s3://bucket/archive --out verdicts/ --ray auto
 
     Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage; 3 see --fail-on.
     """
@@ -96,7 +99,7 @@ def detect(
         raise CoritError("give --frames or --rate, not both")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
-    many = bulk.Many(table, resume, retry_errors, checksum, shard)
+    many = bulk.Many(table, resume, retry_errors, checksum, shard, ray, num_cpus, device)
     many.check(json=as_json, jsonl=as_jsonl, csv=csv_file is not None, html=html is not None, heatmap=bool(heatmap))
     files: Iterable[str] = collect(paths, recursive)
     total = None
@@ -112,7 +115,7 @@ def detect(
     from corit_cli.detection.detector import Detector
 
     with working("loading the detector"):
-        detector = Detector.load(checkpoint, device)
+        detector = Detector.load(checkpoint, "cpu" if ray else device)
         detector = detector.strictly() if strict else detector
     told = provenance or html is not None
     looked_at = {"faces": faces, "stability": stability, "provenance": told, "frames": frames, "rate": rate}

@@ -38,7 +38,7 @@ from corit_cli.detection.verdicts import (
 )
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pool
-from corit_cli.features.stream import Extracted, Picture, stream
+from corit_cli.features.stream import Extracted, Picture, forward, stream
 from corit_cli.files import weights_dir
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.scope import tuned_backbone
@@ -90,6 +90,11 @@ class Detector:
                     f"{folder}: its localizer reads {reads} features a patch, which its settings do not give"
                 )
         return cls(found, extractor)
+
+    def on(self, device: str) -> Detector:
+        """The same detector on another device; its weights are moved there."""
+        e = self.extractor
+        return Detector(self.checkpoint, Extractor(e.backbone, e.settings, e.crops, pick_device(device)))
 
     def strictly(self) -> Detector:
         """The same detector, which says fake only from the strict threshold on."""
@@ -159,13 +164,21 @@ class Detector:
     def _images(self, sources: Iterable[_Named], asked: Asked) -> Iterator[Prediction]:
         eye = self.eye(asked)
         for item in stream(self.extractor, sources, lambda source: eye.look(source.source), asked.workers):
-            yield self._told(self.judge(item.item.name, item, asked), item.item, asked)
+            yield self._told(self._judge(item.item.name, item, asked), item.item, asked)
+
+    def predict_seen(self, items: Sequence[Extracted[str]], asked: Asked) -> Iterator[Prediction]:
+        """Predictions, in order, on images by their paths whose windows an :meth:`eye` cut, and on videos, which are
+        read here. In pieces, on other machines perhaps, a list comes out as :meth:`predict` has it."""
+        for path, item in zip((item.item for item in items), forward(self.extractor, list(items)), strict=True):
+            source = _Named(path, path)
+            prediction = self._video(path, asked) if source.is_video else self._judge(path, item, asked)
+            yield self._told(prediction, source, asked)
 
     def eye(self, asked: Asked) -> Eye:
-        """What cuts pictures to the windows that :meth:`judge` wants read."""
+        """What cuts pictures to the windows that the model is to read."""
         return Eye(self.extractor.crops, asked.faces, asked.stability)
 
-    def judge(self, name: str, item: Extracted[Any], asked: Asked) -> Prediction:
+    def _judge(self, name: str, item: Extracted[Any], asked: Asked) -> Prediction:
         """The prediction on the image ``name`` from the readings of what an :meth:`eye` saw of it."""
         if item.error is not None:
             return Prediction(name, None, None, item.seconds, item.error)

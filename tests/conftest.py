@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +48,9 @@ def random_tower(config: TowerConfig = TINY, seed: int = 0) -> VisionTower:
     return tower
 
 
+CORIT = Path(sys.executable).parent / "corit"
+
+
 class Told:
     """A progress that remembers every stage: its title, its total, and the counts and notes that came."""
 
@@ -65,6 +72,31 @@ class Told:
     def complete(self) -> bool:
         """Whether every stage came to its total."""
         return all(sum(counts) == total for _, total, counts, _ in self.stages)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(tmp_path / "home" / "cache"),
+        "COLUMNS": "120",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture
+def corit(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``corit("detect", path, ...)``; the result has ``returncode``, ``stdout`` and ``stderr``."""
+    home = tmp_path / "cwd"
+    home.mkdir()
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [str(CORIT), *map(str, arguments)]
+        settings = {"cwd": home, "env": environment, "capture_output": True, "text": True, "timeout": 300, **options}
+        return subprocess.run(command, **settings)
+
+    return run
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from corit_cli.cli.console import Bars, err, escape, working
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.rows import as_dict
+from corit_cli.cli.with_ray import check
 from corit_cli.errors import CoritError
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class Many:
         given = [_flag(name) for name, is_given in others.items() if is_given]
         if given:
             raise CoritError(f"{', '.join(given)} does not go with --out, which writes a table instead")
-        if self.ray is None and self.num_cpus is not None:
-            raise CoritError("--num-cpus goes with --ray")
+        check(self.ray, self.num_cpus)
         if self.ray is not None and PurePosixPath(self.out).suffix in (".jsonl", ".csv", ".parquet"):
             raise CoritError(f"with --ray a folder is written, not a file: name one instead of {self.out}")
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from corit_cli.cli import options
+from corit_cli.cli import options, with_ray
 from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
@@ -92,6 +92,8 @@ def cor_sweep(
     ] = None,
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
+    ray: with_ray.Ray = None,
+    num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
 ) -> None:
     """Find the radius (COR) past which training with SAM collapses to random guessing, and put an interval on it.
@@ -101,6 +103,7 @@ def cor_sweep(
     corit cor-sweep --rho 0.05:5:12 --tune head --hidden 64 --seeds 5
     corit cor-sweep --data faces/ --tune last:2 --extend --resume my-sweep
     corit cor-sweep --theory --hidden 64 --plot theory.png
+    corit cor-sweep --tune last:2 --seeds 10 --ray auto --num-cpus 4
 
     A run has collapsed when it ranks unseen images no better than a guess, or gives all of them the same answer.
     """
@@ -128,7 +131,10 @@ def cor_sweep(
     if plot is not None:
         check_suffix(plot)
     scope = parse_scope(tune)
-    device = pick_device(device)
+    with_ray.check(ray, num_cpus)
+    if ray and (theory or device == "cuda"):
+        raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
+    device = pick_device("cpu" if ray else device)
     images = load_samples(data or options.shipped_samples())
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
@@ -154,9 +160,18 @@ def cor_sweep(
         "data": problem.about,
     }
     title = _title(scope, recipe)
-    found, folder = _run(
-        arms, radii, seeds=range(seeds), tests=tests, about=about, resume=resume, extend=extend, plot=plot, title=title
-    )
+    with with_ray.arms_on(arms, ray, num_cpus) as trained:
+        found, folder = _run(
+            trained,
+            radii,
+            seeds=range(seeds),
+            tests=tests,
+            about=about,
+            resume=resume,
+            extend=extend,
+            plot=plot,
+            title=title,
+        )
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with working("geometry at the initial weights"):

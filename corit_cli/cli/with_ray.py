@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from corit_cli.cli.options import RUN, opt
+from corit_cli.errors import CoritError
 
 _ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+|\[[\da-f:]+\]:\d+")
 
@@ -29,3 +33,44 @@ Ray = Annotated[
     opt("--ray", "On a Ray cluster: auto or HOST:PORT; left out, one of this machine's own.", RUN, metavar="[ADDRESS]"),
 ]
 NumCpus = Annotated[float | None, opt("--num-cpus", "CPUs of each worker on it.", RUN, min=0.1)]
+
+
+def check(ray: str | None, num_cpus: float | None) -> None:
+    """Raise CoritError for an option that has no meaning without the other."""
+    if ray is None and num_cpus is not None:
+        raise CoritError("--num-cpus goes with --ray")
+
+
+@contextmanager
+def workers(address: str, num_cpus: float | None) -> Iterator[tuple[ModuleType, int]]:
+    """Ray, connected to a cluster, and the threads of each worker: as many as here if nobody says."""
+    import torch
+
+    from corit_cli.cluster.session import session
+
+    with session(address) as ray:
+        yield ray, max(1, round(num_cpus)) if num_cpus else torch.get_num_threads()
+
+
+@contextmanager
+def reading(address: str | None, num_cpus: float | None) -> Iterator[Any]:
+    """What reads images on the cluster at ``address``, or None for this process."""
+    if address is None:
+        yield None
+        return
+    from corit_cli.cluster.reading import FarReading
+
+    with workers(address, num_cpus) as found:
+        yield FarReading(*found)
+
+
+@contextmanager
+def arms_on(arms: Sequence[Any], address: str | None, num_cpus: float | None) -> Iterator[Sequence[Any]]:
+    """The arms of a sweep, or what has them trained on the cluster at ``address``."""
+    if address is None:
+        yield arms
+        return
+    from corit_cli.cluster.arms import FarArm
+
+    with workers(address, num_cpus) as found:
+        yield [FarArm(arm, *found) for arm in arms]

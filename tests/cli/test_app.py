@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from corit_cli.cli.app import app
 from corit_cli.version import __version__
-from tests.cli.conftest import CORIT
+from tests.conftest import CORIT
 
 COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import CORIT, one_line_error
-from tests.conftest import photograph, save_tiny_detector
+from tests.cli.conftest import one_line_error
+from tests.conftest import CORIT, photograph, save_tiny_detector
 
 FILES = 90
 

@@ -89,7 +89,6 @@ def detect(
     corit detect --faces auto --stability portrait.jpg --html report.html
     find . -name '*.png' | corit detect - --jsonl
     corit detect -r archive/ --out verdicts.parquet --resume
-    corit detect -r s3://bucket/archive --out verdicts/ --ray auto
 
     Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage; 3 see --fail-on.
     """

@@ -33,7 +33,7 @@ def help_text(command: str, columns: int) -> list[str]:
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(100, 60), (80, 74)])
+@pytest.mark.parametrize(("columns", "lines"), [(100, 64), (80, 80)])
 def test_the_help_of_detect_fits_a_screen(columns: int, lines: int) -> None:
     assert len(help_text("detect", columns)) <= lines
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def session(address: str) -> Iterator[ModuleType]:
     Raises CoritError when there is no such cluster, and when a node of it has not the same corit.
     """
     _keep_quiet()
+    _reach(address)
     ray = ray_module()
     try:
         how = {"include_dashboard": False} if address == LOCAL else {}
@@ -50,6 +52,19 @@ def session(address: str) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise CoritError at once where nobody listens at ``address``: Ray itself would wait for minutes."""
+    if address.startswith("ray://"):
+        raise CoritError("run the command on a node of the cluster (ray job submit does), with --ray auto")
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+    except (OSError, OverflowError) as error:
+        raise CoritError(f"no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _keep_quiet() -> None:

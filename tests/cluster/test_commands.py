@@ -37,7 +37,18 @@ def test_a_sweep_gives_the_same_bytes(corit, options: list[str], tiles: Path, tm
 
 
 def test_a_training_gives_the_same_weights(corit, options: list[str], dataset: Path, tmp_path: Path) -> None:
-    training = ["train", dataset, *options, "--epochs", "2", "--no-face", "--native", "none", "--no-cache", "--no-probe"]
+    training = [
+        "train",
+        dataset,
+        *options,
+        "--epochs",
+        "2",
+        "--no-face",
+        "--native",
+        "none",
+        "--no-cache",
+        "--no-probe",
+    ]
     for name, more in (("here", ()), ("there", ("--ray", "--num-cpus", "1"))):
         done = corit(*training, "--out", tmp_path / name, *more)
         assert done.returncode == 0, done.stderr

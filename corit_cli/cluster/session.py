@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,21 +35,16 @@ def session(address: str) -> Iterator[ModuleType]:
     """
     _keep_quiet()
     _reach(address)
-    ray = ray_module()
+    with _hushed():
+        ray = ray_module()
+        try:
+            how = {"include_dashboard": False} if address == LOCAL else {}
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **how)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise CoritError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
     try:
-        how = {"include_dashboard": False} if address == LOCAL else {}
-        ray.init(
-            address=address,
-            namespace="corit",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-            **how,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise CoritError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
-    try:
-        check_nodes(ray)
+        with _hushed():
+            check_nodes(ray)
         yield ray
     finally:
         ray.shutdown()
@@ -75,6 +71,20 @@ def _keep_quiet() -> None:
     warnings.filterwarnings("ignore", module=r"ray\.")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing reaches standard error: Ray's core says there that it was told to be quiet."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def check_nodes(ray: ModuleType) -> None:

@@ -6,7 +6,11 @@ items there are; it gets back an :class:`Advance`, which it tells of every item 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+#: How many items a stage has: None where nobody knows, a function where it may become known on the way.
+Total = int | None | Callable[[], int | None]
 
 
 class Advance(Protocol):
@@ -16,12 +20,12 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """Told of a stage of the work before it begins; ``total`` is None where nobody knows."""
+    """Told of a stage of the work before it begins, and of how many items it has."""
 
-    def __call__(self, title: str, total: int | None = None) -> Advance: ...
+    def __call__(self, title: str, total: Total = None) -> Advance: ...
 
 
-def quiet(title: str, total: int | None = None) -> Advance:
+def quiet(title: str, total: Total = None) -> Advance:
     """A :class:`Progress` that shows nothing."""
     return hush
 

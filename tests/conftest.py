@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +13,19 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+from safetensors.torch import save_file
 
 from corit_cli.data.faces import Face
+from corit_cli.data.windows import CropConfig
+from corit_cli.detection.calibration import Calibration, Thresholds
+from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.detection.detector import Detector
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.backbone import TowerConfig, VisionTower
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.loading import load_backbone
+from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance
 
 # Examples are not timed: a busy machine is no failure.
@@ -35,6 +46,9 @@ def random_tower(config: TowerConfig = TINY, seed: int = 0) -> VisionTower:
         if name.split(".")[-2:-1] and name.split(".")[-2].startswith("ln_") and name.endswith("weight"):
             parameter.data += 1
     return tower
+
+
+CORIT = Path(sys.executable).parent / "corit"
 
 
 class Told:
@@ -58,6 +72,31 @@ class Told:
     def complete(self) -> bool:
         """Whether every stage came to its total."""
         return all(sum(counts) == total for _, total, counts, _ in self.stages)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(tmp_path / "home" / "cache"),
+        "COLUMNS": "120",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture
+def corit(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``corit("detect", path, ...)``; the result has ``returncode``, ``stdout`` and ``stderr``."""
+    home = tmp_path / "cwd"
+    home.mkdir()
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [str(CORIT), *map(str, arguments)]
+        settings = {"cwd": home, "env": environment, "capture_output": True, "text": True, "timeout": 300, **options}
+        return subprocess.run(command, **settings)
+
+    return run
 
 
 @pytest.fixture
@@ -135,7 +174,7 @@ class OneFace:
 def one_face(monkeypatch: pytest.MonkeyPatch) -> OneFace:
     """``OneFace`` in place of the finder everywhere."""
     found = OneFace()
-    for module in ("data.windows", "data.forge", "detection.detector"):
+    for module in ("data.windows", "data.forge", "detection.detector", "detection.eye"):
         monkeypatch.setattr(f"corit_cli.{module}.finder", lambda: found)
     return found
 
@@ -147,3 +186,23 @@ def random_head(extractor: Extractor, std: float = 1.0) -> FusedHead:
     for head in heads.values():
         torch.nn.init.normal_(head.layers[0].weight, std=std)
     return FusedHead(heads)
+
+
+def save_tiny_detector(folder: Path, seed: int = 0) -> Path:
+    """A detector with a random tower of its own and random heads, as ``corit train`` leaves one: its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(random_tower(seed=seed).state_dict(), folder / "tower.safetensors")
+    (folder / "config.json").write_text('{"tower": {"activation": "quick_gelu", "heads": 4}}')
+    backbone = load_backbone(str(folder / "tower.safetensors"))
+    settings = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
+    extractor = Extractor(backbone, settings, CropConfig("both", TINY.image_size))
+    named = {"name": backbone.name, "sha256": backbone.sha256, "activation": TINY.activation}
+    head = random_head(extractor, std=0.05)
+    checkpoint = Checkpoint(head, named, settings, extractor.crops, Calibration(1.0), Thresholds(0.45, 0.55))
+    checkpoint.save(folder / "detector")
+    return folder / "detector"
+
+
+def tiny_detector(folder: Path) -> Detector:
+    """The detector that :func:`save_tiny_detector` saves."""
+    return Detector.load(save_tiny_detector(folder), "cpu")

@@ -22,8 +22,10 @@ ORDER = (
     ("model",),
     ("features",),
     ("detection",),
+    ("bulk",),
     ("training",),
     ("evaluation", "gsnr", "cor"),
+    ("cluster",),
     ("report",),
     ("cli",),
 )

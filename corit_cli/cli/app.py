@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, train
 from corit_cli.cli.console import err, escape
+from corit_cli.cli.with_ray import WithRay
 from corit_cli.errors import CoritError
 from corit_cli.version import __version__
 
@@ -56,11 +57,11 @@ def corit(
     """Deepfake and AI-image forensics: is this picture real, and how sure can one be?"""
 
 
-app.command("detect")(detect.detect)
-app.command("train")(train.train)
+app.command("detect", cls=WithRay)(detect.detect)
+app.command("train", cls=WithRay)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("gsnr")(gsnr.gsnr)
-app.command("cor-sweep")(cor_sweep.cor_sweep)
+app.command("cor-sweep", cls=WithRay)(cor_sweep.cor_sweep)
 
 
 def main() -> None:

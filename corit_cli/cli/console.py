@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich import markup
@@ -15,7 +18,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from corit_cli.progress import Advance
+from corit_cli.progress import Advance, Total
 from corit_cli.report.words import printable
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 VERDICT_STYLE = {"fake": "bold red", "real": "green", "uncertain": "yellow"}
-#: Where there is no terminal, seconds between two lines on how far a stage of the work is.
+#: Where there is no terminal, seconds between two lines on how far the work is.
 EVERY = 30
 
 
@@ -37,11 +40,52 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s")
 
 
+@dataclass
+class Stage:
+    """How far a stage of the work is. ``total`` may become known while it runs."""
+
+    title: str
+    total: Total
+    begun: float = field(default_factory=lambda: time.monotonic())
+    done: int = 0
+    note: str = ""
+    told: int = 0  # how many were done when a line last said so
+
+    @property
+    def known(self) -> int | None:
+        """How many items there are, if it is known by now."""
+        return self.total() if callable(self.total) else self.total
+
+    @property
+    def finished(self) -> bool:
+        """Whether all items are done; a stage of unknown length never is."""
+        total = self.known
+        return total is not None and self.done >= total
+
+    def line(self) -> str:
+        """The stage in words: items, the last note, rate, and time left where it can be told."""
+        total, seconds = self.known, time.monotonic() - self.begun
+        of = "" if total is None else f" of {total}"
+        parts = [f"{self.done}{of}" if self.done or of else "", self.note]
+        if self.done and seconds > 0:
+            parts.append(f"{self.done / seconds:.1f}/s")
+            if total is not None:
+                parts.append(f"{_span(seconds / self.done * max(0, total - self.done))} left")
+        else:
+            parts.append(f"{_span(seconds)} so far")
+        return f"{self.title}: {', '.join(part for part in parts if part)}"
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 class Bars(AbstractContextManager["Bars"]):
     """Shows the stages of the work, as ``progress.py`` has them, on standard error.
 
-    On a terminal a bar a stage, with count, rate and remaining time, that disappears at the end. Elsewhere a line every
-    ``EVERY`` seconds. The last note of every stage stays in either case.
+    On a terminal a bar a stage, with count, rate and remaining time, that disappears at the end. Elsewhere, every
+    ``EVERY`` seconds, a line for each stage that got on, and for the latest one if none did. The last note of every
+    stage stays in either case.
     """
 
     def __init__(self) -> None:
@@ -49,28 +93,55 @@ class Bars(AbstractContextManager["Bars"]):
         self.bars = RichProgress(
             *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
         )
+        self._stages: list[Stage] = []
+        self._over = threading.Event()
 
     def __enter__(self) -> Bars:
         self.bars.start()
+        if not err.is_terminal:
+            threading.Thread(target=self._tell_on, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._over.set()
         self.bars.stop()
 
-    def __call__(self, title: str, total: int | None = None) -> Advance:
-        task, done, said = self.bars.add_task(title, total=total), 0, time.monotonic()
+    def __call__(self, title: str, total: Total = None) -> Advance:
+        stage = Stage(title, total)
+        self._stages.append(stage)
+        task = self.bars.add_task(title, total=stage.known)
 
         def advance(count: int = 1, note: str = "") -> None:
-            nonlocal done, said
-            done += count
-            self.bars.update(task, advance=count, description=f"{title} ({note})" if note else title)
-            late = not err.is_terminal and time.monotonic() - said >= EVERY
-            if late or (note and done == total):
-                said = time.monotonic()
-                of = f"{done} of {total}" if total else f"{done}"
-                err.print(escape(f"{title}: {note or of}"), soft_wrap=True)
+            stage.done, stage.note = stage.done + count, note or stage.note
+            described = f"{title} ({note})" if note else title
+            self.bars.update(task, advance=count, total=stage.known, description=described)
+            if note and not callable(total) and stage.done == total:
+                err.print(escape(f"{title}: {note}"), soft_wrap=True)
 
         return advance
+
+    def tell(self) -> None:
+        """Print how far the work is."""
+        running = [stage for stage in self._stages if not stage.finished]
+        for stage in [stage for stage in running if stage.done != stage.told] or running[-1:]:
+            stage.told = stage.done
+            err.print(escape(stage.line()), soft_wrap=True)
+
+    def _tell_on(self) -> None:
+        while not self._over.wait(EVERY):
+            self.tell()
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Shows that something is being done whose parts nobody counts."""
+    if err.is_terminal:
+        with err.status(title):
+            yield
+    else:
+        with Bars() as bars:
+            bars(title)
+            yield
 
 
 def warn(message: str) -> None:

@@ -14,8 +14,8 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from corit_cli.cli import options
-from corit_cli.cli.console import Bars, err, escape, print_json, warn
+from corit_cli.cli import options, with_ray
+from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
 from corit_cli.cor.settings import BLOCKS, HEADS, Optimization
@@ -92,6 +92,8 @@ def cor_sweep(
     ] = None,
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
+    ray: with_ray.Ray = None,
+    num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
 ) -> None:
     """Find the radius (COR) past which training with SAM collapses to random guessing, and put an interval on it.
@@ -101,6 +103,7 @@ def cor_sweep(
     corit cor-sweep --rho 0.05:5:12 --tune head --hidden 64 --seeds 5
     corit cor-sweep --data faces/ --tune last:2 --extend --resume my-sweep
     corit cor-sweep --theory --hidden 64 --plot theory.png
+    corit cor-sweep --tune last:2 --seeds 10 --ray auto --num-cpus 4
 
     A run has collapsed when it ranks unseen images no better than a guess, or gives all of them the same answer.
     """
@@ -128,9 +131,12 @@ def cor_sweep(
     if plot is not None:
         check_suffix(plot)
     scope = parse_scope(tune)
-    device = pick_device(device)
+    with_ray.check(ray, num_cpus)
+    if ray and (theory or device == "cuda"):
+        raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
+    device = pick_device("cpu" if ray else device)
     images = load_samples(data or options.shipped_samples())
-    with err.status("loading the backbone"):
+    with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
     config = loaded.tower.config
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
@@ -154,12 +160,21 @@ def cor_sweep(
         "data": problem.about,
     }
     title = _title(scope, recipe)
-    found, folder = _run(
-        arms, radii, seeds=range(seeds), tests=tests, about=about, resume=resume, extend=extend, plot=plot, title=title
-    )
+    with with_ray.arms_on(arms, ray, num_cpus) as trained:
+        found, folder = _run(
+            trained,
+            radii,
+            seeds=range(seeds),
+            tests=tests,
+            about=about,
+            resume=resume,
+            extend=extend,
+            plot=plot,
+            title=title,
+        )
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
-        with err.status("geometry at the initial weights"):
+        with working("geometry at the initial weights"):
             for arm in arms:
                 try:
                     shapes[arm.name] = problem.geometry(arm)
@@ -187,19 +202,22 @@ def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
     def picture() -> Group:
         return Group(runs_table(runs, tests), bars.bars)
 
-    with Live(picture(), console=err, refresh_per_second=2, transient=True, auto_refresh=err.is_terminal) as live:
+    def say(run: Run) -> None:
+        control = ", shuffled" if run.shuffled else ""
+        which = f"{run.model}, radius {run.rho:g}{control}, seed {run.seed}"
+        said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
+        err.print(said, soft_wrap=True)
 
-        def tell(run: Run) -> None:
-            runs.append(run)
-            if err.is_terminal:
-                live.update(picture())
-            else:
-                control = ", shuffled" if run.shuffled else ""
-                which = f"{run.model}, radius {run.rho:g}{control}, seed {run.seed}"
-                said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
-                err.print(said, soft_wrap=True)
+    def show(run: Run) -> None:
+        runs.append(run)
+        live.update(picture())
 
-        yield bars, tell
+    if err.is_terminal:
+        with Live(picture(), console=err, refresh_per_second=2, transient=True) as live:
+            yield bars, show
+    else:
+        with bars:
+            yield bars, say
 
 
 def _run(

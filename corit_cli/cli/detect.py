@@ -6,7 +6,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from corit_cli.cli import options
-from corit_cli.cli.console import Bars, err
+from corit_cli.cli import bulk, options, with_ray
+from corit_cli.cli.console import Bars, err, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.options import opt
 from corit_cli.cli.rows import csv_writer, writer
@@ -71,6 +71,13 @@ def detect(
     as_json: options.Json = False,
     as_jsonl: Annotated[bool, opt("--jsonl", "One JSON object a line, each as it is ready.", options.OUTPUT)] = False,
     csv_file: options.CsvFile = None,
+    table: bulk.Out = None,
+    resume: bulk.Resume = False,
+    retry_errors: bulk.RetryErrors = False,
+    checksum: bulk.Checksum = False,
+    shard: bulk.ShardOption = None,
+    ray: with_ray.Ray = None,
+    num_cpus: with_ray.NumCpus = None,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
 ) -> None:
@@ -81,6 +88,7 @@ def detect(
     corit detect -r evidence/ --csv verdicts.csv
     corit detect --faces auto --stability portrait.jpg --html report.html
     find . -name '*.png' | corit detect - --jsonl
+    corit detect -r archive/ --out verdicts.parquet --resume
 
     Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage; 3 see --fail-on.
     """
@@ -90,9 +98,13 @@ def detect(
         raise CoritError("give --frames or --rate, not both")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
+    many = bulk.Many(table, resume, retry_errors, checksum, shard, ray, num_cpus, device)
+    many.check(json=as_json, jsonl=as_jsonl, csv=csv_file is not None, html=html is not None, heatmap=bool(heatmap))
     files: Iterable[str] = collect(paths, recursive)
     total = None
-    if "-" not in paths or heatmap is not None:  # no heatmap may take the name of a file that is still to come
+    if table is None and (
+        "-" not in paths or heatmap is not None
+    ):  # no heatmap may take the name of a file that is still to come
         files = list(files)
         total = len(files)
         if not files:
@@ -101,13 +113,14 @@ def detect(
 
     from corit_cli.detection.detector import Detector
 
-    with err.status("loading the detector"):
-        detector = Detector.load(checkpoint, device)
+    with working("loading the detector"):
+        detector = Detector.load(checkpoint, "cpu" if ray else device)
         detector = detector.strictly() if strict else detector
     told = provenance or html is not None
-    predictions = detector.predict(
-        files, workers, faces=faces, stability=stability, provenance=told, frames=frames, rate=rate
-    )
+    looked_at = {"faces": faces, "stability": stability, "provenance": told, "frames": frames, "rate": rate}
+    if table is not None:
+        return _end(bulk.into_table(many, detector, paths, recursive, collect, workers, looked_at), fail_on)
+    predictions = detector.predict(files, workers, **looked_at)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
         write = [writer(detector.checkpoint, stack, as_json, as_jsonl)]
@@ -125,7 +138,12 @@ def detect(
                 one(prediction)
             seen[prediction.verdict or "error"] += 1
             advance()
-    if not (as_json or as_jsonl) and seen.total() > 1:
+    _end(seen, fail_on, summary=not (as_json or as_jsonl) and seen.total() > 1)
+
+
+def _end(seen: Counter[str], fail_on: FailOn | None, summary: bool = True) -> None:
+    """Sum up how many files got which verdict, and exit as it is documented."""
+    if summary:
         err.print(", ".join(f"{seen[kind]} {kind}" for kind in ("fake", "uncertain", "real", "error") if seen[kind]))
     if fail_on and (seen["fake"] or (fail_on is FailOn.uncertain and seen["uncertain"])):
         raise typer.Exit(3)
@@ -133,10 +151,11 @@ def detect(
         raise typer.Exit(1)
 
 
-def collect(paths: Iterable[str], recursive: bool) -> Iterator[str]:
+def collect(paths: Sequence[str], recursive: bool) -> Iterator[str]:
     """The files that arguments stand for, each once, folders and globs sorted. A file that is named is taken whatever
     its suffix; in folders only the suffixes of images and videos count, and hidden files do not."""
     seen: set[str] = set()
+    several = len(paths) > 1 or "-" in paths  # else no file comes twice, and none need be remembered
     for path in paths:
         if path == "-":
             sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, whatever the locale
@@ -149,7 +168,8 @@ def collect(paths: Iterable[str], recursive: bool) -> Iterator[str]:
             found = [path]
         for file in found:
             if file not in seen:
-                seen.add(file)
+                if several:
+                    seen.add(file)
                 yield file
 
 

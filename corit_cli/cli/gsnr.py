@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 
 from corit_cli.cli import options
-from corit_cli.cli.console import Bars, err, escape, out, print_json, print_table, warn_of_errors
+from corit_cli.cli.console import Bars, escape, out, print_json, print_table, warn_of_errors, working
 from corit_cli.cli.options import Given, opt
 from corit_cli.data.splits import FEWEST_UNITS, SMALL
 from corit_cli.data.windows import CropConfig
@@ -106,7 +106,7 @@ def gsnr(
         check_suffix(plot)
     images = load_samples(data or options.shipped_samples())
     device = pick_device(device)
-    with err.status("loading the backbone"):
+    with working("loading the backbone"):
         if checkpoint is not None:
             detector = Detector.load(checkpoint, device).without_faces()
             loaded = detector.extractor.backbone

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from corit_cli.cli import options
+from corit_cli.cli import options, with_ray
 from corit_cli.cli.console import Bars, err, out, warn, warn_of_errors
 from corit_cli.cli.options import Given, opt
 from corit_cli.cli.train_tables import print_outcome, print_shortcuts
@@ -58,6 +58,8 @@ def train(
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
+    ray: with_ray.Ray = None,
+    num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
 ) -> None:
     """Train a detector on labelled images, calibrate it, and show what it is worth.
@@ -82,6 +84,9 @@ def train(
     if reads.values.get("face") and (not frozen or settings.values.get("fusion") == "early"):
         raise CoritError("--face is a reading of its own, from the tower as it is: leave out --tune and --fusion early")
     options.check_crops(windows, reads, "both")
+    with_ray.check(ray, num_cpus)
+    if ray and (not frozen or device == "cuda"):
+        raise CoritError("--ray reads images on CPUs for heads: with --tune use torchrun, and leave out --device cuda")
     chosen, corit = settings.over(TrainSettings()), reads.over(DETECTOR)
     made_of = recipe.over(Recipe())
     if {"--mask", "--alpha"} & set(reads.flags) and not corit.inject_at:
@@ -100,7 +105,8 @@ def train(
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)
-        with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars, _kept(out_folder / STATE):
+        store = options.feature_cache(cache, no_cache, cache_size)
+        with with_ray.reading(ray, num_cpus) as reading, store as kept, Bars() as bars, _kept(out_folder / STATE):
             trained = run(
                 samples,
                 chosen,
@@ -117,8 +123,9 @@ def train(
                 val_fraction=val_fraction,
                 probe=probe,
                 refit=refit,
-                cache=store,
-                device=device,
+                cache=kept,
+                reading=reading,
+                device="cpu" if ray else device,
                 progress=bars,
                 warn=warn,
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from corit_cli.cli.console import err, escape, out, print_grid
+from corit_cli.cli.console import err, escape, out, print_grid, working
 from corit_cli.training.settings import Recipe
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
         except ImageError:
             return None
 
-    severe = [s for s in audit(samples, [look(s) for s in samples]) if s.severe]
+    with working("looking for shortcuts"):
+        severe = [s for s in audit(samples, [look(s) for s in samples]) if s.severe]
     if not severe:
         return
     table = Table("attribute", "AUC by itself", "what differs", title="Shortcuts: what tells the classes apart unseen")

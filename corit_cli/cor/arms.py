@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,8 @@ class Split:
 class HeadArm:
     """Heads on features ``z`` (n, F): all wanted runs are trained in one batched program."""
 
+    one_by_one: ClassVar[bool] = False
+
     name: str
     z: Tensor
     split: Split
@@ -92,6 +95,8 @@ class HeadArm:
 @dataclass
 class TunedArm:
     """Parts of the tower and a head, trained one run after the other."""
+
+    one_by_one: ClassVar[bool] = True
 
     name: str
     tuned: Tuned

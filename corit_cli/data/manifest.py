@@ -25,8 +25,10 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+#: What columns that hold paths may be called.
+PATH_NAMES = ("path", "image", "file", "filename")
 _COLUMNS = {
-    "path": ("path", "image", "file", "filename"),
+    "path": PATH_NAMES,
     "label": ("label", "is_fake", "target", "class"),
     **{name: (name,) for name in ("source", "generator", "split", "video_id")},
 }

@@ -29,3 +29,8 @@ def load_opencv() -> ModuleType:
             "'apt-get install libgl1 libglib2.0-0', or replace opencv-python by opencv-python-headless"
         ) from None
     return cv2
+
+
+def single_threaded() -> None:
+    """Keep OpenCV to one thread in this process, where others work beside it."""
+    load_opencv().setNumThreads(1)

@@ -84,10 +84,11 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """Identifies the trained weights."""
-        return state_sha256(self._tensors)
+        return state_sha256(self.tensors)
 
     @property
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All trained weights by name."""
         groups = {"": self.head.state_dict(), TOWER: self.tuned}
         if self.localizer is not None:
             groups[LOCALIZER] = self.localizer.head.state_dict()
@@ -124,7 +125,7 @@ class Checkpoint:
             }
         folder.mkdir(parents=True, exist_ok=True)
         # Landmarks are most of a head's bytes, and were rounded when they were chosen.
-        tensors = {k: (v.half() if k.endswith(".landmarks") else v).contiguous() for k, v in self._tensors.items()}
+        tensors = {k: (v.half() if k.endswith(".landmarks") else v).contiguous() for k, v in self.tensors.items()}
         text = json.dumps(config, indent=2) + "\n"
         write_together(
             {

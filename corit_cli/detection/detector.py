@@ -8,26 +8,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from corit_cli.data.faces import SMALLEST, Face, FaceFinder, align, finder
-from corit_cli.data.images import ImageError, Source, read_image
+from corit_cli.data.faces import Face, finder
+from corit_cli.data.images import Source
 from corit_cli.data.provenance import read_provenance
-from corit_cli.data.robustness import CHAINS
 from corit_cli.data.tracks import follow
-from corit_cli.data.variants import Variant
+from corit_cli.data.urls import local_copy
 from corit_cli.data.video import VIDEO_SUFFIXES, Frame, sample_frames
 from corit_cli.data.video import inspect as inspect_video
-from corit_cli.data.windows import crop_with_face, face_window
 from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.detection.eye import Eye
 from corit_cli.detection.heatmap import Heatmap, heatmap
 from corit_cli.detection.verdicts import (
-    MILD,
     FaceVerdict,
     Moment,
     Prediction,
@@ -39,7 +38,7 @@ from corit_cli.detection.verdicts import (
 )
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pool
-from corit_cli.features.stream import Picture, stream
+from corit_cli.features.stream import Extracted, Picture, forward, stream
 from corit_cli.files import weights_dir
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.scope import tuned_backbone
@@ -92,6 +91,11 @@ class Detector:
                 )
         return cls(found, extractor)
 
+    def on(self, device: str) -> Detector:
+        """The same detector on another device; its weights are moved there."""
+        e = self.extractor
+        return Detector(self.checkpoint, Extractor(e.backbone, e.settings, e.crops, pick_device(device)))
+
     def strictly(self) -> Detector:
         """The same detector, which says fake only from the strict threshold on."""
         return Detector(self.checkpoint.strictly(), self.extractor)
@@ -137,29 +141,19 @@ class Detector:
         Raises CoritError for options that contradict each other, and for what is no source.
         """
         if faces is None:
-            faces = self._faces_by_default()
-        if faces not in FACES:
-            raise CoritError(f"faces must be one of {', '.join(FACES)}, not {faces!r}")
-        if stability and faces == "only":
-            raise CoritError("stability is that of the whole picture: it does not go with faces only")
-        asked = _Asked(
-            finder=None if faces == "off" else finder(),
-            faces_only=faces == "only",
-            stability=stability,
-            provenance=provenance,
-            frames=frames,
-            rate=rate,
-            workers=workers,
-        )
+            faces = self.faces_by_default()
+        asked = Asked(faces, stability, provenance, frames, rate, workers)
+        asked.check()
         return self._predict(_named(sources), asked)
 
-    def _faces_by_default(self) -> str:
+    def faces_by_default(self) -> str:
+        """What is done about faces where nobody says."""
         try:
             return "auto" if self.extractor.settings.face and finder() else "off"
         except CoritError:  # a picture can be judged without
             return "off"
 
-    def _predict(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
+    def _predict(self, sources: Iterable[_Named], asked: Asked) -> Iterator[Prediction]:
         for video, group in groupby(sources, lambda source: source.is_video):
             if video:
                 for source in group:
@@ -167,102 +161,84 @@ class Detector:
             else:
                 yield from self._images(group, asked)
 
-    def _images(self, sources: Iterable[_Named], asked: _Asked) -> Iterator[Prediction]:
-        """Each image's pictures are scored in this order: the whole, its faces, its degraded copies."""
+    def _images(self, sources: Iterable[_Named], asked: Asked) -> Iterator[Prediction]:
+        eye = self.eye(asked)
+        for item in stream(self.extractor, sources, lambda source: eye.look(source.source), asked.workers):
+            yield self._told(self._judge(item.item.name, item, asked), item.item, asked)
 
-        def load(source: _Named) -> tuple[list[Picture], tuple[list[Face], list[str]]]:
-            image = read_image(source.source)
-            pictures, found = self._pictures(image, asked)
-            if asked.faces_only and not found:
-                size = f" of {SMALLEST} pixels or more" if self.extractor.crops.face else ""
-                raise ImageError(f"no face{size} found")
-            copies = []
-            for name in MILD if asked.stability else ():
-                try:
-                    pictures.append(self._whole(Variant(chain=CHAINS[name]).apply(image)))
-                    copies.append(name)
-                except ImageError:  # too large for that format
-                    continue
-            return pictures, (found, copies)
+    def predict_seen(self, items: Sequence[Extracted[str]], asked: Asked) -> Iterator[Prediction]:
+        """Predictions, in order, on images by their paths whose windows an :meth:`eye` cut, and on videos, which are
+        read here. In pieces, on other machines perhaps, a list comes out as :meth:`predict` has it."""
+        for path, item in zip((item.item for item in items), forward(self.extractor, list(items)), strict=True):
+            source = _Named(path, path)
+            prediction = self._video(path, asked) if source.is_video else self._judge(path, item, asked)
+            yield self._told(prediction, source, asked)
 
-        for item in stream(self.extractor, sources, load, asked.workers):
-            name = item.item.name
-            if item.error is not None:
-                yield Prediction(name, None, None, item.seconds, item.error)
-                continue
-            each = self._each(item.readings)  # (pictures, R)
-            logits = iter(self.head.fuse(each).tolist())
-            whole = None if asked.faces_only else self._probability(next(logits))
-            found, copies = item.about
-            seen = tuple(self._face(face, next(logits)) for face in found)
-            again = dict(zip(copies, map(self._probability, logits), strict=True))
-            stable = self._stability(whole, again) if asked.stability else None
-            if whole is None:
-                probability = max(face.probability for face in seen)
-                verdict = self.of_faces.thresholds.verdict(probability)
-            else:
-                probability = whole
-                verdict = settle(self._verdict(whole), [face.verdict for face in seen], stable)
-            shown = seen if asked.finder else None
-            parts = None if asked.faces_only else self._parts(each[0])
-            prediction = Prediction(
-                name, probability, verdict, item.seconds, parts=parts, faces=shown, stability=stable
-            )
-            yield self._told(prediction, item.item, asked)
+    def eye(self, asked: Asked) -> Eye:
+        """What cuts pictures to the windows that the model is to read."""
+        return Eye(self.extractor.crops, asked.faces, asked.stability)
 
-    def _pictures(self, image: Image.Image, asked: _Asked) -> tuple[list[Picture], list[Face]]:
-        """The windows of the whole picture, unless faces only, and of every face; and the faces."""
-        found, crops = asked.finder(image) if asked.finder else [], self.extractor.crops
-        pictures: list[Picture] = [] if asked.faces_only else [self._whole(image)]
-        if not crops.face:  # every face is then read as a picture
-            return pictures + [crop_with_face(align(image, face), crops) for face in found], found
-        found = [face for face in found if face.side >= SMALLEST]
-        nothing = [None] * (len(crops.windows) - 1)
-        return pictures + [[*nothing, face_window(image, face, crops.size)] for face in found], found
+    def _judge(self, name: str, item: Extracted[Any], asked: Asked) -> Prediction:
+        """The prediction on the image ``name`` from the readings of what an :meth:`eye` saw of it."""
+        if item.error is not None:
+            return Prediction(name, None, None, item.seconds, item.error)
+        each = self._each(item.readings)  # (pictures, R)
+        logits = iter(self.head.fuse(each).tolist())
+        whole = None if asked.faces == "only" else self._probability(next(logits))
+        found, copies = item.about
+        seen = tuple(self._face(face, next(logits)) for face in found)
+        again = dict(zip(copies, map(self._probability, logits), strict=True))
+        stable = self._stability(whole, again) if asked.stability else None
+        if whole is None:
+            probability = max(face.probability for face in seen)
+            verdict = self.of_faces.thresholds.verdict(probability)
+        else:
+            probability = whole
+            verdict = settle(self._verdict(whole), [face.verdict for face in seen], stable)
+        shown = None if asked.faces == "off" else seen
+        parts = None if asked.faces == "only" else self._parts(each[0])
+        return Prediction(name, probability, verdict, item.seconds, parts=parts, faces=shown, stability=stable)
 
-    def _whole(self, image: Image.Image) -> Picture:
-        """The windows of a picture as a whole, in whose verdict no face has a part of its own."""
-        return crop_with_face(image, self.extractor.crops, ())
-
-    def _video(self, path: str, asked: _Asked) -> Prediction:
+    def _video(self, path: str, asked: Asked) -> Prediction:
         """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""
-        start = time.perf_counter()
+        start, eye = time.perf_counter(), self.eye(asked)
 
         def load(frame: Frame) -> tuple[list[Picture], list[Face]]:
-            return self._pictures(frame.image, asked)
+            return eye.pictures(frame.image)
 
         def failed(reason: str) -> Prediction:
             return Prediction(path, None, None, time.perf_counter() - start, reason)
 
         seen: list[tuple[int, float, list[Face], list[float]]] = []
         try:
-            info = inspect_video(path)
-            sampled = sample_frames(path, asked.frames, asked.rate, info)
-            for item in stream(self.extractor, sampled, load, asked.workers):
-                if item.error is not None:
-                    return failed(item.error)
-                logits = self.head.fuse(self._each(item.readings)).tolist()
-                seen.append((item.item.number, item.item.seconds, item.about, logits))
+            with local_copy(path) as file:
+                info = inspect_video(file)
+                sampled = sample_frames(file, asked.frames, asked.rate, info)
+                for item in stream(self.extractor, sampled, load, asked.workers):
+                    if item.error is not None:
+                        return failed(item.error)
+                    logits = self.head.fuse(self._each(item.readings)).tolist()
+                    seen.append((item.item.number, item.item.seconds, item.about, logits))
         except CoritError as error:
             return failed(str(error))
-        tracks = follow([[face.box for face in faces] for _, _, faces, _ in seen]) if asked.finder else []
+        tracks = follow([[face.box for face in faces] for _, _, faces, _ in seen]) if asked.faces != "off" else []
         owner = {place: track.id for track in tracks for place in track.positions}
         heard: dict[int, list[float]] = {track.id: [] for track in tracks}
         moments, whole = [], []
         for place, (number, seconds, faces, logits) in enumerate(seen):
             rest = iter(logits)
-            if not asked.faces_only:
+            if asked.faces != "only":
                 whole.append(next(rest))
             verdicts = []
             for k, (face, logit) in enumerate(zip(faces, rest, strict=True)):
                 heard[owner[place, k]].append(logit)
                 verdicts.append(self._face(face, logit, owner[place, k]))
-            probability = None if asked.faces_only else self._probability(whole[-1])
+            probability = None if asked.faces == "only" else self._probability(whole[-1])
             moments.append(Moment(number, round(seconds, 3), probability, tuple(verdicts)))
         by_track = {track: _probability(trimmed_mean(logits), self.of_faces) for track, logits in heard.items()}
-        if asked.faces_only and not by_track:
+        if asked.faces == "only" and not by_track:
             return failed("no face found")
-        if asked.faces_only:
+        if asked.faces == "only":
             probability = max(by_track.values())
             verdict = self.of_faces.thresholds.verdict(probability)
         else:
@@ -271,7 +247,7 @@ class Detector:
         video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
         return Prediction(path, probability, verdict, time.perf_counter() - start, video=video)
 
-    def _told(self, prediction: Prediction, source: _Named, asked: _Asked) -> Prediction:
+    def _told(self, prediction: Prediction, source: _Named, asked: Asked) -> Prediction:
         if not asked.provenance or prediction.error is not None or not isinstance(source.source, str):
             return prediction
         try:
@@ -324,16 +300,24 @@ def _probability(logit: float, judged: Verdicts) -> float:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What :meth:`Detector.predict` was asked for."""
+class Asked:
+    """What :meth:`Detector.predict` is asked for."""
 
-    finder: FaceFinder | None
-    faces_only: bool
-    stability: bool
-    provenance: bool
-    frames: int
-    rate: float | None
-    workers: int | None
+    faces: str
+    stability: bool = False
+    provenance: bool = False
+    frames: int = 32
+    rate: float | None = None
+    workers: int | None = None
+
+    def check(self) -> None:
+        """Raise CoritError for what contradicts itself, and where faces are wanted and none can be found."""
+        if self.faces not in FACES:
+            raise CoritError(f"faces must be one of {', '.join(FACES)}, not {self.faces!r}")
+        if self.stability and self.faces == "only":
+            raise CoritError("stability is that of the whole picture: it does not go with faces only")
+        if self.faces != "off":
+            finder()
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from corit_cli.data.images import read_image
 from corit_cli.data.variants import ORIGINAL, Variant
-from corit_cli.data.windows import CropConfig, check_faces, crop_with_face
+from corit_cli.data.windows import check_faces, crop_with_face
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import R, ahead, stream
+from corit_cli.features.stream import Extracted, R, ahead, stream
 from corit_cli.files import content_sha256
 from corit_cli.progress import Advance, hush
 
@@ -122,19 +122,28 @@ def default_cache_path() -> Path:
     return Path(base) / "corit" / "features.sqlite"
 
 
+#: Reads jobs with an extractor, in order, as :func:`read_jobs` does.
+Read = Callable[[Extractor, Sequence["Job"]], Iterator[Extracted["Job"]]]
+
+
 def extract(
-    extractor: Extractor, jobs: Sequence[Job], cache: FeatureCache | None = None, advance: Advance = hush
+    extractor: Extractor,
+    jobs: Sequence[Job],
+    cache: FeatureCache | None = None,
+    advance: Advance = hush,
+    read: Read | None = None,
 ) -> tuple[Tensor, dict[int, str]]:
     """Features of all ``jobs``, (n, F), averaged over each image's windows, from the cache where it has them.
 
     Only the readers that the cache lacks are run, so that another view costs no second reading of the class tokens, and
     a job that is there twice is done once. Returns the features with the errors by position; a failed job's row is NaN.
-    ``advance`` is told how many more jobs are done.
+    ``advance`` is told how many more jobs are done. ``read`` reads what the cache lacks, here and now by default.
     """
+    read = read or read_jobs
     distinct = {job: k for k, job in enumerate(dict.fromkeys(jobs))}
     if len(distinct) < len(jobs):
         advance(len(jobs) - len(distinct))
-        z, failed = extract(extractor, list(distinct), cache, advance)
+        z, failed = extract(extractor, list(distinct), cache, advance, read)
         where = [distinct[job] for job in jobs]
         return z[where], {i: failed[k] for i, k in enumerate(where) if k in failed}
     paths = list(dict.fromkeys(job.path for job in jobs))
@@ -161,19 +170,10 @@ def extract(
     advance(len(jobs) - sum(len(chosen) for chosen in missing.values()))
     errors: dict[int, str] = {}
 
-    picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
-
-    def load(job: Job, crops: CropConfig) -> tuple[list[list[np.ndarray | None]], None]:
-        image = picture(job.path)
-        if job.variant != ORIGINAL:  # saving a Pillow image, as JPEG degradation does, keeps the settings in the image
-            image = job.variant.apply(image.copy())
-        return [crop_with_face(image, crops)], None
-
     for lacking, chosen in missing.items():
         part = extractor.only(lacking)
         check_faces(part.crops)  # once, not image by image
-        items = stream(part, (jobs[i] for i in chosen), partial(load, crops=part.crops))
-        for i, item in zip(chosen, items, strict=True):
+        for i, item in zip(chosen, read(part, [jobs[i] for i in chosen]), strict=True):
             if item.error is not None:
                 errors[i] = item.error
                 z[i] = float("nan")
@@ -185,3 +185,16 @@ def extract(
                     cache.put(names, torch.cat([reading.flatten() for reading in item.readings[0]]))
             advance()
     return z, dict(sorted(errors.items()))
+
+
+def read_jobs(extractor: Extractor, jobs: Sequence[Job]) -> Iterator[Extracted[Job]]:
+    """The readings of one picture a job, in order, or its error."""
+    picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
+
+    def load(job: Job) -> tuple[list[list[np.ndarray | None]], None]:
+        image = picture(job.path)
+        if job.variant != ORIGINAL:  # saving a Pillow image, as JPEG degradation does, keeps the settings in the image
+            image = job.variant.apply(image.copy())
+        return [crop_with_face(image, extractor.crops)], None
+
+    return stream(extractor, jobs, load)

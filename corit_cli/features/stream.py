@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -59,28 +60,30 @@ def stream(
     item that it raises CoritError for comes out with its ``error``; nothing stops the run.
     """
 
-    def attempt(item: T) -> Extracted[T]:
-        start = time.perf_counter()
-        out = Extracted(item)
-        try:
-            out.pictures, out.about = load(item)
-        except CoritError as error:
-            out.error = str(error)
-        out.seconds = time.perf_counter() - start
-        return out
-
     workers = workers or min(4, os.cpu_count() or 1)
     waiting: list[Extracted[T]] = []
-    for item in ahead(attempt, items, workers, window=2 * extractor.batch):
+    for item in ahead(partial(loaded, load), items, workers, window=2 * extractor.batch):
         waiting.append(item)
         if sum(_cut(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
-            yield from _forward(extractor, waiting)
+            yield from forward(extractor, waiting)
             waiting = []
-    yield from _forward(extractor, waiting)
+    yield from forward(extractor, waiting)
 
 
-def _forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extracted[T]]:
-    """Run the model on the windows of all ``items``, batch by batch."""
+def loaded(load: Callable[[T], tuple[list[Picture], Any]], item: T) -> Extracted[T]:
+    """An item with its pictures, not read by the model yet, or with the error that ``load`` raised."""
+    start = time.perf_counter()
+    out = Extracted(item)
+    try:
+        out.pictures, out.about = load(item)
+    except CoritError as error:
+        out.error = str(error)
+    out.seconds = time.perf_counter() - start
+    return out
+
+
+def forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extracted[T]]:
+    """Run the model on the windows of all loaded ``items``, batch by batch."""
     for batch in _batches([(item, windows) for item in items for windows in item.pictures], extractor.batch):
         begun = time.perf_counter()
         readings = extractor([windows for _, windows in batch])

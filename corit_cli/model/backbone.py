@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+#: Of tokens, in a block that computes only the first of each image.
+FEWEST_ROWS = 4
 INTERPOLATIONS = ("bicubic", "bilinear")
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -93,22 +95,29 @@ class Block(nn.Module):
 
         With ``rows`` = r only the first r output tokens are computed, (B, r, d): every token is still attended
         to, but queries and the MLP, five sixths of the work, are spent on the tokens that are read.
+
+        Matrix products of a single image, or with fewer than ``FEWEST_ROWS`` rows, may be summed up in another order:
+        without gradients they are filled up, so that on a CPU the last bits of an image's features do not depend on the
+        rest of a batch.
         """
         if rows == 1 and self.reassociate:
             return self._class_row(x)
         B, N, d = x.shape
         y = self.ln_1(x)  # (B, N, d)
+        lacking = 0
         if rows is None or rows >= N:
             q, k, v = self.qkv(y).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, d/H)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(y[:, :rows], weight[:d], bias[:d])  # (B, r, d)
+            lacking = max(0, -(-FEWEST_ROWS // rows) - B)
+            q = F.linear(_more(y[:, :rows], lacking), weight[:d], bias[:d])[:B]  # (B, r, d)
             q = q.view(B, rows, self.heads, -1).transpose(1, 2)  # (B, H, r, d/H)
             k, v = F.linear(y, weight[d:], bias[d:]).view(B, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
             x = x[:, :rows]
         y = F.scaled_dot_product_attention(q, k, v)  # (B, H, r, d/H)
-        x = x + self.out(y.transpose(1, 2).reshape(B, -1, d))  # (B, r, d)
-        return x + self.proj(self.activation(self.fc(self.ln_2(x))))  # (B, r, d)
+        x = x + self.out(_more(y.transpose(1, 2).reshape(B, -1, d), lacking))[:B]  # (B, r, d)
+        y = self.activation(self.fc(_more(self.ln_2(x), lacking)))  # (B + lacking, r, mlp_width)
+        return x + self.proj(_more(y, 2 - len(y)))[:B]  # (B, r, d)
 
     def _class_row(self, x: Tensor) -> Tensor:
         """The class token's output (B, 1, d) without any other token's key or value.
@@ -128,6 +137,11 @@ class Block(nn.Module):
         v = torch.einsum("bhd,hed->bhe", mean, w_v.view(self.heads, -1, d)).flatten(1) + b_v  # (B, d)
         x = x[:, :1] + self.out(v)[:, None]  # (B, 1, d)
         return x + self.proj(self.activation(self.fc(self.ln_2(x))))  # (B, 1, d)
+
+
+def _more(x: Tensor, lacking: int) -> Tensor:
+    """``x`` (B, r, d) with so many images more, of zeros; where no gradient is taken, sample by sample perhaps."""
+    return F.pad(x, (0, 0, 0, 0, 0, lacking)) if lacking > 0 and not torch.is_grad_enabled() else x
 
 
 class VisionTower(nn.Module):

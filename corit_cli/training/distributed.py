@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from corit_cli.errors import CoritError
-from corit_cli.features.cache import FeatureCache, Job, extract
+from corit_cli.features.cache import FeatureCache, Job, Read, extract
 from corit_cli.features.extractor import Extractor
 from corit_cli.progress import Advance, hush
 
@@ -64,14 +64,19 @@ class World:
         return DistributedDataParallel(module, broadcast_buffers=False) if self.size > 1 else module
 
     def extract(
-        self, extractor: Extractor, jobs: Sequence[Job], cache: FeatureCache | None = None, advance: Advance = hush
+        self,
+        extractor: Extractor,
+        jobs: Sequence[Job],
+        cache: FeatureCache | None = None,
+        advance: Advance = hush,
+        read: Read | None = None,
     ) -> tuple[Tensor, dict[int, str]]:
         """As :func:`corit_cli.features.cache.extract`, each process with its share of the jobs.
 
         ``advance`` is told of this process's share.
         """
         own = self.share(range(len(jobs)))
-        found, errors = extract(extractor, self.share(jobs), cache, advance)
+        found, errors = extract(extractor, self.share(jobs), cache, advance, read)
         if self.size == 1:
             return found, errors
         z = torch.zeros(len(jobs), extractor.width)

@@ -19,7 +19,7 @@ from corit_cli.detection.calibration import Thresholds, Verdicts, fit_calibratio
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
-from corit_cli.features.cache import FeatureCache, Job
+from corit_cli.features.cache import FeatureCache, Job, Read
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
@@ -57,8 +57,8 @@ class Run:
     With ``probe`` the last block's linear probe is trained on the same rows. The images are split as
     :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split; with
     ``refit`` the detector is trained once more on both parts when it was validated. Where too few show a face,
-    ``extractor`` is left without that reading. Raises CoritError when a part lacks a class, and for settings that do
-    not go together.
+    ``extractor`` is left without that reading. ``reading`` reads the images if not this process. Raises CoritError when
+    a part lacks a class, and for settings that do not go together.
     """
 
     samples: Sequence[Sample]
@@ -71,6 +71,7 @@ class Run:
     cache: FeatureCache | None = None
     progress: Progress = quiet
     world: World = ALONE
+    reading: Read | None = None
 
     def __post_init__(self) -> None:
         self.train_part, self.val_part = group_split(self.samples, self.val_fraction, self.settings.seed)
@@ -94,7 +95,7 @@ class Run:
     ) -> tuple[Tensor, dict[int, str]]:
         """Features (n, F) of ``jobs`` and errors by position, each process with its share."""
         advance = self.progress(title, len(self.world.share(jobs)))
-        return self.world.extract(extractor, jobs, self.cache if cached else None, advance)
+        return self.world.extract(extractor, jobs, self.cache if cached else None, advance, self.reading)
 
     def read(self) -> Images:
         """Plan what is trained on and read it all. Raises CoritError when a class has no readable image left."""

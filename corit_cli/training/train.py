@@ -11,7 +11,7 @@ from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.windows import CropConfig
 from corit_cli.detection.detector import pick_device
 from corit_cli.errors import CoritError
-from corit_cli.features.cache import FeatureCache
+from corit_cli.features.cache import FeatureCache, Read
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import EMBEDDED, load_backbone
 from corit_cli.model.scope import parse_scope, tuned_backbone
@@ -45,6 +45,7 @@ def train(
     probe: bool = True,
     refit: bool = False,
     cache: FeatureCache | None = None,
+    reading: Read | None = None,
     device: str = "auto",
     progress: Progress = quiet,
     warn: Callable[[str], None] = lambda message: None,
@@ -69,6 +70,7 @@ def train(
         probe: also train the last block's linear probe, to compare with.
         refit: train on the validation images too, once they have validated; not with ``tuning``.
         cache: where features are kept; None reads them anew.
+        reading: reads images for the heads (``cluster/reading.py``); None does it here.
         device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
         progress, warn: told of the work, and of what went wrong without ending it.
 
@@ -95,6 +97,7 @@ def train(
             probe=probe,
             refit=refit,
             cache=cache,
+            reading=reading,
             progress=progress,
             world=processes,
         )

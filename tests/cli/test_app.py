@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from corit_cli.cli.app import app
 from corit_cli.version import __version__
-from tests.cli.conftest import CORIT
+from tests.conftest import CORIT
 
 COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep")
 
@@ -33,7 +33,7 @@ def help_text(command: str, columns: int) -> list[str]:
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(100, 50), (80, 60)])
+@pytest.mark.parametrize(("columns", "lines"), [(100, 64), (80, 80)])
 def test_the_help_of_detect_fits_a_screen(columns: int, lines: int) -> None:
     assert len(help_text("detect", columns)) <= lines
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
 from corit_cli.cli import console
-from corit_cli.cli.console import Bars
+from corit_cli.cli.console import Bars, working
 
 
 @pytest.fixture
@@ -36,15 +37,67 @@ def test_without_a_terminal_a_stage_tells_its_last_note(pipe: io.StringIO, clock
 
 
 def test_without_a_terminal_long_stages_tell_how_far_they_are(pipe: io.StringIO, clock: list[float]) -> None:
-    with Bars() as bars:
-        known, unknown = bars("scoring", 100), bars("reading [a]")
-        for _ in range(10):
-            clock[0] += 7
-            known(5)
-            unknown()
+    bars = Bars()
+    known, unknown = bars("scoring", 100), bars("reading [a]")
+    for _ in range(2):
+        clock[0] += 30
+        known(5, "1 error")
+        unknown()
+        bars.tell()
+    known(90)
+    unknown(58)
+    bars.tell()
     assert pipe.getvalue().splitlines() == [
-        "scoring: 25 of 100", "reading [a]: 5", "scoring: 50 of 100", "reading [a]: 10",
-    ]  # fmt: skip
+        "scoring: 5 of 100, 1 error, 0.2/s, 0:09:30 left",
+        "reading [a]: 1, 0.0/s",
+        "scoring: 10 of 100, 1 error, 0.2/s, 0:09:00 left",
+        "reading [a]: 2, 0.0/s",
+        "reading [a]: 60, 1.0/s",
+    ]
+
+
+def test_work_that_does_not_get_on_tells_that_it_goes_on(pipe: io.StringIO, clock: list[float]) -> None:
+    bars = Bars()
+    bars("frozen part", 10)(10)
+    runs = bars("runs", 66)
+    for _ in range(2):
+        clock[0] += 30
+        bars.tell()
+    runs(33)
+    clock[0] += 30
+    bars.tell()
+    assert pipe.getvalue().splitlines() == [
+        "runs: 0 of 66, 0:00:30 so far",
+        "runs: 0 of 66, 0:01:00 so far",
+        "runs: 33 of 66, 0.4/s, 0:01:30 left",
+    ]
+
+
+def test_lines_come_by_themselves(pipe: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    deadline = time.monotonic() + 20
+    with working("loading the backbone"):
+        while pipe.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    said = pipe.getvalue()
+    assert said.startswith("loading the backbone: 0:00:00 so far\n" * 2)
+    time.sleep(0.05)
+    assert pipe.getvalue().count("\n") <= said.count("\n") + 1  # it ends with the work
+
+
+def test_a_total_may_become_known_on_the_way(pipe: io.StringIO, clock: list[float]) -> None:
+    total: list[int | None] = [None]
+    bars = Bars()
+    advance = bars("detecting", lambda: total[0])
+    clock[0] += 10
+    advance(20)
+    bars.tell()
+    total[0] = 50
+    advance(10)
+    bars.tell()
+    advance(20)
+    bars.tell()
+    assert pipe.getvalue().splitlines() == ["detecting: 20, 2.0/s", "detecting: 30 of 50, 3.0/s, 0:00:07 left"]
 
 
 def test_on_a_terminal_bars_go_when_the_work_is_done_and_notes_of_epochs_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from corit_cli.cli import cor_sweep as command
 from corit_cli.cli.app import Commands
-from tests.cli.conftest import CORIT, one_line_error
+from tests.cli.conftest import one_line_error
+from tests.conftest import CORIT
 
 app = typer.Typer(cls=Commands)
 app.callback()(lambda: None)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from corit_cli.cli.detect import collect
 from tests import hostile
-from tests.cli.conftest import CORIT, one_line_error
-from tests.conftest import photograph
+from tests.cli.conftest import one_line_error
+from tests.conftest import CORIT, photograph
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from corit_cli.data.robustness import CHAINS
 from corit_cli.data.variants import Variant
 from corit_cli.data.windows import CropConfig, crop
 from corit_cli.detection import detector as predict
+from corit_cli.detection import eye
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
 from corit_cli.detection.detector import Detector
@@ -46,7 +47,8 @@ class TwoFaces:
 
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
-    monkeypatch.setattr(predict, "finder", TwoFaces)
+    for module in (predict, eye):
+        monkeypatch.setattr(module, "finder", TwoFaces)
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("both", 32))
     head = random_head(extractor)
     thresholds = Thresholds(0.45, 0.55)
@@ -330,7 +332,8 @@ def test_without_faces_a_detector_judges_as_where_there_is_none(of_faces: Detect
 
 
 def test_faces_too_small_for_their_reading_are_not_judged(of_faces: Detector, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(predict, "finder", TwoFaces)
+    for module in (predict, eye):
+        monkeypatch.setattr(module, "finder", TwoFaces)
     photograph(0, (160, 120)).save(tmp_path / "face.png")
     (found,) = of_faces.predict(tmp_path / "face.png")
     assert found.faces == () and "face" not in found.parts

@@ -41,6 +41,16 @@ def test_rows_are_the_first_rows_of_the_whole_block() -> None:
         torch.testing.assert_close(block(x, rows), block(x)[:, : rows or 17], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2, None])
+def test_an_image_comes_out_the_same_bit_for_bit_whatever_is_in_the_batch(rows: int | None) -> None:
+    block = random_tower().blocks[0]
+    x = torch.randn(9, 17, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = block(x, rows)
+        for size in range(1, 9):
+            assert torch.equal(block(x[:size], rows), whole[:size]), size
+
+
 def test_the_two_activations_differ() -> None:
     quick = random_tower()
     exact = random_tower(TowerConfig(**{**TINY.__dict__, "activation": "gelu"}))

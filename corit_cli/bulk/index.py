@@ -1,0 +1,33 @@
+"""Paths that were seen, on disk: memory stays flat however many there are."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from types import TracebackType
+
+
+class Seen:
+    """A set of paths in a temporary file, which goes when it is closed, or in a ``file`` that others may open."""
+
+    def __init__(self, file: str = "") -> None:
+        self._db = sqlite3.connect(file, isolation_level=None)  # kept in memory until it is large
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -32768"):
+            self._db.execute(f"PRAGMA {setting}")
+        self._db.execute("CREATE TABLE IF NOT EXISTS seen (path BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("BEGIN")
+
+    def add(self, path: str) -> bool:
+        """Whether ``path`` was not there; now it is."""
+        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (os.fsencode(path),)).rowcount > 0
+
+    def __contains__(self, path: str) -> bool:
+        found = self._db.execute("SELECT 1 FROM seen WHERE path = ?", (os.fsencode(path),))
+        return found.fetchone() is not None
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._db.commit()
+        self._db.close()

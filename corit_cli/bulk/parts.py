@@ -1,0 +1,197 @@
+"""A folder of verdicts, here or at a URL, that many processes write to: Parquet parts, each whole or not there.
+
+``run.json`` says under which conditions it was begun, ``summary.json`` what came out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from corit_cli.bulk import parquet
+from corit_cli.bulk.index import Seen
+from corit_cli.bulk.rows import Row
+from corit_cli.bulk.table import check_conditions, stands
+from corit_cli.data.urls import file_system, is_url
+from corit_cli.errors import CoritError
+
+#: Rows that parts have when they were put together at the end.
+MERGED = 100_000
+_REPLACES = b"replaces"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts in a ``folder``. It may be pickled, and used from any machine that reaches the folder."""
+
+    folder: str
+
+    @classmethod
+    def begin(cls, folder: str, about: dict[str, Any], resume: bool) -> Parts:
+        """Begin a folder, or see to it that it was begun under the same conditions.
+
+        Raises CoritError when rows are there and ``resume`` is not given, or were made under other conditions.
+        """
+        parquet.arrow()
+        parts = cls(folder if is_url(folder) else os.path.abspath(folder))
+        conditions = parts._get("run.json")
+        if conditions is None and parts._list(""):
+            raise CoritError(f"{folder} holds other files: name a new folder")
+        if conditions is not None and not resume:
+            raise CoritError(f"{folder} is there already: go on with it by --resume, or name another")
+        if conditions is None:
+            parts._put("run.json", json.dumps(about, indent=1).encode() + b"\n")
+        else:
+            check_conditions(folder, conditions.decode(errors="replace"), about)
+        return parts
+
+    def write(self, rows: Sequence[Row], replaces: Sequence[str] = ()) -> str:
+        """Write a part and return its name, which its files decide: the same rows a second time replace the first."""
+        data = io.BytesIO()
+        found = parquet.table(rows)
+        if replaces:
+            found = found.replace_schema_metadata({_REPLACES: json.dumps(list(replaces)).encode()})
+        parquet.arrow().parquet.write_table(found, data, compression="zstd")
+        digest = hashlib.sha256("\n".join(row["path"] for row in rows).encode("utf-8", "surrogatepass")).hexdigest()
+        name = f"{'merged' if replaces else 'part'}-{digest[:20]}.parquet"
+        self._put(f"parts/{name}", data.getvalue())
+        return name
+
+    def read(self, name: str) -> Iterator[Row]:
+        """The rows of a part. Raises CoritError when it is damaged."""
+        fs, root = self._place
+        with fs.open(f"{root}/parts/{name}", "rb") as file:
+            yield from parquet.read(file)
+
+    def names(self) -> list[str]:
+        """The parts that are there, in order."""
+        return sorted(name for name in self._list("parts") if name.endswith(".parquet") and name[0] != ".")
+
+    def take_up(self, seen: Seen, base: str, retry_errors: bool = False, checksum: bool = False) -> Counter[str]:
+        """Put the files whose rows stand into ``seen``, and take the other rows out; returns how many stand, by
+        verdict.
+
+        Rows go when their file has changed (paths start from ``base``), was seen before, or had an error and is to be
+        tried again.
+        """
+        counts: Counter[str] = Counter()
+        for name in self._list("parts"):
+            if name.startswith("."):  # of a process that was killed
+                self._remove(name)
+        self._finish_merging()
+        for name in self.names():
+            rows = list(self.read(name))
+            left = []
+            for row in rows:
+                at = row | {"path": located(row["path"], base)}
+                if not (row["error"] and retry_errors) and stands(at, checksum) and seen.add(row["path"]):
+                    left.append(row)
+            if len(left) < len(rows):
+                if left:
+                    self.write(left)
+                self._remove(name)
+            counts.update(row["verdict"] or "error" for row in left)
+        return counts
+
+    def merge(self) -> Counter[str]:
+        """Put small parts together, a row a file; returns the number of rows of each verdict."""
+        counts: Counter[str] = Counter()
+        with Seen() as seen:
+            waiting: list[Row] = []
+            names: list[str] = []
+            twice = False
+            for name in self.names():
+                rows = list(self.read(name))
+                once = [row for row in rows if seen.add(row["path"])]
+                counts.update(row["verdict"] or "error" for row in once)
+                if len(rows) == len(once) >= MERGED // 2:
+                    continue
+                waiting, names, twice = waiting + once, [*names, name], twice or len(once) < len(rows)
+                if len(waiting) >= MERGED:
+                    self._replace(names, waiting)
+                    waiting, names, twice = [], [], False
+            if len(names) > 1 or twice:
+                self._replace(names, waiting)
+        return counts
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        """Leave what came out beside the parts."""
+        self._put("summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+
+    def _replace(self, names: Sequence[str], rows: list[Row]) -> None:
+        """A process that is killed in between leaves both; the new part says what it stands for."""
+        if rows:
+            self.write(rows, replaces=names)
+        for name in names:
+            self._remove(name)
+
+    def _finish_merging(self) -> None:
+        fs, root = self._place
+        there = set(self.names())
+        for name in sorted(there):
+            if name.startswith("merged-"):
+                with fs.open(f"{root}/parts/{name}", "rb") as file:
+                    said = (parquet.arrow().parquet.read_schema(file).metadata or {}).get(_REPLACES, b"[]")
+                for old in there.intersection(json.loads(said)) - {name}:
+                    self._remove(old)
+                    there.discard(old)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> tuple[Any, str]:
+        fs, path = file_system(self.folder)
+        return fs, path.rstrip("/")
+
+    def _list(self, below: str) -> list[str]:
+        fs, root = self._place
+        try:
+            return [posixpath.basename(path.rstrip("/")) for path in fs.ls(f"{root}/{below}".rstrip("/"), detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _get(self, name: str) -> bytes | None:
+        fs, root = self._place
+        try:
+            return fs.cat_file(f"{root}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Write a file all or nothing: stores of objects do so, on a disk it gets its name when it is whole."""
+        fs, root = self._place
+        path = f"{root}/{name}"
+        try:
+            if is_url(self.folder) and not self.folder.startswith(("file://", "local://")):
+                fs.pipe_file(path, data)
+                return
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            new = f"{os.path.dirname(path)}/.{os.getpid()}-{os.path.basename(path)}"
+            with open(new, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except OSError as error:
+            raise CoritError(f"cannot write {path}: {error.strerror or error}") from None
+
+    def _remove(self, name: str) -> None:
+        fs, root = self._place
+        fs.rm_file(f"{root}/parts/{name}")
+
+
+def located(path: str, base: str) -> str:
+    """Where a file lies, for a process that may have been started elsewhere."""
+    return path if is_url(path) else os.path.join(base, path)
+
+
+def every_row(parts: Parts) -> Iterable[Row]:
+    """The rows of all parts."""
+    return (row for name in parts.names() for row in parts.read(name))

@@ -1,0 +1,106 @@
+"""Rows of verdicts as text: JSON lines, or CSV. What a killed process left unfinished is told from what is whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import IO, Any, Protocol
+
+from corit_cli.bulk.stamps import Stamp
+
+#: A file's verdict, as ``corit detect --jsonl`` prints it, with its stamp's fields.
+Row = dict[str, Any]
+COLUMNS = ("path", "probability", "verdict", "faces", "face_max", "flips", "error", "size", "mtime_ns", "sha256")
+
+
+class Form(Protocol):
+    """A way to write rows down, each as one record of bytes."""
+
+    def header(self) -> bytes:
+        """What a file begins with."""
+        ...
+
+    def encode(self, row: Row) -> bytes:
+        """A row as one record, its end included."""
+        ...
+
+    def decode(self, record: bytes) -> Row | None:
+        """Path, verdict, error and stamp of a whole record at least; None where it is none."""
+        ...
+
+    def records(self, file: IO[bytes]) -> Iterator[bytes]:
+        """The whole records of a file, after its header. What follows the last of them was cut off."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    def header(self) -> bytes:
+        return b""
+
+    def encode(self, row: Row) -> bytes:
+        return json.dumps(row).encode() + b"\n"
+
+    def decode(self, record: bytes) -> Row | None:
+        try:
+            row = json.loads(record)
+        except ValueError:
+            return None
+        return row if isinstance(row, dict) and isinstance(row.get("path"), str) else None
+
+    def records(self, file: IO[bytes]) -> Iterator[bytes]:
+        return (line for line in file if line.endswith(b"\n"))
+
+
+class Csv:
+    """The columns of ``corit detect --csv``, without the seconds: the same run gives the same bytes."""
+
+    def header(self) -> bytes:
+        return self._line(COLUMNS)
+
+    def encode(self, row: Row) -> bytes:
+        faces, stability = row.get("faces"), row.get("stability")
+        flat = {
+            **row,
+            "faces": None if faces is None else len(faces),
+            "face_max": max((face["probability"] for face in faces or ()), default=None),
+            "flips": None if stability is None else int(stability["flips"]),
+        }
+        return self._line([flat.get(name) for name in COLUMNS])
+
+    def decode(self, record: bytes) -> Row | None:
+        cells = next(csv.reader(io.StringIO(_text(record), newline="")), [])
+        if len(cells) != len(COLUMNS) or cells == list(COLUMNS):
+            return None
+        row: Row = {name: cell or None for name, cell in zip(COLUMNS, cells, strict=True)}
+        try:
+            row |= {name: int(row[name]) if row[name] else None for name in ("size", "mtime_ns")}
+        except ValueError:
+            return None
+        return row if row["path"] else None
+
+    def records(self, file: IO[bytes]) -> Iterator[bytes]:
+        record, header = b"", True
+        for line in file:
+            record += line
+            if record.endswith(b"\n") and record.count(b'"') % 2 == 0:  # no line break within a cell
+                if not header:
+                    yield record
+                record, header = b"", False
+
+    def _line(self, cells: Any) -> bytes:
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow(cells)
+        return line.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _text(record: bytes) -> str:
+    return record.decode("utf-8", "surrogateescape")
+
+
+def stamp_of(row: Row) -> Stamp:
+    """The state of the file that a row is about."""
+    return Stamp(row.get("size"), row.get("mtime_ns"), row.get("sha256"))

@@ -1,0 +1,198 @@
+"""A table of verdicts on disk that can be gone on with wherever the process that wrote it was stopped.
+
+Rows are appended to a text file. What they depend on stands beside it in ``NAME.run.json``. Parquet cannot be appended
+to: rows are gathered in ``NAME.rows.jsonl`` and become Parquet when all are there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from corit_cli.bulk import parquet
+from corit_cli.bulk.index import Seen
+from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, stamp_of
+from corit_cli.bulk.stamps import stamp
+from corit_cli.errors import CoritError
+from corit_cli.features.stream import ahead
+from corit_cli.files import write_atomically
+
+FORMS: dict[str, type[Csv | JsonLines]] = {".jsonl": JsonLines, ".csv": Csv, ".parquet": JsonLines}
+#: Seconds after which rows are on the disk for good, power cut or not.
+SYNC = 10
+#: Records that are looked at together when a table is taken up again.
+TOGETHER = 256
+
+
+class Table(AbstractContextManager["Table"]):
+    """Rows in ``path`` (.jsonl, .csv or .parquet), one a file, that were made under the conditions ``about``.
+
+    With ``resume`` a table that is there is taken up: rows that are whole, of files that are as they were, are kept;
+    those with errors only unless ``retry_errors``. ``checksum`` tells files by their content. ``counts`` says how many
+    rows there are of each verdict, ``error`` among them; ``seen`` has the files that have one or are to get one.
+
+    Raises CoritError for another suffix, when something is there and ``resume`` is not given, when it was begun under
+    other conditions, and when another process writes to it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        about: dict[str, Any],
+        *,
+        resume: bool = False,
+        retry_errors: bool = False,
+        checksum: bool = False,
+    ) -> None:
+        self.path, self.retry_errors, self.checksum = path, retry_errors, checksum
+        self.counts: Counter[str] = Counter()
+        self.seen = Seen()
+        self._form, self._file = form_of(path), rows_file(path)
+        self._stack = ExitStack()
+        self._stack.enter_context(self.seen)
+        self._synced = time.monotonic()
+        try:
+            begin(path, about, resume, self._stack)
+            self._take_up()
+            self._out = self._stack.enter_context(self._file.open("ab", buffering=0))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def todo(self, paths: Iterable[str]) -> Iterator[str]:
+        """Those of ``paths`` that have no row yet, each once."""
+        return (path for path in paths if self.seen.add(path))
+
+    def add(self, row: Row) -> None:
+        """Append a row, whole or not at all."""
+        record = self._form.encode(row)
+        if self._out.write(record) != len(record):
+            raise CoritError(f"cannot write {self._file}: the disk is full")
+        self.counts[row["verdict"] or "error"] += 1
+        if time.monotonic() - self._synced > SYNC:
+            os.fsync(self._out.fileno())
+            self._synced = time.monotonic()
+
+    def finish(self) -> None:
+        """Bring the rows, all of which are there, into the form that was asked for."""
+        with suppress(OSError):  # a pipe, or /dev/null
+            os.fsync(self._out.fileno())
+        if self.path != self._file:
+            write_atomically(self.path, self._to_parquet)
+            self._file.unlink()
+
+    def _to_parquet(self, path: Path) -> None:
+        with self._file.open("rb") as text, path.open("wb") as file:
+            parquet.write(file, (json.loads(record) for record in self._form.records(text)))
+
+    def _take_up(self) -> None:
+        """Keep, of the rows that are there, those that stand."""
+        new = self._file.with_name(f".{self._file.name}.new")
+        with new.open("wb") as file:
+            file.write(self._form.header())
+            for record in self._standing():
+                file.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._file)
+
+    def _standing(self) -> Iterator[bytes]:
+        if not self._file.exists() and self.path.exists():  # finished Parquet
+            with self.path.open("rb") as file:
+                yield from self._kept(self._form.encode(row) for row in parquet.read(file))
+        elif self._file.exists():
+            with self._file.open("rb") as file:
+                yield from self._kept(self._form.records(file))
+
+    def _kept(self, records: Iterable[bytes]) -> Iterator[bytes]:
+        for group in ahead(self._look, _groups(records), workers=4, window=16):
+            for record, row in group:
+                if self.seen.add(row["path"]):
+                    self.counts[row["verdict"] or "error"] += 1
+                    yield record
+
+    def _look(self, records: list[bytes]) -> list[tuple[bytes, Row]]:
+        """Those of ``records`` that stand, with what they say."""
+        decoded = [(record, self._form.decode(record)) for record in records]
+        return [(record, row) for record, row in decoded if row is not None and self._stands(row)]
+
+    def _stands(self, row: Row) -> bool:
+        return not (row["error"] and self.retry_errors) and stands(row, self.checksum)
+
+
+def stands(row: Row, checksum: bool) -> bool:
+    """Whether a row is about its file as it is now."""
+    return stamp_of(row).same_file(stamp(row["path"], checksum))
+
+
+def form_of(path: Path) -> Form:
+    """How rows are written to ``path``. Raises CoritError for a suffix that is not known, and where what it needs is
+    not installed."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMS:
+        raise CoritError(f"{path}: --out takes {', '.join(FORMS)}, or a folder with --ray")
+    if suffix == ".parquet":
+        parquet.arrow()
+    return FORMS[suffix]()
+
+
+def rows_file(path: Path) -> Path:
+    """Where the rows of a table are gathered."""
+    return path.with_name(path.name + ".rows.jsonl") if path.suffix.lower() == ".parquet" else path
+
+
+def begin(path: Path, about: dict[str, Any], resume: bool, stack: ExitStack) -> None:
+    """Begin a table, or see to it that it was begun under the same conditions, and keep other processes out."""
+    conditions = path.with_name(path.name + ".run.json")
+    there = path.exists() or rows_file(path).exists()
+    if there and not resume:
+        raise CoritError(f"{path} is there already: go on with it by --resume, or name another")
+    if not there:
+        write_atomically(conditions, lambda new: new.write_text(json.dumps(about, indent=1) + "\n"))
+    check_conditions(path, conditions.read_text() if conditions.is_file() else "", about)
+    lock(path, stack.enter_context(conditions.open("rb")))
+
+
+def check_conditions(name: object, kept: str, about: dict[str, Any]) -> None:
+    """Raise CoritError unless the text ``kept`` beside a table says that it was begun under the same ``about``."""
+    told = json.loads(json.dumps(about))
+    try:
+        found = dict(json.loads(kept))
+    except (ValueError, TypeError):
+        raise CoritError(
+            f"{name} does not say how it was begun (its .run.json is missing or damaged): name another"
+        ) from None
+    differing = [key for key in {**found, **told} if found.get(key) != told.get(key)]
+    if differing:
+        key = differing[0]
+        raise CoritError(
+            f"{name} was begun with {key} {found.get(key)}, not {told.get(key)}: repeat what it was begun with, or "
+            "name another"
+        )
+
+
+def lock(path: Path, file: IO[bytes]) -> None:
+    """Keep ``file`` for this process while it is open. Raises CoritError where another one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CoritError(f"{path} is being written to by another process") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _groups(records: Iterable[bytes]) -> Iterator[list[bytes]]:
+    left = iter(records)
+    while group := list(islice(left, TOGETHER)):
+        yield group

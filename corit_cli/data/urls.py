@@ -1,0 +1,68 @@
+"""Files that lie elsewhere, named by URLs such as ``s3://bucket/a.jpg``: read through fsspec and its file systems."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from corit_cli.data.images import ImageError
+from corit_cli.errors import CoritError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+#: What file systems call the time of the last change.
+_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+def is_url(path: str) -> bool:
+    """Whether ``path`` names a file by its URL."""
+    return bool(_URL.match(path))
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of ``url``, and the path in it. Raises CoritError where it is not installed or known."""
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise CoritError(f"{url} cannot be opened: {error}") from None
+
+
+def changed(info: dict[str, Any]) -> int | None:
+    """When a file was changed, in ns, by what its file system says of it; None where it does not tell."""
+    found = next((info[name] for name in _CHANGED if info.get(name)), None)
+    if isinstance(found, str):
+        try:
+            found = datetime.fromisoformat(found.replace("Z", "+00:00"))
+        except ValueError:
+            return None
+    seconds = found.timestamp() if isinstance(found, datetime) else found
+    return None if seconds is None else round(seconds * 1e6) * 1000
+
+
+def fetch(url: str) -> bytes:
+    """A file's bytes. Raises ImageError when they cannot be had."""
+    fs, path = file_system(url)
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror or error})") from None
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A path that programs which know no URLs can open: ``path`` itself, or that of a copy for the time being."""
+    if not is_url(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PurePosixPath(path).name
+        copy.write_bytes(fetch(path))
+        yield str(copy)

@@ -1,0 +1,37 @@
+"""A real Ray cluster of two nodes on this machine, one for all tests of the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import tests
+from corit_cli.cluster.session import session
+
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[object]:
+    """Two nodes with a CPU each; ``cluster.address`` is where."""
+    root = str(Path(tests.__file__).parent.parent) if tests.__file__ else os.getcwd()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    memory = {"object_store_memory": 200_000_000}
+    made = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory}
+    )
+    made.add_node(num_cpus=1, **memory)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray(cluster) -> Iterator[ModuleType]:
+    """Ray, connected to the two nodes."""
+    with session(cluster.address) as connected:
+        yield connected

@@ -135,7 +135,7 @@ class OneFace:
 def one_face(monkeypatch: pytest.MonkeyPatch) -> OneFace:
     """``OneFace`` in place of the finder everywhere."""
     found = OneFace()
-    for module in ("data.windows", "data.forge", "detection.detector"):
+    for module in ("data.windows", "data.forge", "detection.detector", "detection.eye"):
         monkeypatch.setattr(f"corit_cli.{module}.finder", lambda: found)
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from corit_cli.data.windows import CropConfig
-from corit_cli.detection import detector as predict
+from corit_cli.detection import eye
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.detector import Detector
@@ -41,14 +41,14 @@ def test_a_folder_of_hostile_files(
     assert min(Counter(path.name.split("-")[0] for path in paths).values()) >= 60
     took: dict[str, float] = {}
 
-    def read_image(path: str | Path, read=predict.read_image):
+    def decode(path: str | Path, read=eye.decode):
         start = time.thread_time()  # what other programs do meanwhile does not count
         try:
             return read(path)
         finally:
             took[Path(path).name] = time.thread_time() - start
 
-    monkeypatch.setattr(predict, "read_image", read_image)
+    monkeypatch.setattr(eye, "decode", decode)
     threads = threading.active_count()
     results = {Path(p.path).name: p for p in detector.predict(paths, provenance=True)}
 

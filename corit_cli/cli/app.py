@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, train
 from corit_cli.cli.console import err, escape
 from corit_cli.errors import CoritError
+from corit_cli.texts import forgive_encodings
 from corit_cli.version import __version__
 
 
@@ -65,4 +66,5 @@ app.command("cor-sweep")(cor_sweep.cor_sweep)
 
 def main() -> None:
     """Entry point of the ``corit`` script."""
+    forgive_encodings()
     sys.exit(app())

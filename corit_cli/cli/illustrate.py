@@ -100,13 +100,15 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         return image, paint(image, found), {}
 
     def _film(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
+        from corit_cli.data.pages import sample_pages
         from corit_cli.data.video import sample_frames
 
         if self._casebook is None:
             return None, None, {}
         wanted = {moment.frame for moment in prediction.video.suspicious()}
         try:
-            sampled = sample_frames(prediction.path, self.frames, self.rate)
+            asked = prediction.path, self.frames, self.rate
+            sampled = sample_frames(*asked) if prediction.video.kind == "video" else sample_pages(*asked).frames
             frames = {frame.number: frame.image for frame in sampled if frame.number in wanted}
         except CoritError as error:
             warn(f"{prediction.path}: {error}")

@@ -16,7 +16,7 @@ from PIL import Image
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
-from corit_cli.report.words import clock, file_size, percent, posterior, share
+from corit_cli.report.words import clock, file_size, looked_at, percent, place, posterior, share, together
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _COPIES = {
     "resize": "shrunk to {:.0%}",
     "blur": "blurred by {:g} px",
 }
-_SAYS = {"generated": "says it was generated", "edited": "says it was edited", "camera": "names a camera"}
+_SAYS = {"generated": "says it was generated", "edited": "says it was edited"}
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,14 @@ def details(
         "thresholds": t,
         "levels": levels(t.real, t.fake),
         "meaning": _meaning(p, about),
+        "together": together(p),
         "priors": [] if p.probability is None else [(prior, posterior(p.probability, prior)) for prior in PRIORS],
         "photograph": photograph,
         "overlay": overlay,
         "faces": faces,
         "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
         "survival": "" if p.stability is None else _survival(p.stability, t),
-        "timeline": timeline(p.video, t, frames, about.faces) if p.video else None,
+        "timeline": timeline(p.video, t, frames, about.faces) if p.video and p.video.kind != "pages" else None,
         "facts": _facts(p, image, t),
     }
 
@@ -233,7 +234,7 @@ def notes(p: Prediction) -> list[str]:
     """What an index says of a file besides its verdict."""
     notes = []
     if p.video is not None:
-        notes.append(f"video, {clock(p.video.duration)}")
+        notes.append(f"video, {clock(p.video.duration)}" if p.video.kind == "video" else looked_at(p.video))
         if p.video.incomplete:
             notes.append("read in part")
     if p.stability is not None and p.stability.flips:
@@ -243,7 +244,9 @@ def notes(p: Prediction) -> list[str]:
         notes.append(_counted(len(p.faces), "face") + (f", {called} called fake" if called else ""))
     if p.provenance is not None:
         notes += [text for says, text in _SAYS.items() if any(f.says == says for f in p.provenance.findings)]
-    return notes
+    if p.declared is not None:
+        notes.append(f"declared {p.declared.kind}")
+    return [*notes, *p.notes]
 
 
 def _copies(probability: float, stability: Stability, thresholds: Thresholds) -> list[tuple[str, float, str]]:
@@ -306,8 +309,9 @@ def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> 
     if dimensions:
         facts.append(("Dimensions", f"{dimensions[0]:,} × {dimensions[1]:,} pixels"))
     if p.video is not None:
-        frames = _counted(len(p.video.moments), "frame")
-        facts.append(("Length", f"{clock(p.video.duration)} at {p.video.fps:.4g} frames a second; {frames} looked at"))
+        rate = f" at {p.video.fps:.4g} frames a second" if p.video.fps else ""
+        facts.append(("Looked at", looked_at(p.video) + rate))
+        facts += [("Most suspicious", place(p.video, moment)) for moment in p.video.suspicious(1)]
     if p.probability is not None:
         bounds = f"fake from {thresholds.fake:.6f}, real up to {thresholds.real:.6f}"
         facts.append(("Probability", f"{p.probability:.6f} ({bounds})"))

@@ -27,7 +27,8 @@ from corit_cli.files import write_atomically
 from corit_cli.report.case import About, details, notes, split_path
 from corit_cli.report.pictures import THUMBNAIL, picture
 from corit_cli.report.timeline import MARKS
-from corit_cli.report.words import at, clock, percent, printable, share
+from corit_cli.report.words import at, clock, percent, share
+from corit_cli.texts import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -120,6 +120,10 @@ def test_mistakes_are_one_line(corit, folder: Path, tmp_path: Path) -> None:
     one_line_error(corit("detect", folder / "good.jpg", "--faces", "all", "--csv", old), "faces must be one of")
     one_line_error(corit("detect", folder / "good.jpg", "--faces", "only", "--stability"), "does not go with")
     one_line_error(corit("detect", folder / "good.jpg", "--rate", "1", "--frames", "4"), "not both")
+    one_line_error(corit("detect", folder / "good.jpg", "--csv", "-"), "/dev/stdout is standard output")
+    one_line_error(
+        corit("detect", folder / "good.jpg", "--html", tmp_path / "no" / "a.html"), "cannot write", "no folder"
+    )
     assert old.read_text() == "kept"
     missing = corit("detect", folder / "missing.jpg")
     assert missing.returncode == 1 and "no such file" in missing.stdout

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corit_cli.cli import options
-from corit_cli.cli.console import Bars, err, escape
+from corit_cli.cli.console import Bars, err, escape, out
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
-from corit_cli.cli.rows import csv_writer, kind_of, writer
+from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
 
@@ -76,6 +76,10 @@ def detect(
         opt("--heatmap", "Where a picture may have been changed: a PNG an image.", options.OUTPUT, metavar="FOLDER"),
     ] = None,
     html: options.Html = None,
+    explain: Annotated[
+        bool, opt("--explain", "Below each file, what its verdict means and what to do next.", options.OUTPUT)
+    ] = False,
+    quiet: Annotated[bool, opt("--quiet -q", "No line on what verdicts mean.", options.OUTPUT)] = False,
     as_json: options.Json = False,
     as_jsonl: Annotated[bool, opt("--jsonl", "One JSON object a line, each as it is ready.", options.OUTPUT)] = False,
     csv_file: options.CsvFile = None,
@@ -94,6 +98,8 @@ def detect(
     """
     if as_json and as_jsonl:
         raise CoritError("give --json or --jsonl, not both")
+    if explain and (as_json or as_jsonl):
+        raise CoritError("--explain is for people to read: leave it out with --json and --jsonl")
     if rate is not None and ctx.get_parameter_source("frames").name == "COMMANDLINE":
         raise CoritError("give --frames or --rate, not both")
     if heatmap is not None and faces == "only":
@@ -122,7 +128,7 @@ def detect(
         predictions = (replace(prediction, path=STDIN) for prediction in predictions)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        write = [writer(detector.checkpoint, stack, as_json, as_jsonl)]
+        write = [writer(detector.checkpoint, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
             write.append(csv_writer(csv_file, stack))
         if heatmap is not None or html is not None:
@@ -140,6 +146,8 @@ def detect(
         for path, reason in left.files:
             for one in write[: 1 + (csv_file is not None)]:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
+    if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
+        print_footer(detector.checkpoint)
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))
 
 

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
 from corit_cli.files import unwritable
+from corit_cli.report.meaning import footer, meaning, next_steps
 from corit_cli.report.words import looked_at, place, together
 from corit_cli.texts import Table, printable
 from corit_cli.version import __version__
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from corit_cli.detection.calibration import Thresholds
     from corit_cli.detection.checkpoint import Checkpoint
     from corit_cli.detection.verdicts import Prediction
+    from corit_cli.report.case import About
 
 Write = Callable[["Prediction"], None]
 
@@ -48,16 +51,51 @@ def as_dict(p: Prediction) -> dict[str, Any]:
     return row
 
 
-def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bool) -> Write:
-    """What writes to standard output: JSON, JSON lines, tab-separated text in a pipe, or a table."""
+def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bool, explain: bool = False) -> Write:
+    """What writes to standard output: JSON, JSON lines, tab-separated text in a pipe, or a table, which may ``explain``
+    each verdict."""
     if as_jsonl:
         return lambda p: print(json.dumps(as_dict(p)), flush=True)
     if as_json:
         return _json_writer(checkpoint, stack)
-    if not out.is_terminal:
-        return _plain_row
-    out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  {'declared':<12}  file[/]")
-    return _table_row
+    row = _plain_row
+    if out.is_terminal:
+        out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  {'declared':<12}  file[/]")
+        row = _table_row
+    if not explain:
+        return row
+    about = _about(checkpoint)
+
+    def explained(p: Prediction) -> None:
+        row(p)
+        for line in explanation(p, about):
+            out.print(escape(line), soft_wrap=not out.is_terminal)
+
+    return explained
+
+
+def _about(checkpoint: Checkpoint) -> About:
+    from corit_cli.report.case import About
+
+    return About.of(checkpoint, datetime.now(timezone.utc), "")
+
+
+def print_footer(checkpoint: Checkpoint) -> None:
+    """One dim line on what the verdicts above mean."""
+    out.print(f"[dim]{escape(footer(_about(checkpoint)))}[/]")
+
+
+def explanation(p: Prediction, about: About) -> list[str]:
+    """What a report says of a file, a line each: what the verdict means, what the file says of itself, what to do."""
+    parts: list[tuple[str, list[str]]] = [("What this means", meaning(p, about))]
+    if p.provenance is not None:
+        parts.append(("What the file says of itself", [finding.text for finding in p.provenance.findings]))
+    parts.append(("What to do next", next_steps(p)))
+    lines = []
+    for title, sentences in parts:
+        if sentences:
+            lines += [f"  {title}:", *(f"    - {sentence}" for sentence in sentences)]
+    return [*lines, ""]
 
 
 #: Columns of CSV.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -159,6 +163,59 @@ def test_what_a_file_declares_stands_in_every_output(corit, tmp_path: Path) -> N
     off = corit("detect", path, "--jsonl", "--no-provenance", "--fail-on", "fake")
     assert off.returncode == (3 if told["verdict"] == "fake" else 0) and "provenance" not in json.loads(off.stdout)
     assert json.loads(off.stdout)["probability"] == told["probability"] and told["verdict"] != "fake"
+
+
+def test_json_follows_its_schema(corit, folder: Path) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "detect.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    photograph(3, (300, 240)).save(folder / "b\udcff.jpg")
+    for options in ((), ("--faces", "off", "--stability"), ("--faces", "only"), ("--no-provenance", "--list-skipped")):
+        text = corit("detect", folder, "--json", *options).stdout
+        document = json.loads(text)
+        jsonschema.validate(document, schema)
+        faces = [row["faces"] for row in document["results"] if "parts" in row]
+        assert all((found is None) == ("off" in options) for found in faces)
+        assert any(os.fsencode(row["path"]).endswith(b"b\xff.jpg") for row in document["results"])
+    broken = {**document, "results": [{**document["results"][0], "declared": "camera obscura"}]}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+
+
+def in_terminal(environment: dict[str, str], *arguments: object) -> str:
+    """What a person sees of ``corit detect``."""
+    leader, follower = pty.openpty()
+    command = [str(CORIT), "detect", *map(str, arguments)]
+    with subprocess.Popen(
+        command, env={**environment, "TERM": "dumb"}, stdin=follower, stdout=follower, stderr=follower
+    ) as process:
+        os.close(follower)
+        seen = b""
+        with suppress(OSError):  # the other side is closed
+            while block := os.read(leader, 4096):
+                seen += block
+        process.wait(60)
+    os.close(leader)
+    return seen.decode()
+
+
+def test_a_person_is_told_what_a_verdict_means_and_what_to_do(corit, folder: Path, environment: dict[str, str]) -> None:
+    good = folder / "good.jpg"
+    seen = " ".join(in_terminal(environment, good, "--faces", "off").split())
+    for words in (
+        "declared",
+        "uncertain: the detector does not decide",
+        "of real files fake",
+        "--explain",
+        "model-card",
+    ):
+        assert words in seen
+    assert "does not decide." not in in_terminal(environment, good, "--quiet", "--faces", "off")
+    told = corit("detect", good, "--explain", "--faces", "off")
+    assert told.returncode == 0
+    for words in ("What this means:", "At these thresholds", "What the file says", "What to do next:", "--stability"):
+        assert words in told.stdout
+    assert "does not decide. " not in corit("detect", good).stderr  # nothing in a pipe
+    one_line_error(corit("detect", good, "--explain", "--json"), "for people to read")
 
 
 def test_an_interrupt_keeps_what_was_found(folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:

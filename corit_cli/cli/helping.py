@@ -13,7 +13,7 @@ COMMON = {
     "detect": "recursive checkpoint fail-on strict explain faces stability heatmap html json jsonl csv quiet device",
     "train": "out overwrite forge degrade local tune backbone head epochs device",
     "gsnr": "data checkpoint layers wrt compare samples by heads head-state strata plot json csv backbone device",
-    "cor-sweep": "rho seeds tune head hidden epochs data plot json theory compare backbone device",
+    "cor-sweep": "rho seeds tune hidden epochs data plot json theory compare backbone device",
 }
 
 

@@ -41,6 +41,8 @@ IMAGE_SUFFIXES = frozenset(
 ) | {".jp2", ".ppm", ".pgm", ".tga"}
 # Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")
+# Those that hold several pictures; what an MPO holds besides its main one are previews.
+_LEAFED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"))
 NO_END = "the file has no end marker"
 
 # Pillow's own limit is lower than ours. Raised, not removed: it also guards frames that outgrow their header.
@@ -119,7 +121,8 @@ def _decoded(source: Source) -> Decoded:
         if image.format in ("JPEG", "MPO") and not isinstance(source, Image.Image):
             notes = _checked(image, source)
         rgb = upright(image, copy=isinstance(source, Image.Image | np.ndarray))
-        return Decoded(rgb, notes, _pages(image))
+        many = image.format in _LEAFED and not isinstance(source, Image.Image)
+    return Decoded(rgb, notes, _pages(source) if many else 1)
 
 
 def upright(image: Image.Image, copy: bool = False) -> Image.Image:
@@ -132,13 +135,12 @@ def upright(image: Image.Image, copy: bool = False) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _pages(image: Image.Image) -> int:
-    """How many pages or frames an opened file has. What an MPO holds besides its main picture are previews."""
-    if image.format == "MPO":
-        return 1
+def _pages(source: Stored) -> int:
+    """How many pages or frames a file has. It is opened anew: to count them Pillow walks away from the first one."""
     try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception:  # of a decoder that walks over damaged frames
+        with open_image(source) as image:
+            return int(getattr(image, "n_frames", 1))
+    except ImageError:  # damaged after the first frame
         return 1
 
 

@@ -41,9 +41,10 @@ def _named(media: str, *names: str) -> tuple[Kind, ...]:
     return tuple(Kind(media, name) for name in names)
 
 
-_JPEG, _PNG, _GIF, _BMP, _TIFF, _JP2, _PNM, _WEBP, _AVIF = _named(
-    IMAGE, *(f"a {n} image" for n in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "JPEG 2000", "PNM", "WebP", "AVIF"))
+_JPEG, _PNG, _GIF, _BMP, _TIFF, _JP2, _PNM, _WEBP = _named(
+    IMAGE, *(f"a {n} image" for n in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "JPEG 2000", "PNM", "WebP"))
 )
+_AVIF = Kind(IMAGE, "an AVIF image")
 _MP4, _AVI, _MPEG, _OGG = _named(VIDEO, *(f"an {n} video" for n in ("MP4", "AVI", "MPEG", "Ogg")))
 _MATROSKA, _FLV, _WMV = _named(VIDEO, *(f"a {n} video" for n in ("Matroska", "Flash", "Windows Media")))
 _VECTOR = Kind(OTHER, "a drawing, not a photograph", "save it as PNG first")

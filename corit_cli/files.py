@@ -1,9 +1,10 @@
-"""Files: told apart by what is in them, written all or nothing."""
+"""Files: told apart by what is in them, written all or nothing; devices and pipes are written into, never replaced."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,9 +26,31 @@ def weights_dir() -> Path:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
 
-    Raises CoritError when the disk is full or the folder cannot be written; ``path`` is then as it was.
+    A link stays, and the file that it leads to is replaced. What is there and no regular file, such as a device or a
+    pipe, stays too, and what was written is copied into it. Raises CoritError when the disk is full or the folder
+    cannot be written; ``path`` is then as it was.
     """
-    write_together({path: write})
+    if not is_special(path):
+        write_together({path: write})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        content = Path(folder) / f"content{path.suffix}"
+        try:
+            write(content)
+            with content.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(path, error) from None
+
+
+def is_special(path: Path) -> bool:
+    """Whether something is there that is neither a regular file nor a folder, links followed."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def unwritable(path: Path | str, error: Exception) -> CoritError:
+    """The error of an output that cannot be written."""
+    return CoritError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
@@ -38,7 +61,10 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     new: dict[Path, Path] = {}
     path = next(iter(writers))
     try:
-        for path, write in writers.items():
+        resolved = {path.resolve(): write for path, write in writers.items()}  # a link stays one
+        for path, write in resolved.items():
+            if is_special(path) or path.is_dir():
+                raise CoritError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}")
             new[path] = _temporary(path)
             write(new[path])
             new[path].chmod(0o666 & ~_umask())
@@ -47,7 +73,7 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
         else:
             _swap(new)
     except (OSError, SafetensorError) as error:
-        raise CoritError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise unwritable(path, error) from None
     finally:
         for temporary in new.values():
             temporary.unlink(missing_ok=True)

@@ -9,11 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from corit_cli.cli import rows
+from corit_cli.cli import detect, rows
 from corit_cli.cli.app import app
 
 os.chdir(Path(__file__).parent.parent)
-rows.out = Console(record=True, force_terminal=True, width=72, highlight=False, file=open(os.devnull, "w"))  # noqa: SIM115
+rows.out = detect.out = Console(
+    record=True,
+    force_terminal=True,
+    width=96,
+    highlight=False,
+    file=open(os.devnull, "w"),  # noqa: SIM115
+)
 with contextlib.suppress(SystemExit):
     app(["detect", "-r", "examples"])
 rows.out.save_svg("docs/detect.svg", title="corit detect -r examples")

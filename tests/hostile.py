@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from tests.conftest import photograph
@@ -143,8 +144,25 @@ def misnamed(rng: np.random.Generator) -> Iterator[File]:
         yield other, content if number % 2 else others[rng.integers(len(others))] + rng.bytes(500)
 
 
+def leafed(rng: np.random.Generator) -> Iterator[File]:
+    """Animated pictures and pages, and pictures of phones, cut or with bytes changed."""
+    pillow_heif.register_heif_opener()
+    kinds = (("gif", 4), ("webp", 4), ("png", 4), ("tif", 3), ("heic", 1), ("avif", 1), ("jp2", 1), ("tga", 1))
+    names = FORMATS | {"heic": "HEIF", "avif": "AVIF", "jp2": "JPEG2000", "tga": "TGA"}
+    while True:
+        for suffix, count in kinds:
+            pictures = [photograph(int(rng.integers(1 << 30)), (64, 48)) for _ in range(count)]
+            buffer = io.BytesIO()
+            more = {"save_all": True, "append_images": pictures[1:]} if count > 1 else {}
+            pictures[0].save(buffer, names[suffix], **more)
+            damaged = bytearray(buffer.getvalue())
+            for place in rng.integers(0, len(damaged), rng.integers(0, 20)):
+                damaged[place] = rng.integers(256)
+            yield suffix, bytes(damaged[: rng.integers(1, len(damaged) + 1) if rng.random() < 0.5 else len(damaged)])
+
+
 KINDS: dict[str, Callable[[np.random.Generator], Iterator[File]]] = {
-    made.__name__: made for made in (truncated, flipped, lying, bombs, nonsense, misnamed)
+    made.__name__: made for made in (truncated, flipped, lying, bombs, nonsense, misnamed, leafed)
 }
 
 

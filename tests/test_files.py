@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,39 @@ def test_a_digest_is_of_what_is_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
     assert content_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
     assert content_sha256(tmp_path / "none") is None and content_sha256(tmp_path) is None
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "file.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_atomically(link, lambda path: path.write_text("new"))
+    assert link.is_symlink() and target.read_text() == "new" and os.listdir(tmp_path / "there") == ["file.txt"]
+
+
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    write_atomically(Path("/dev/null"), lambda path: path.write_text("new"))
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(CoritError, match="cannot write /dev/full: No space left"):
+        write_atomically(Path("/dev/full"), lambda path: path.write_text("new"))
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        write_atomically(pipe, lambda path: path.write_text("new"))
+        assert read.result(10) == "new"
+    assert pipe.is_fifo()
+
+
+def test_folders_and_devices_are_not_replaced_with_others(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, why in (("pipe", "no regular file"), ("folder", "a folder")):
+        with pytest.raises(CoritError, match=f"cannot write .*{name}: it is {why}"):
+            write_together({tmp_path / "a": lambda p: p.write_text("a"), tmp_path / name: lambda p: p.write_text("b")})
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
-from corit_cli.bulk.rows import Row
+from corit_cli.bulk.rows import Row, counted
 from corit_cli.bulk.table import check_conditions, stands
 from corit_cli.data.urls import file_system, is_url
 from corit_cli.errors import CoritError
@@ -97,7 +97,8 @@ class Parts:
                 if left:
                     self.write(left)
                 self._remove(name)
-            counts.update(row["verdict"] or "error" for row in left)
+            for row in left:
+                counts.update(counted(row))
         return counts
 
     def merge(self) -> Counter[str]:
@@ -110,7 +111,8 @@ class Parts:
             for name in self.names():
                 rows = list(self.read(name))
                 once = [row for row in rows if seen.add(row["path"])]
-                counts.update(row["verdict"] or "error" for row in once)
+                for row in once:
+                    counts.update(counted(row))
                 if len(rows) == len(once) >= MERGED // 2:
                     continue
                 waiting, names, twice = waiting + once, [*names, name], twice or len(once) < len(rows)

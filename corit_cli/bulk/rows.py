@@ -5,14 +5,33 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import IO, Any, Protocol
 
 from corit_cli.bulk.stamps import Stamp
+from corit_cli.texts import cell, uncell
 
 #: A file's verdict, as ``corit detect --jsonl`` prints it, with its stamp's fields.
 Row = dict[str, Any]
-COLUMNS = ("path", "probability", "verdict", "faces", "face_max", "flips", "error", "size", "mtime_ns", "sha256")
+COLUMNS = (
+    "path", "probability", "verdict", "faces", "face_max", "flips", "error", "declared", "ground", "notes",
+    "size", "mtime_ns", "sha256",
+)  # fmt: skip
+#: What files are counted as, each as one of these.
+VERDICTS = ("fake", "uncertain", "real", "error")
+
+
+def counted(row: Row) -> Iterator[str]:
+    """What a row counts as: by its file's pixels, and by what the file declares."""
+    yield row["verdict"] or "error"
+    if row.get("declared"):
+        yield row["declared"]
+
+
+def number_of(counts: Mapping[str, int]) -> int:
+    """How many rows were :func:`counted`."""
+    return sum(counts.get(verdict, 0) for verdict in VERDICTS)
 
 
 class Form(Protocol):
@@ -68,14 +87,16 @@ class Csv:
             "faces": None if faces is None else len(faces),
             "face_max": max((face["probability"] for face in faces or ()), default=None),
             "flips": None if stability is None else int(stability["flips"]),
+            "notes": "; ".join(row.get("notes") or ()) or None,
         }
-        return self._line([flat.get(name) for name in COLUMNS])
+        values = [flat.get(name) for name in COLUMNS]
+        return self._line([cell(value) if isinstance(value, str) else value for value in values])
 
     def decode(self, record: bytes) -> Row | None:
         cells = next(csv.reader(io.StringIO(_text(record), newline="")), [])
         if len(cells) != len(COLUMNS) or cells == list(COLUMNS):
             return None
-        row: Row = {name: cell or None for name, cell in zip(COLUMNS, cells, strict=True)}
+        row: Row = {name: uncell(text) or None for name, text in zip(COLUMNS, cells, strict=True)}
         try:
             row |= {name: int(row[name]) if row[name] else None for name in ("size", "mtime_ns")}
         except ValueError:
@@ -83,13 +104,8 @@ class Csv:
         return row if row["path"] else None
 
     def records(self, file: IO[bytes]) -> Iterator[bytes]:
-        record, header = b"", True
-        for line in file:
-            record += line
-            if record.endswith(b"\n") and record.count(b'"') % 2 == 0:  # no line break within a cell
-                if not header:
-                    yield record
-                record, header = b"", False
+        lines = (line for line in file if line.endswith(b"\n"))  # no cell holds a line break
+        return islice(lines, 1, None)
 
     def _line(self, cells: Any) -> bytes:
         line = io.StringIO(newline="")

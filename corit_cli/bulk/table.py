@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
-from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, stamp_of
+from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, counted, stamp_of
 from corit_cli.bulk.stamps import stamp
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import ahead
@@ -79,7 +79,7 @@ class Table(AbstractContextManager["Table"]):
         record = self._form.encode(row)
         if self._out.write(record) != len(record):
             raise CoritError(f"cannot write {self._file}: the disk is full")
-        self.counts[row["verdict"] or "error"] += 1
+        self.counts.update(counted(row))
         if time.monotonic() - self._synced > SYNC:
             os.fsync(self._out.fileno())
             self._synced = time.monotonic()
@@ -119,7 +119,7 @@ class Table(AbstractContextManager["Table"]):
         for group in ahead(self._look, _groups(records), workers=4, window=16):
             for record, row in group:
                 if self.seen.add(row["path"]):
-                    self.counts[row["verdict"] or "error"] += 1
+                    self.counts.update(counted(row))
                     yield record
 
     def _look(self, records: list[bytes]) -> list[tuple[bytes, Row]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, train
 from corit_cli.cli.console import err, escape
+from corit_cli.cli.helping import Command
 from corit_cli.cli.with_ray import WithRay
 from corit_cli.errors import CoritError
+from corit_cli.texts import forgive_encodings
 from corit_cli.version import __version__
 
 
@@ -31,6 +35,14 @@ class Commands(TyperGroup):
             message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
         err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
         raise typer.Exit(code)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+        """A file where a command should stand is most likely to be looked at."""
+        if args and self.get_command(ctx, args[0]) is None and os.path.lexists(args[0]):
+            raise CoritError(
+                f"{args[0]} is no command: to look at a file, run {shlex.join(['corit', 'detect', *args])}"
+            )
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -59,11 +71,12 @@ def corit(
 
 app.command("detect", cls=WithRay)(detect.detect)
 app.command("train", cls=WithRay)(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("gsnr")(gsnr.gsnr)
+app.command("evaluate", cls=Command)(evaluate.evaluate)
+app.command("gsnr", cls=Command)(gsnr.gsnr)
 app.command("cor-sweep", cls=WithRay)(cor_sweep.cor_sweep)
 
 
 def main() -> None:
     """Entry point of the ``corit`` script."""
+    forgive_encodings()
     sys.exit(app())

@@ -9,17 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from corit_cli.cli.console import Bars, err, escape, working
+from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.rows import as_dict
 from corit_cli.cli.with_ray import check
 from corit_cli.errors import CoritError
 
 if TYPE_CHECKING:
-    from corit_cli.bulk.sources import Collect
     from corit_cli.bulk.stamps import Shard
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
@@ -59,7 +60,7 @@ class Many:
             alone = ("resume", "retry_errors", "checksum", "shard", "ray", "num_cpus")
             given = [_flag(name) for name in alone if getattr(self, name)]
             if given:
-                raise CoritError(f"{', '.join(given)} goes with --out")
+                raise CoritError(f"{', '.join(given)} goes with --out FILE")
             return
         if self.retry_errors and not self.resume:
             raise CoritError("--retry-errors goes with --resume")
@@ -85,28 +86,43 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+@dataclass(frozen=True)
+class Found:
+    """The files that ``sources`` stand for, as the command line has it."""
+
+    sources: tuple[str, ...]
+    recursive: bool
+    null: bool
+
+    def paths(self, part: Shard, left: Left | None = None) -> Iterator[str]:
+        """Those of a part; what is left out of folders is told to ``left``."""
+        from corit_cli.bulk.sources import listed
+
+        def collected(paths: Sequence[str], recursive: bool) -> Iterator[str]:
+            return collect(paths, recursive, left, self.null)
+
+        return (path for path in listed(self.sources, self.recursive, collected) if path in part)
+
+    def check(self, counts: Counter[str], part: Shard) -> None:
+        """Raise CoritError where there is no file at all."""
+        if not counts and part.count == 1:
+            hint = "" if self.recursive else " (see --recursive)"
+            raise CoritError(f"no images or videos in {', '.join(self.sources)}{hint}")
+
+
 def into_table(
-    many: Many,
-    detector: Detector,
-    sources: Sequence[str],
-    recursive: bool,
-    collect: Collect,
-    workers: int | None,
-    looked_at: dict[str, Any],
+    many: Many, detector: Detector, found: Found, left: Left, workers: int | None, looked_at: dict[str, Any]
 ) -> Counter[str]:
     """Score files into the table that ``many`` asks for; returns the number of rows of each verdict. ``looked_at``
     holds what :meth:`Detector.predict` is asked for. Raises CoritError where there is no file at all."""
+    from corit_cli.bulk.rows import number_of
     from corit_cli.bulk.run import Counting, conditions, score
-    from corit_cli.bulk.sources import listed
     from corit_cli.bulk.table import Table
 
     if many.ray is not None:
-        return _into_folder(many, detector, sources, recursive, collect, looked_at)
+        return _into_folder(many, detector, found, looked_at)
     part, out = many.part, Path(many.out or "")
     check_file(out)
-
-    def own() -> Iterator[str]:
-        return (path for path in listed(sources, recursive, collect) if path in part)
 
     def predict(paths: Iterable[str]) -> Iterator[Prediction]:
         return detector.predict(paths, workers, **looked_at)
@@ -115,23 +131,22 @@ def into_table(
     how = {"resume": many.resume, "retry_errors": many.retry_errors, "checksum": many.checksum}
     predict(())  # options that do not go together are refused before anything is written
     with Table(out, about, **how) as table, Bars() as bars:
-        kept = table.counts.total()
-        total = None if "-" in sources else Counting(own(), less=kept).total
+        kept = number_of(table.counts)
+        total = None if STDIN in found.sources else Counting(found.paths(part), less=kept).total
         try:
-            score(table, own(), predict, as_dict, bars(f"detecting ({kept} rows kept)" if kept else "detecting", total))
+            advance = bars(f"detecting ({kept} rows kept)" if kept else "detecting", total)
+            score(table, found.paths(part, left), predict, as_dict, advance)
         except KeyboardInterrupt:
-            rows, file = table.counts.total(), escape(str(out))
+            rows, file = number_of(table.counts), escape(str(out))
             err.print(f"{rows} rows are kept in {file}: repeat the command with --resume to go on", soft_wrap=True)
             raise
-        _check_some(table.counts, part, sources, recursive)
+        found.check(table.counts, part)
         return table.counts
 
 
-def _into_folder(
-    many: Many, detector: Detector, sources: Sequence[str], recursive: bool, collect: Collect, looked_at: dict[str, Any]
-) -> Counter[str]:
+def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[str, Any]) -> Counter[str]:
     """As :func:`into_table`, on a Ray cluster, into a folder of parts."""
-    if "-" in sources:
+    if STDIN in found.sources:
         raise CoritError("with --ray files are listed on the cluster: give a list in a file instead of -")
     from corit_cli.cluster.session import session
 
@@ -140,22 +155,26 @@ def _into_folder(
         ray = stack.enter_context(session(many.ray or ""))
     with stack:
         from corit_cli.bulk.parts import Parts
+        from corit_cli.bulk.rows import number_of
         from corit_cli.bulk.run import conditions
-        from corit_cli.bulk.sources import listed
         from corit_cli.cluster.detect import Plan, detect
         from corit_cli.detection.detector import Asked
 
         part, begun = many.part, time.monotonic()
-
-        def own() -> Iterator[str]:
-            return (path for path in listed(sources, recursive, collect) if path in part)
-
         asked = Asked(**looked_at | {"faces": looked_at["faces"] or detector.faces_by_default()})
         asked.check()
         on_gpu = many.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         if many.device == "cuda" and not on_gpu:
             raise CoritError("no node of the cluster has a GPU: give --device cpu")
-        plan = Plan(own, as_dict, asked, os.getcwd(), many.checksum, many.num_cpus or 1, "cuda" if on_gpu else "cpu")
+        plan = Plan(
+            partial(found.paths, part),
+            as_dict,
+            asked,
+            os.getcwd(),
+            many.checksum,
+            many.num_cpus or 1,
+            "cuda" if on_gpu else "cpu",
+        )
         about = conditions(detector, looked_at, part, many.checksum)
         parts = Parts.begin(many.out or "", about, many.resume)
         try:
@@ -164,13 +183,8 @@ def _into_folder(
         except KeyboardInterrupt:
             err.print(f"rows are kept in {escape(many.out or '')}: repeat the command with --resume to go on")
             raise
-        _check_some(counts, part, sources, recursive)
+        found.check(counts, part)
         nodes = sum(node["Alive"] for node in ray.nodes())
         took = {"seconds": round(time.monotonic() - begun, 1), "nodes": nodes, "device": plan.device}
-        parts.summarise({"rows": counts.total(), "verdicts": dict(sorted(counts.items())), "last_run": took} | about)
+        parts.summarise({"rows": number_of(counts), "verdicts": dict(sorted(counts.items())), "last_run": took} | about)
         return counts
-
-
-def _check_some(counts: Counter[str], part: Shard, sources: Sequence[str], recursive: bool) -> None:
-    if not counts and part.count == 1:
-        raise CoritError(f"no images or videos in {', '.join(sources)}{'' if recursive else ' (see --recursive)'}")

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from corit_cli.progress import Advance, Total
-from corit_cli.report.words import printable
+from corit_cli.texts import printable
 
 if TYPE_CHECKING:
     from corit_cli.report.evaluation import Grid

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from corit_cli.cli import bulk, options, with_ray
-from corit_cli.cli.console import Bars, err, working
+from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import FEW, Illustrator
+from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
-from corit_cli.cli.rows import csv_writer, writer
-from corit_cli.data.images import IMAGE_SUFFIXES
-from corit_cli.data.video import VIDEO_SUFFIXES
+from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
+from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
 
+if TYPE_CHECKING:
+    from corit_cli.detection.verdicts import Prediction
+
 LOOK = "What is looked at"
-GLOB_CHARACTERS = frozenset("*?[")
-SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 class FailOn(str, Enum):
@@ -38,12 +37,19 @@ class FailOn(str, Enum):
 def detect(
     ctx: typer.Context,
     paths: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs; - reads file names from standard input, one a line.")
+        list[str],
+        typer.Argument(help="Files, folders, globs; - for an image, or file names one a line, on standard input."),
     ],
     recursive: Annotated[bool, opt("--recursive -r", "Search folders at any depth.")] = False,
+    null: Annotated[bool, opt("--null -0", "Names on standard input have zero bytes between.")] = False,
+    list_skipped: Annotated[bool, opt("--list-skipped", "A row for each file of a folder that is left out.")] = False,
     checkpoint: options.Checkpoint = None,
     fail_on: Annotated[
-        FailOn | None, opt("--fail-on", "Exit with 3 if any file is fake (uncertain: fake or uncertain).")
+        FailOn | None,
+        opt(
+            "--fail-on",
+            "Exit with 3 if any file is fake or declares a generator (uncertain: or is, or declares edits by AI).",
+        ),
     ] = None,
     strict: Annotated[
         bool, opt("--strict", "Say fake only from where one real image in a hundred is reached, not one in twenty.")
@@ -60,7 +66,9 @@ def detect(
     stability: Annotated[
         bool, opt("--stability", "Score mildly degraded copies of images too: uncertain if the verdict flips.", LOOK)
     ] = False,
-    provenance: Annotated[bool, opt("--provenance", "What the file says of itself: EXIF, XMP, C2PA.", LOOK)] = False,
+    provenance: Annotated[
+        bool, opt("--provenance/--no-provenance", "What the file says of itself: EXIF, XMP, C2PA.", LOOK)
+    ] = True,
     frames: Annotated[int, opt("--frames", "Frames of a video to score, evenly spread.", LOOK, min=1)] = 32,
     rate: Annotated[float | None, opt("--rate", "Or so many frames a second.", LOOK, min=0.001, metavar="HZ")] = None,
     heatmap: Annotated[
@@ -68,6 +76,10 @@ def detect(
         opt("--heatmap", "Where a picture may have been changed: a PNG an image.", options.OUTPUT, metavar="FOLDER"),
     ] = None,
     html: options.Html = None,
+    explain: Annotated[
+        bool, opt("--explain", "Below each file, what its verdict means and what to do next.", options.OUTPUT)
+    ] = False,
+    quiet: Annotated[bool, opt("--quiet -q", "No line on what verdicts mean.", options.OUTPUT)] = False,
     as_json: options.Json = False,
     as_jsonl: Annotated[bool, opt("--jsonl", "One JSON object a line, each as it is ready.", options.OUTPUT)] = False,
     csv_file: options.CsvFile = None,
@@ -94,36 +106,44 @@ def detect(
     """
     if as_json and as_jsonl:
         raise CoritError("give --json or --jsonl, not both")
+    if explain and (as_json or as_jsonl):
+        raise CoritError("--explain is for people to read: leave it out with --json and --jsonl")
     if rate is not None and ctx.get_parameter_source("frames").name == "COMMANDLINE":
         raise CoritError("give --frames or --rate, not both")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     many = bulk.Many(table, resume, retry_errors, checksum, shard, ray, num_cpus, device)
-    many.check(json=as_json, jsonl=as_jsonl, csv=csv_file is not None, html=html is not None, heatmap=bool(heatmap))
-    files: Iterable[str] = collect(paths, recursive)
-    total = None
-    if table is None and (
-        "-" not in paths or heatmap is not None
-    ):  # no heatmap may take the name of a file that is still to come
+    ways = {"json": as_json, "jsonl": as_jsonl, "csv": csv_file is not None, "html": html is not None}
+    many.check(**ways, heatmap=heatmap is not None, explain=explain, list_skipped=list_skipped)
+    image = image_on_stdin(null) if STDIN in paths else None
+    if image is not None and (len(paths) > 1 or heatmap is not None or html is not None or table is not None):
+        raise CoritError("an image on standard input stands alone, without --html, --heatmap and --out: save it first")
+    left = Left(list_skipped)
+    files: Iterable[str] = collect(paths, recursive, left, null)
+    total = 1 if image is not None else None
+    listed = STDIN not in paths or (heatmap is not None and image is None)  # no heatmap may take a later one's name
+    if table is None and listed:
         files = list(files)
         total = len(files)
-        if not files:
-            hint = "" if recursive or "-" in paths else " (--recursive looks into the folders below)"
-            raise CoritError(f"no images or videos in {', '.join(paths)}{hint}")
+        if not files and not left.files:
+            raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
 
     from corit_cli.detection.detector import Detector
+    from corit_cli.detection.verdicts import Prediction
 
     with working("loading the detector"):
         detector = Detector.load(checkpoint, "cpu" if ray else device)
         detector = detector.strictly() if strict else detector
-    told = provenance or html is not None
-    looked_at = {"faces": faces, "stability": stability, "provenance": told, "frames": frames, "rate": rate}
+    looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
     if table is not None:
-        return _end(bulk.into_table(many, detector, paths, recursive, collect, workers, looked_at), fail_on)
-    predictions = detector.predict(files, workers, **looked_at)
+        found = bulk.Found(tuple(paths), recursive, null)
+        return _end(bulk.into_table(many, detector, found, left, workers, looked_at), left, fail_on, summary=True)
+    predictions = detector.predict(files if image is None else image, workers, **looked_at)
+    if image is not None:
+        predictions = (replace(prediction, path=STDIN) for prediction in predictions)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        write = [writer(detector.checkpoint, stack, as_json, as_jsonl)]
+        write = [writer(detector.checkpoint, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
             write.append(csv_writer(csv_file, stack))
         if heatmap is not None or html is not None:
@@ -136,46 +156,33 @@ def detect(
         for prediction in predictions:
             for one in write:
                 one(prediction)
-            seen[prediction.verdict or "error"] += 1
+            seen.update(_counted(prediction))
             advance()
-    _end(seen, fail_on, summary=not (as_json or as_jsonl) and seen.total() > 1)
+        for path, reason in left.files:
+            for one in write[: 1 + (csv_file is not None)]:
+                one(Prediction(path, None, None, 0.0, notes=(reason,)))
+    if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
+        print_footer(detector.checkpoint)
+    _end(seen, left, fail_on, summary=not (as_json or as_jsonl))
 
 
-def _end(seen: Counter[str], fail_on: FailOn | None, summary: bool = True) -> None:
-    """Sum up how many files got which verdict, and exit as it is documented."""
-    if summary:
-        err.print(", ".join(f"{seen[kind]} {kind}" for kind in ("fake", "uncertain", "real", "error") if seen[kind]))
-    if fail_on and (seen["fake"] or (fail_on is FailOn.uncertain and seen["uncertain"])):
+def _counted(prediction: Prediction) -> Iterator[str]:
+    """What a file counts as: by its pixels, and by what it declares."""
+    yield kind_of(prediction)
+    if prediction.declared is not None:
+        yield prediction.declared.kind
+
+
+def _end(seen: Counter[str], left: Left, fail_on: FailOn | None, summary: bool) -> None:
+    """Sum up how many files got which verdict and what was left out, and exit as it is documented."""
+    kinds = {kind: seen[kind] for kind in ("fake", "uncertain", "real", "error") if seen[kind]}
+    if summary and sum(kinds.values()) > 1:
+        declare = [f"{seen[kind]} declared {kind}" for kind in (AI_GENERATED, AI_EDITED) if seen[kind]]
+        err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare))
+    for line in left.lines():
+        err.print(escape(line), soft_wrap=True)
+    fake = seen["fake"] or seen[AI_GENERATED]
+    if fail_on and (fake or (fail_on is FailOn.uncertain and (seen["uncertain"] or seen[AI_EDITED]))):
         raise typer.Exit(3)
     if seen["error"]:
         raise typer.Exit(1)
-
-
-def collect(paths: Sequence[str], recursive: bool) -> Iterator[str]:
-    """The files that arguments stand for, each once, folders and globs sorted. A file that is named is taken whatever
-    its suffix; in folders only the suffixes of images and videos count, and hidden files do not."""
-    seen: set[str] = set()
-    several = len(paths) > 1 or "-" in paths  # else no file comes twice, and none need be remembered
-    for path in paths:
-        if path == "-":
-            sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, whatever the locale
-            found: Iterable[str] = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        elif os.path.isdir(path):
-            found = _folder(path, recursive)
-        elif not os.path.lexists(path) and GLOB_CHARACTERS & set(path):
-            found = sorted(f for f in glob.iglob(path, recursive=True) if not os.path.isdir(f)) or [path]
-        else:
-            found = [path]
-        for file in found:
-            if file not in seen:
-                if several:
-                    seen.add(file)
-                yield file
-
-
-def _folder(folder: str, recursive: bool) -> Iterator[str]:
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
-        for file in sorted(files):
-            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES:
-                yield os.path.join(here, file)

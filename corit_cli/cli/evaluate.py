@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,8 +76,6 @@ def evaluate(
     groups = [] if by == "none" else options.listed(by, ("source", "generator"), "--by")
     if robustness is not None:
         parse_chains(robustness)  # a mistake shows before anything is loaded
-    for file in (csv_file, html):
-        options.check_file(file)
 
     from corit_cli.evaluation.evaluate import evaluate as measure
 
@@ -121,18 +118,18 @@ def _show(found: Evaluation) -> None:
 
 def _write_csv(found: Evaluation, path: Path) -> None:
     from corit_cli.files import write_atomically
+    from corit_cli.texts import Table
 
     scored = found.scored
     head = ("path", "label", "source", "generator", "video_id", "probability", "verdict", *scored.chains)
     verdicts, probabilities = scored.verdicts[0], scored.probabilities
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(head)
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            table = Table(file, head)
             for i, s in enumerate(scored.samples):
                 known = (s.path, "fake" if s.label else "real", s.source, s.generator, s.video_id)
                 first, *others = ("" if p != p else f"{p:.6f}" for p in probabilities[:, i])
-                writer.writerow((*known, first, verdicts[i], *others))
+                table.write(dict(zip(head, (*known, first, verdicts[i], *others), strict=True)))
 
     write_atomically(path, write)

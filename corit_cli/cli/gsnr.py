@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +91,6 @@ def gsnr(
     unread = [flag for flag in reads.flags if flag not in ("--view", "--cgp", "--no-cgp")]
     if asked.wrt == "head" and unread:
         raise CoritError(f"--wrt head takes every layer's class token or contrast by itself: leave out {unread[0]}")
-    options.check_file(csv_file)
     corit = reads.over(METHOD)
 
     from corit_cli.data.manifest import load_samples
@@ -283,14 +281,15 @@ def _show_proxies(found: Study) -> None:
 
 def _write_csv(found: Study, path: Path) -> None:
     from corit_cli.files import write_atomically
+    from corit_cli.texts import Table
 
     rows = [_flat(row) for row in found.as_dict()["gsnr"]]
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            table = Table(file, rows[0])
+            for row in rows:
+                table.write(row)
 
     write_atomically(path, write)
 

@@ -76,7 +76,20 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         if prediction.error is None:
             image, painted, frames = self._film(prediction) if prediction.video else self._picture(prediction)
         if self._casebook is not None:
-            self._casebook.add(prediction, image, painted, frames)
+            missing = None
+            if image is not None and painted is None:
+                missing = self._why(prediction)
+            self._casebook.add(prediction, image, painted, frames, missing)
+
+    def _why(self, prediction: Prediction) -> str:
+        """Why there is no heatmap of a picture."""
+        if prediction.video is not None:
+            return "heatmaps are drawn of still pictures alone"
+        if self.detector.checkpoint.localizer is None:
+            return "this detector was not taught to draw any"
+        if not self.mapped:
+            return f"they are drawn for up to {FEW} files, looked at as a whole, or with --heatmap"
+        return "the picture is smaller than the windows that the detector reads"
 
     def _picture(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
         from corit_cli.data.images import ImageError, read_image
@@ -100,13 +113,15 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         return image, paint(image, found), {}
 
     def _film(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
+        from corit_cli.data.pages import sample_pages
         from corit_cli.data.video import sample_frames
 
         if self._casebook is None:
             return None, None, {}
         wanted = {moment.frame for moment in prediction.video.suspicious()}
         try:
-            sampled = sample_frames(prediction.path, self.frames, self.rate)
+            asked = prediction.path, self.frames, self.rate
+            sampled = sample_frames(*asked) if prediction.video.kind == "video" else sample_pages(*asked).frames
             frames = {frame.number: frame.image for frame in sampled if frame.number in wanted}
         except CoritError as error:
             warn(f"{prediction.path}: {error}")

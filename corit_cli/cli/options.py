@@ -150,6 +150,20 @@ def _given(group: str, shown: Settings, arguments: dict[str, Any], context: type
 
 # --- options of the commands' own -----------------------------------------------------------------
 
+
+def check_file(path: Path | None) -> Path | None:
+    """``path``. Raises CoritError unless that, if any, can be a file to write."""
+    if path is None:
+        return None
+    if str(path) == "-":
+        raise CoritError("- is no file to write: name one; /dev/stdout is standard output")
+    if not path.parent.is_dir():
+        raise CoritError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise CoritError(f"cannot write {path}: it is a folder")
+    return path
+
+
 Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
 Backbone = Annotated[
     str,
@@ -175,9 +189,11 @@ Cache = Annotated[Path | None, opt("--cache", "Where features are kept.", RUN, m
 NoCache = Annotated[bool, opt("--no-cache", "Keep no features on disk.", RUN)]
 CacheSize = Annotated[float, opt("--cache-size", "Size that the cache may reach.", RUN, min=0.01, metavar="GB")]
 Json = Annotated[bool, opt("--json", "One JSON document.", OUTPUT)]
-CsvFile = Annotated[Path | None, opt("--csv", "Also a CSV file.", OUTPUT, metavar="FILE")]
-Html = Annotated[Path | None, opt("--html", "Also a report to hand on, in one file.", OUTPUT, metavar="FILE")]
-Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE")]
+CsvFile = Annotated[Path | None, opt("--csv", "Also a CSV file.", OUTPUT, metavar="FILE", callback=check_file)]
+Html = Annotated[
+    Path | None, opt("--html", "Also a report to hand on, in one file.", OUTPUT, metavar="FILE", callback=check_file)
+]
+Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE", callback=check_file)]
 
 
 @contextmanager
@@ -213,14 +229,6 @@ def listed(text: str, allowed: Sequence[str], flag: str) -> list[str]:
     if not set(names) <= set(allowed):
         raise CoritError(f"{flag} takes {', '.join(allowed)}, with commas between, not {text!r}")
     return names
-
-
-def check_file(path: Path | None) -> None:
-    """Raise CoritError unless ``path``, if any, can be a file to write."""
-    if path is not None and not path.parent.is_dir():
-        raise CoritError(f"{path}: there is no folder {path.parent}")
-    if path is not None and path.is_dir():
-        raise CoritError(f"{path} is a folder: name the file to write")
 
 
 def shipped_samples() -> Path:

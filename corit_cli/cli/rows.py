@@ -2,76 +2,161 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
-from corit_cli.report.words import clock, printable
+from corit_cli.files import unwritable
+from corit_cli.report.meaning import footer, meaning, next_steps
+from corit_cli.report.words import looked_at, place, together
+from corit_cli.texts import Table, printable
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
     from corit_cli.detection.calibration import Thresholds
     from corit_cli.detection.checkpoint import Checkpoint
     from corit_cli.detection.verdicts import Prediction
+    from corit_cli.report.case import About
 
 Write = Callable[["Prediction"], None]
 
 
+#: Of the rows that JSON holds: raised whenever a key goes or comes to mean something else (docs/detect.schema.json).
+SCHEMA = 2
+
+
 def as_dict(p: Prediction) -> dict[str, Any]:
     """What JSON says of a file. Seconds are left out: the same command gives the same bytes."""
-    row: dict[str, Any] = {"path": p.path, "probability": p.probability, "verdict": p.verdict, "error": p.error}
+    row: dict[str, Any] = {
+        "path": p.path,
+        "probability": p.probability,
+        "verdict": p.verdict,
+        "error": p.error,
+        "declared": p.declared and p.declared.kind,
+        "ground": p.declared and p.declared.ground,
+        "notes": list(p.notes),
+        "faces": None if p.faces is None else [asdict(face) for face in p.faces],
+    }
     if p.parts is not None:
         row["parts"] = p.parts
-    for name in ("faces", "stability", "video", "provenance"):
+    for name in ("stability", "video", "provenance"):
         part = getattr(p, name)
         if part is not None:
-            row[name] = [asdict(face) for face in part] if name == "faces" else asdict(part)
+            row[name] = asdict(part)
     return row
 
 
-def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bool) -> Write:
-    """What writes to standard output: JSON, JSON lines, tab-separated text in a pipe, or a table."""
+def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bool, explain: bool = False) -> Write:
+    """What writes to standard output: JSON, JSON lines, tab-separated text in a pipe, or a table, which may ``explain``
+    each verdict."""
     if as_jsonl:
         return lambda p: print(json.dumps(as_dict(p)), flush=True)
     if as_json:
         return _json_writer(checkpoint, stack)
-    if not out.is_terminal:
-        return _plain_row
-    out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  file[/]")
-    return _table_row
+    row = _plain_row
+    if out.is_terminal:
+        out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  {'declared':<12}  file[/]")
+        row = _table_row
+    if not explain:
+        return row
+    about = _about(checkpoint)
+
+    def explained(p: Prediction) -> None:
+        row(p)
+        for line in explanation(p, about):
+            out.print(escape(line), soft_wrap=not out.is_terminal)
+
+    return explained
+
+
+def _about(checkpoint: Checkpoint) -> About:
+    from corit_cli.report.case import About
+
+    return About.of(checkpoint, datetime.now(timezone.utc), "")
+
+
+def print_footer(checkpoint: Checkpoint) -> None:
+    """One dim line on what the verdicts above mean."""
+    out.print(f"[dim]{escape(footer(_about(checkpoint)))}[/]")
+
+
+def explanation(p: Prediction, about: About) -> list[str]:
+    """What a report says of a file, a line each: what the verdict means, what the file says of itself, what to do."""
+    parts: list[tuple[str, list[str]]] = [("What this means", meaning(p, about))]
+    if p.provenance is not None:
+        parts.append(("What the file says of itself", [finding.text for finding in p.provenance.findings]))
+    parts.append(("What to do next", next_steps(p)))
+    lines = []
+    for title, sentences in parts:
+        if sentences:
+            lines += [f"  {title}:", *(f"    - {sentence}" for sentence in sentences)]
+    return [*lines, ""]
+
+
+#: Columns of CSV.
+COLUMNS = (
+    "path",
+    "probability",
+    "verdict",
+    "seconds",
+    "faces",
+    "face_max",
+    "flips",
+    "error",
+    "declared",
+    "ground",
+    "notes",
+)
 
 
 def csv_writer(path: Path, stack: ExitStack) -> Write:
-    """Writes to a CSV file line by line, so that an interrupted run leaves what it has found."""
-    file = stack.enter_context(path.open("w", buffering=1, newline="", encoding="utf-8", errors="surrogateescape"))
-    table = csv.DictWriter(file, ("path", "probability", "verdict", "seconds", "faces", "face_max", "flips", "error"))
-    table.writeheader()
+    """Writes to a CSV file line by line, so that an interrupted run leaves what it has found. Raises CoritError,
+    then and later, when it cannot be written."""
+    try:
+        file = path.open("w", buffering=1, newline="", encoding="utf-8")
+        stack.callback(_close, file, path)
+        table = Table(file, COLUMNS)
+    except OSError as error:
+        raise unwritable(path, error) from None
 
     def write(p: Prediction) -> None:
         faces = p.faces or ()
-        table.writerow(
-            {
-                "path": p.path,
-                "probability": p.probability,
-                "verdict": p.verdict,
-                "seconds": f"{p.seconds:.3f}",
-                "faces": None if p.faces is None else len(faces),
-                "face_max": max((face.probability for face in faces), default=None),
-                "flips": None if p.stability is None else int(p.stability.flips),
-                "error": p.error,
-            }
-        )
+        row = {
+            "path": p.path,
+            "probability": p.probability,
+            "verdict": p.verdict,
+            "seconds": f"{p.seconds:.3f}",
+            "faces": None if p.faces is None else len(faces),
+            "face_max": max((face.probability for face in faces), default=None),
+            "flips": None if p.stability is None else int(p.stability.flips),
+            "error": p.error,
+            "declared": p.declared and p.declared.kind,
+            "ground": p.declared and p.declared.ground,
+            "notes": "; ".join(p.notes) or None,
+        }
+        try:
+            table.write(row)
+        except OSError as error:
+            raise unwritable(path, error) from None
 
     return write
 
 
+def _close(file: IO[str], path: Path) -> None:
+    try:
+        file.close()
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
 def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
     head = {
+        "schema": SCHEMA,
         "corit": __version__,
         "backbone": checkpoint.backbone,
         "detector_sha256": checkpoint.sha256,
@@ -94,21 +179,31 @@ def _thresholds(t: Thresholds) -> dict[str, float]:
 
 def _plain_row(p: Prediction) -> None:
     probability = "" if p.probability is None else f"{p.probability:.4f}"
-    print(p.verdict or "error", probability, f"{p.seconds:.2f}", printable(p.path), p.error or "", sep="\t")
+    said = p.declared.kind if p.declared else ""
+    cells = (kind_of(p), probability, f"{p.seconds:.2f}", printable(p.path), p.error or "", said, "; ".join(p.notes))
+    print(*cells, sep="\t")
 
 
 def _table_row(p: Prediction) -> None:
     style = VERDICT_STYLE.get(p.verdict or "", "magenta")
     probability = "" if p.probability is None else f"{p.probability:7.1%}"
-    cells = f"[{style}]{p.verdict or 'error':<9}[/] {probability:>8} {p.seconds:9.2f}  {escape(p.path)}"
+    said = p.declared.kind if p.declared else ""
+    cells = f"[{style}]{kind_of(p):<9}[/] {probability:>8} {p.seconds:9.2f}  {said:<12}  {escape(p.path)}"
     out.print(cells + (f"  [magenta]{escape(p.error)}[/]" if p.error else ""), soft_wrap=True)
     for line in details(p):
-        out.print(f"{'':31}[dim]{escape(line)}[/]", soft_wrap=True)
+        out.print(f"{'':45}[dim]{escape(line)}[/]", soft_wrap=True)
+
+
+def kind_of(p: Prediction) -> str:
+    """What a row is counted as: its verdict, error or skipped."""
+    return p.verdict or ("error" if p.error else "skipped")
 
 
 def details(p: Prediction) -> list[str]:
     """What a person is told of a file below its verdict, a line each."""
-    lines = []
+    said = together(p)
+    lines = [said] if said else []
+    lines += p.notes
     if p.faces is not None:
         lines += [f"face at {_box(face.box)}: {face.verdict}, {face.probability:.1%}" for face in p.faces]
     if p.stability is not None:
@@ -116,12 +211,10 @@ def details(p: Prediction) -> list[str]:
         lines.append(f"mildly degraded, {min(values):.1%} to {max(values):.1%}: {_flips(p.stability.flips)}")
     if p.video is not None:
         v = p.video
-        lines.append(f"{len(v.moments)} frames of {clock(v.duration)}")
+        lines += [looked_at(v)] if v.kind == "video" else []
         lines += [f"person {track}: {probability:.1%}" for track, probability in v.tracks.items()]
-        lines += [f"most suspicious at {clock(m.seconds)}" for m in v.suspicious(1)]
+        lines += [f"most suspicious: {place(v, m)}" for m in v.suspicious(1)]
         lines += [v.incomplete] if v.incomplete else []
-    if p.provenance is not None:
-        lines += [finding.text for finding in p.provenance.findings]
     return lines
 
 

@@ -54,6 +54,9 @@ def print_outcome(trained: Trained, folder: Path) -> None:
     out.print("[bold]On the validation images[/]")
     for grid in grids(found):
         print_grid(grid)
+    leaked = trained.checkpoint.data.get("leaked")
+    if leaked:
+        err.print(f"[yellow]warning:[/] {leaked} of these images were trained on: the figures above are too good")
     held_out = trained.checkpoint.metrics["held_out_sources"]
     thresholds = trained.checkpoint.thresholds
     where = f"On training sources held out in turn ({held_out['images']} images)"

@@ -9,15 +9,15 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from corit_cli.cli.helping import Command
 from corit_cli.cli.options import RUN, opt
 from corit_cli.errors import CoritError
 
 _ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+|\[[\da-f:]+\]:\d+")
 
 
-class WithRay(TyperCommand):
+class WithRay(Command):
     """A command whose ``--ray`` is followed by an address, or by anything else: then it means ``--ray local``."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:

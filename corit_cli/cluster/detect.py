@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +23,13 @@ from ray.data.block import BlockMetadata
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.parts import Parts, located
-from corit_cli.bulk.rows import Row
+from corit_cli.bulk.rows import Row, number_of
 from corit_cli.bulk.run import Counting, with_stamp
 from corit_cli.bulk.stamps import Stamp, stamp
 from corit_cli.cluster.ledger import Ledger, carefully
 from corit_cli.cluster.session import ray_module
 from corit_cli.data.opencv import single_threaded
-from corit_cli.data.video import VIDEO_SUFFIXES
+from corit_cli.data.video import is_video
 from corit_cli.detection.eye import Eye
 from corit_cli.detection.verdicts import Prediction
 from corit_cli.errors import CoritError
@@ -114,7 +113,7 @@ def detect(
         for number in range(PASSES):
             known = os.path.join(folder, f"{number}.sqlite")
             with Seen(known) as seen:
-                kept = parts.take_up(seen, plan.base, retry_errors and not number, plan.checksum).total()
+                kept = number_of(parts.take_up(seen, plan.base, retry_errors and not number, plan.checksum))
             title = f"detecting ({kept} rows kept)" if kept else "detecting"
             advance = progress(title, Counting(plan.paths(), less=kept).total)
             if _once(ray, shipped, eye, plan, parts, known, advance):
@@ -190,8 +189,8 @@ def _look(plan: Plan, eye: Eye, ledger: Any, block: Any) -> Any:
     def look(path: str) -> tuple[str, Stamp, Extracted[str]]:
         place = located(path, plan.base)
         found = stamp(place, plan.checksum)
-        is_video = Path(place).suffix.lower() in VIDEO_SUFFIXES  # read where the model is
-        return path, found, Extracted(place) if is_video else loaded(eye.look, place)
+        # A video is read where the model is.
+        return path, found, Extracted(place) if is_video(place) else loaded(eye.look, place)
 
     def give_up(path: str, why: str) -> tuple[str, Stamp, Extracted[str]]:
         place = located(path, plan.base)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from corit_cli.data.metadata import MAX_TEXTS, clean
+from corit_cli.data.stored import Buffer, Stored
 
 #: IPTC's digital source types: what each means in plain words, and what it claims the picture to be.
 SOURCE_TYPES: dict[str, tuple[str, str | None]] = {
-    "trainedAlgorithmicMedia": ("made by a generative model", "generated"),
-    "compositeWithTrainedAlgorithmicMedia": ("a picture parts of which a generative model made", "edited"),
+    "trainedAlgorithmicMedia": ("made by a generative model", "ai-generated"),
+    "compositeWithTrainedAlgorithmicMedia": ("a picture parts of which a generative model made", "ai-edited"),
     "algorithmicMedia": ("made by a program without a trained model", "generated"),
     "algorithmicallyEnhanced": ("a picture that a program improved", "edited"),
     "dataDrivenMedia": ("drawn from data", "generated"),
@@ -52,8 +53,9 @@ class Manifest:
     source_types: tuple[str, ...] = ()
 
 
-def read_manifest(path: Path, content: bytes | None) -> Manifest | None:
-    """What the manifest says, by the package c2pa-python where it is installed."""
+def read_manifest(file: Stored, content: bytes | None) -> Manifest | None:
+    """What the manifest ``content`` of a ``file`` says, by the package c2pa-python where it is installed; of bytes in
+    memory it is not checked."""
     if content is None:
         return None
     names = re.findall(rb"digitalsourcetype/([A-Za-z]{4,64})", content)
@@ -62,9 +64,11 @@ def read_manifest(path: Path, content: bytes | None) -> Manifest | None:
         import c2pa
     except ImportError:
         return Manifest(checked=False, source_types=named)
+    if isinstance(file, Buffer):
+        return Manifest(checked=False, source_types=named)
     try:
         quiet = c2pa.Settings.from_dict({"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}})
-        with c2pa.Context(quiet) as context, c2pa.Reader(str(path), context=context) as reader:
+        with c2pa.Context(quiet) as context, c2pa.Reader(os.fspath(file), context=context) as reader:
             return _validated(json.loads(reader.json()))
     except Exception:  # of another library's native code, on files that may be hostile
         return Manifest(checked=False, source_types=named)

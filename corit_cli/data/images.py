@@ -14,33 +14,41 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
+from corit_cli.data import jpeg, mend
+from corit_cli.data.colours import to_rgb
+from corit_cli.data.kinds import IMAGE, Kind, sniff
+from corit_cli.data.stored import Buffer, Stored
 from corit_cli.errors import CoritError
+
+T = TypeVar("T")
 
 MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken for a decompression bomb
 MAX_SCAN_PIXELS = 16 * MAX_PIXELS  # of all passes over a JPEG together; a progressive one takes about ten
 MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
 
+#: What images are called, where nothing but the name is known.
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
-)
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+) | {".jp2", ".ppm", ".pgm", ".tga"}
 # Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")
+# Those that hold several pictures; what an MPO holds besides its main one are previews.
+_LEAFED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"))
+NO_END = "the file has no end marker"
 
 # Pillow's own limit is lower than ours. Raised, not removed: it also guards frames that outgrow their header.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata of a sound picture
-#: A JPEG marker, but for stuffed bytes and restarts within a scan.
-_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised as well
 
@@ -57,7 +65,6 @@ _silence_libtiff()
 _LARGE = 48_000_000  # pixels
 _one_large = threading.Lock()
 
-_PROFILED = ("RGB", "CMYK", "L", "LAB")  # modes that ICC profiles are applied to as they are
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,35 +77,71 @@ _TURNS = {
 }
 
 
-#: Whatever an image may be read from: a path, the bytes of a file, a Pillow image, an RGB array (H, W, 3) of uint8.
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
+#: Whatever an image may be read from: a file, a Pillow image, an RGB array (H, W, 3) of uint8.
+Source = Stored | Image.Image | np.ndarray
 
 
 class ImageError(CoritError):
     """One file cannot be used as an image; the message is a short reason and does not name the file."""
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image as 8-bit RGB; ``notes`` on faults that were looked past; how many ``pages`` (or frames) its file has."""
+
+    image: Image.Image
+    notes: tuple[str, ...] = ()
+    pages: int = 1
+
+
 def read_image(source: Source) -> Image.Image:
+    """The image in a file, in a file's bytes, or in memory as 8-bit RGB: see :func:`decode`."""
+    return decode(source).image
+
+
+def decode(source: Source) -> Decoded:
     """The image in a file, in a file's bytes, or in memory as 8-bit RGB, turned upright by its EXIF orientation.
 
     Colours are those that a colour-managed viewer shows, in sRGB (an ICC profile that cannot be used is passed over).
     Transparency is laid over white, 16-bit, integer and float greyscale is brought to 8 bits, and of an animated or
-    multi-page file the first frame is taken. Raises ImageError when the file is missing, damaged, truncated, not an
-    image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``; an array is not (H, W, 3) of uint8.
-    """
-    in_memory = isinstance(source, Image.Image | np.ndarray)
-    with _opened(source) as image:
+    multi-page file the first frame is taken. Faults that viewers look past are looked past, with a note: metadata that
+    cannot be read, and a JPEG that lacks its end. Raises ImageError when the file is missing, damaged, truncated,
+    not an image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``; an array is not (H, W, 3) of
+    uint8."""
+    decoded, notes = _forgiving(_decoded, source)
+    return Decoded(decoded.image, decoded.notes + notes, decoded.pages)
+
+
+def _decoded(source: Source) -> Decoded:
+    with open_image(source) as image:
         if min(image.size) < MIN_SIDE:
             size = f"{image.width} x {image.height} px"
             raise ImageError(f"{size} is too small to judge: give at least {MIN_SIDE} px a side")
-        if image.format in ("JPEG", "MPO") and not in_memory:
-            _check_scans(image, source)
-        # A caller's own image may be in use by another thread, too.
-        with _one_large if in_memory or image.width * image.height > _LARGE else nullcontext():
-            image.load()
-            turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
-            rgb = _to_rgb(image.copy() if in_memory else image)
-            return rgb if turn is None else rgb.transpose(turn)
+        notes = ()
+        if image.format in ("JPEG", "MPO") and not isinstance(source, Image.Image):
+            notes = _checked(image, source)
+        rgb = upright(image, copy=isinstance(source, Image.Image | np.ndarray))
+        many = image.format in _LEAFED and not isinstance(source, Image.Image)
+    return Decoded(rgb, notes, _pages(source) if many else 1)
+
+
+def upright(image: Image.Image, copy: bool = False) -> Image.Image:
+    """The frame of an opened file that it stands at, decoded, as RGB and upright; with ``copy`` the image, which may be
+    in use by another thread, is left as it is."""
+    with _one_large if copy or image.width * image.height > _LARGE else nullcontext():
+        image.load()
+        turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
+        rgb = to_rgb(image.copy() if copy else image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _pages(source: Stored) -> int:
+    """How many pages or frames a file has. It is opened anew: to count them Pillow walks away from the first one."""
+    try:
+        with open_image(source) as image:
+            return int(getattr(image, "n_frames", 1))
+    except ImageError:  # damaged after the first frame
+        return 1
 
 
 @dataclass(frozen=True)
@@ -113,22 +156,51 @@ class FileInfo:
     jpeg_quality: int | None
 
 
-def inspect(path: str | Path) -> FileInfo:
+def inspect(file: Stored) -> FileInfo:
     """Read a file's header and no pixels, of an image of any size up to ``MAX_PIXELS``. Raises ImageError as
-    :func:`read_image` does."""
-    with _opened(path) as image:
+    :func:`decode` does."""
+    info, _ = _forgiving(_inspected, file)
+    return info if isinstance(file, Buffer) else FileInfo(**{**vars(info), "bytes": Path(file).stat().st_size})
+
+
+def _inspected(file: Stored) -> FileInfo:
+    with open_image(file) as image:
         # A JPEG with previews appended (MPO) is, for its main picture, a JPEG.
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         tables = getattr(image, "quantization", None) if kind == "JPEG" else None
-        quality = _jpeg_quality(tables[min(tables)]) if tables else None
-        return FileInfo(kind, image.width, image.height, Path(path).stat().st_size, quality)
+        quality = jpeg.quality(tables[min(tables)]) if tables else None
+        return FileInfo(kind, image.width, image.height, len(file) if isinstance(file, Buffer) else 0, quality)
 
 
 # --- opening and decoding -------------------------------------------------------------------------
 
 
+def _forgiving(read: Callable[[Source], T], source: Source) -> tuple[T, tuple[str, ...]]:
+    """What ``read`` makes of a source or, where that fails, of what is left of it without a fault that viewers look
+    past; and notes on that."""
+    try:
+        return read(source), ()
+    except ImageError as error:
+        if error.__cause__ is None or isinstance(source, Image.Image | np.ndarray):  # it is sound, and refused
+            raise
+        for data, note in _mended(source):
+            with suppress(ImageError):
+                return read(data), (note,)
+        raise
+
+
+def _mended(source: Stored) -> Iterator[tuple[bytes, str]]:
+    try:
+        if isinstance(source, Buffer):
+            yield from mend.mended(bytes(source))
+        elif os.path.getsize(source) <= mend.LARGEST:
+            yield from mend.mended(Path(source).read_bytes())
+    except (OSError, ValueError):
+        return
+
+
 @contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
+def open_image(source: Source) -> Iterator[Image.Image]:
     """Pillow's image with its header read. Whatever is raised inside the block becomes an ImageError."""
     try:
         with _unchecked(source) as image:
@@ -148,23 +220,47 @@ def _unchecked(source: Source) -> AbstractContextManager[Image.Image]:
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
             raise ImageError(f"an array must be (H, W, 3) of uint8, not {source.shape} of {source.dtype}")
         return nullcontext(Image.fromarray(source))
-    if isinstance(source, bytes | bytearray | memoryview):
-        if not source:
-            raise ImageError("file is empty")
-        return Image.open(io.BytesIO(source), formats=_FORMATS)
-    status = Path(source).stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError("is a folder")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("not a regular file")
-    if status.st_size == 0:
+    if not isinstance(source, Buffer):
+        check_file(source, ImageError)
+    elif not source:
         raise ImageError("file is empty")
-    return Image.open(source, formats=_FORMATS)
+    kind = sniff(source)
+    if kind is not None and kind.media != IMAGE:
+        raise ImageError(kind.refusal if kind.remedy else f"{kind.name}, not an image")
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, Buffer) else source, formats=_formats(kind))
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{kind.name} that cannot be read" if kind else "not an image that can be read") from error
+
+
+def check_file(path: str | os.PathLike[str], error: type[CoritError]) -> None:
+    """Raise ``error``, with the reason, for what is no file that could be read; OSError for what cannot be looked
+    at."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise error("is a folder" if os.access(path, os.R_OK | os.X_OK) else "is a folder that cannot be read")
+    if not stat.S_ISREG(status.st_mode):
+        raise error("not a regular file")
+    if status.st_size == 0:
+        raise error("file is empty")
+
+
+def _formats(kind: Kind | None) -> tuple[str, ...]:
+    """The decoders that are tried on a file. Raises ImageError where there is none."""
+    if kind is None or kind.format is None:
+        return _FORMATS
+    if kind.format == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    if kind.format not in Image.OPEN:
+        Image.init()
+    if kind.format not in Image.OPEN:  # JPEG XL, in most builds of Pillow
+        raise ImageError(kind.refusal)
+    return (kind.format,)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that can be read"
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(int(re.findall(r"\d+", str(error))[0]))
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -182,29 +278,18 @@ def _too_large(pixels: int) -> str:
     return f"{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}"
 
 
-def _check_scans(image: Image.Image, source: Source) -> None:
-    """Every scan of a JPEG is a pass over all of its pixels, and one costs no more than sixty bytes."""
-    data = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else bytes(source)
+def _checked(image: Image.Image, source: Stored) -> tuple[str, ...]:
+    """Refuse a JPEG that takes too long: every scan is a pass over all pixels, and one costs no more than sixty bytes.
+    A note where the end of the image is not marked."""
+    data = bytes(source) if isinstance(source, Buffer) else Path(source).read_bytes()
     pixels = image.width * image.height
-    if data.count(b"\xff\xda") * pixels <= MAX_SCAN_PIXELS:  # there are no more than these
-        return
-    scans = _scans(data)
-    if scans * pixels > MAX_SCAN_PIXELS:
-        raise ImageError(f"damaged ({scans} passes over {image.width} x {image.height} pixels)")
-
-
-def _scans(data: bytes) -> int:
-    """How many scans a JPEG has, up to the end of its image: what a camera appends is not looked at."""
-    at, scans = 2, 0
-    while found := _MARKER.search(data, at):
-        marker, at = data[found.end() - 1], found.end()
-        if marker == 0xD9:  # the end of the image
-            break
-        if marker == 0xDA:  # a scan: its pixels end at the next marker
-            scans += 1
-        if marker not in (0x01, 0xD8):  # all others tell their length
-            at += int.from_bytes(data[at : at + 2], "big")
-    return scans
+    suspicious = data.count(b"\xff\xda") * pixels > MAX_SCAN_PIXELS  # there are no more scans than these
+    if not suspicious and data.rstrip(b"\0").endswith(jpeg.END):
+        return ()
+    found = jpeg.scans(data)
+    if found.count * pixels > MAX_SCAN_PIXELS:
+        raise ImageError(f"damaged ({found.count} passes over {image.width} x {image.height} pixels)")
+    return () if found.end else (NO_END,)
 
 
 def _orientation(image: Image.Image) -> object:
@@ -213,80 +298,3 @@ def _orientation(image: Image.Image) -> object:
         return image.getexif().get(_EXIF_ORIENTATION)
     except Exception:
         return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    profile = image.info.get("icc_profile")
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
-    elif image.mode not in _PROFILED:
-        image = image.convert("RGB")
-    transform = _to_srgb(profile, image.mode) if profile else None
-    if transform is not None:
-        return ImageCms.applyTransform(image, transform)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-@lru_cache(maxsize=16)
-def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """What turns pixels of ``mode`` under an ICC profile into sRGB; None where that hardly changes them, or for a
-    profile that is broken or of other colours."""
-    try:
-        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.NOCACHE  # a cache is not for threads
-        transform = ImageCms.buildTransform(source, target, mode, "RGB", intent, flags)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None
-    if mode == "RGB":
-        steps = np.linspace(0, 255, 17).round().astype(np.uint8)
-        cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 17, 3)
-        changed = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))
-        if np.abs(changed.astype(int) - cube).max() <= 1:  # one of the many profiles of sRGB itself
-            return None
-    return transform
-
-
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Greyscale (H, W) of any depth as uint8.
-
-    Unsigned 16-bit is divided by 257. Wider integers and floats do not say what white is: it is taken to be the first
-    of 1 (floats only), 255 and 65535 that no value exceeds; other values, or negative ones, are stretched to 0..255.
-    """
-    whites = {"u": (65535,), "i": (255, 65535), "f": (1, 255, 65535)}[values.dtype.kind]
-
-    def finite(rows: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(rows.astype(np.float64), posinf=0, neginf=0)
-
-    # Band by band: as float64 the largest image would take gigabytes.
-    bands = np.array_split(values, min(len(values), -(-values.size // 4_000_000)))
-    low, high = min(float(finite(b).min()) for b in bands), max(float(finite(b).max()) for b in bands)
-    black, white = 0.0, next((w for w in whites if low >= 0 and high <= w), None)
-    if white is None:
-        black, white = low, (high - low) or 1
-    return np.concatenate([np.rint((finite(b) - black) * (255 / white)).astype(np.uint8) for b in bands])
-
-
-# --- JPEG quality ---------------------------------------------------------------------------------
-
-# ITU-T T.81, annex K, table K.1: the luminance table, row by row.
-_LUMA = np.array(
-    [
-        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
-        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
-        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
-        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
-    ]
-)
-# How libjpeg scales that table for the quality settings 1 to 100.
-_SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)])
-LUMA_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 64)
-
-
-def _jpeg_quality(table: list[int]) -> int:
-    """The quality whose scaled standard table is nearest, by sum of absolute differences, to a luma table (64,)."""
-    return int(np.abs(LUMA_TABLES - np.asarray(table)).sum(1).argmin()) + 1

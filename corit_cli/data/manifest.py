@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,8 @@ _CLASSES = {
     **dict.fromkeys(("real", "0_real", "nature", "authentic", "original", "pristine", "0"), 0),
     **dict.fromkeys(("fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1"), 1),
 }
+#: Words that may stand beside a class in a folder's name.
+_BESIDE = frozenset(("images", "image", "imgs", "img", "photos", "pictures", "faces", "frames", "data", "set"))
 _LABELS = {**_CLASSES, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -69,8 +72,9 @@ def load_samples(data: Path) -> list[Sample]:
         missing = [s.path for s in samples if not os.path.isfile(s.path)]
         if 2 * len(missing) > len(samples):
             raise CoritError(
-                f"{len(missing)} of the {len(samples)} files in {data} are missing, {missing[0].name} for one: "
-                f"it was looked for in {missing[0].parent} (relative paths start from the manifest's folder)"
+                f"{len(missing)} of the {len(samples)} files in {data} are missing, "
+                f"{', '.join(path.name for path in missing[:3])} among them: {missing[0].name} was looked for in "
+                f"{missing[0].parent} (relative paths start from the manifest's folder)"
             )
     else:
         raise CoritError(f"{data} is not a folder or a .csv, .jsonl or .json manifest")
@@ -88,22 +92,23 @@ def _from_folder(root: Path) -> Iterator[Sample]:
         images += 1
         folders = path.relative_to(root).parts[:-1]
         names = [name.lower() for name in folders]
-        found = [i for i, name in enumerate(names) if name in _CLASSES]
+        classes = [_class_of(name) for name in names]
+        found = [i for i, label in enumerate(classes) if label is not None]
         if not found:
             continue
         classified += 1
-        words = {_CLASSES[names[i]] for i in found if not names[i].isdigit()}
+        words = {classes[i] for i in found if not names[i].isdigit()}
         if len(words) > 1:
             raise CoritError(f"the folders above {path} name both classes: rename one, or give a manifest")
         at = max(found, key=lambda i: (not names[i].isdigit(), i))  # fake/video/0/ is the first shot of a fake
-        label = _CLASSES[names[at]]
+        label = classes[at]
         above, below = ([f for f in part if f.lower() not in _SPLITS] for part in (folders[:at], folders[at + 1 :]))
         yield Sample(
             path=path,
             label=label,
             source=above[0] if above else "",
             generator=next(iter(above or below), "") if label else "",
-            split=next((_SPLITS[name] for name in names if name in _SPLITS), ""),
+            split=next((_SPLITS[word] for name in names for word in _words(name) if word in _SPLITS), ""),
         )
     if images and not classified:
         real, fake = (", ".join(n for n, c in _CLASSES.items() if c == label) for label in (0, 1))
@@ -111,6 +116,19 @@ def _from_folder(root: Path) -> Iterator[Sample]:
             f"no folder under {root} says which of its {images} images are fake: "
             f"name folders for real images one of {real}; for fakes one of {fake}"
         )
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[-_ .]+", name)
+
+
+def _class_of(name: str) -> int | None:
+    """The class that a folder's name in small letters gives: by itself, as in ``real``, or with words that say
+    nothing of it, as in ``training_real``."""
+    if name in _CLASSES:
+        return _CLASSES[name]
+    words = [word for word in _words(name) if word not in _SPLITS and word not in _BESIDE]
+    return _CLASSES.get(words[0]) if len(words) == 1 and not words[0].isdigit() else None
 
 
 def _image_files(root: Path) -> Iterator[Path]:
@@ -126,9 +144,12 @@ def _image_files(root: Path) -> Iterator[Path]:
 
 def _from_manifest(file: Path) -> Iterator[Sample]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        content = file.read_bytes()
+        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # as spreadsheets save it
+        text = content.decode("utf-16" if wide else "utf-8-sig")
         if file.suffix.lower() == ".csv":
             reader = csv.DictReader(io.StringIO(text))
+            _check_header(reader.fieldnames or ())
             rows = [(f"line {reader.line_num}", row) for row in reader]
         elif file.suffix.lower() == ".jsonl":
             rows = [(f"line {n}", _json(line, n)) for n, line in enumerate(io.StringIO(text), 1) if line.strip()]
@@ -142,11 +163,29 @@ def _from_manifest(file: Path) -> Iterator[Sample]:
         raise CoritError(f"{file} is not a readable manifest: {error}") from None
     except ValueError as error:
         raise CoritError(f"{file} {error}") from None
+    labels: dict[str, int] = {}
     for where, row in rows:
         try:
-            yield _sample(file.parent, row)
+            sample = _sample(file.parent, row)
+            if labels.setdefault(os.path.normpath(sample.path), sample.label) != sample.label:
+                raise ValueError(f"{sample.path} is real and fake at once: each file has one label")
+            yield sample
         except ValueError as error:
             raise CoritError(f"{file} {where}: {error}") from None
+
+
+def _check_header(columns: Sequence[str]) -> None:
+    """Raise ValueError, with what to do, for a header that lacks what every row needs."""
+    names = [str(name).strip().lower() for name in columns]
+    if not names:
+        return
+    for mark, said in ((";", "semicolon-separated"), ("\t", "tab-separated"), ("|", "separated by bars")):
+        if len(names) == 1 and mark in names[0]:
+            raise ValueError(f"looks {said}: save it with commas between")
+    for field in ("path", "label"):
+        if not set(names) & set(_COLUMNS[field]):
+            found = ", ".join(names)
+            raise ValueError(f"has no {field} column (columns: {found}): name it {' or '.join(_COLUMNS[field])}")
 
 
 def _json(text: str, line: int | None = None) -> list | dict:

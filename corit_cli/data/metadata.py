@@ -11,13 +11,13 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from PIL import Image, IptcImagePlugin, JpegPresets
 
-from corit_cli.data.images import LUMA_TABLES
+from corit_cli.data.jpeg import LUMA_TABLES
+from corit_cli.data.stored import Stored, opened
 
 MAX_TEXT = 2000  # characters kept of any one text
 MAX_TEXTS = 32  # PNG text chunks, or actions of a manifest, looked at
@@ -31,13 +31,15 @@ Read = Callable[[int, int], bytes]  # (offset, length) to bytes, fewer at the en
 
 @dataclass
 class Raw:
-    """Everything gathered, not yet interpreted: texts by field name, EXIF values by (directory, tag)."""
+    """Everything gathered, not yet interpreted: texts by field name, EXIF values by (directory, tag), and whether a
+    text was too large to be read as a whole."""
 
     texts: dict[str, str] = field(default_factory=dict)
     exif: dict[tuple[str, int], bytes] = field(default_factory=dict)
     xmp: dict[str, str] = field(default_factory=dict)
     manifest: bytes | None = None
     credit: str | None = None
+    cut: bool = False
     jpeg_tables: str | None = None
 
     def add_exif(self, read: Read) -> None:
@@ -49,11 +51,11 @@ class Raw:
             self.xmp.setdefault(name, text)
 
 
-def gather(path: Path, kind: str) -> Raw:
+def gather(source: Stored, kind: str) -> Raw:
     """Read what stands in a file of the format ``kind``, as Pillow names it, or ``ISO media``. Damage in it only costs
     what would have been found there. Raises OSError when the file cannot be read."""
     raw = Raw()
-    with path.open("rb") as file:
+    with opened(source) as file:
 
         def read(offset: int, length: int) -> bytes:
             file.seek(offset)
@@ -61,7 +63,7 @@ def gather(path: Path, kind: str) -> Raw:
 
         _try(lambda: _scan(raw, kind, read))
     if kind != "ISO media":
-        _try(lambda: _from_pillow(raw, path, kind))
+        _try(lambda: _from_pillow(raw, source, kind))
     return raw
 
 
@@ -110,6 +112,7 @@ def _walk(
 def _scan_png(raw: Raw, read: Read) -> None:
     for name, offset, size in _walk(read, 8, ">I4s", extra=4):
         if name in (b"tEXt", b"zTXt", b"iTXt") and len(raw.texts) < MAX_TEXTS:
+            raw.cut |= size > MAX_BLOCK
             _try(lambda n=name, o=offset, s=size: _png_text(raw, n, read(o, min(s, MAX_BLOCK))))
         elif name == b"eXIf":
             data = read(offset, min(size, MAX_BLOCK))
@@ -128,7 +131,9 @@ def _png_text(raw: Raw, kind: bytes, data: bytes) -> None:
     elif packed:
         rest = rest[1:]
     if packed:
-        rest = zlib.decompressobj().decompress(rest, MAX_BLOCK)
+        unpacking = zlib.decompressobj()
+        rest = unpacking.decompress(rest, MAX_BLOCK)
+        raw.cut |= bool(unpacking.unconsumed_tail)
     name = clean(key.decode("latin-1"))
     if name == "XML:com.adobe.xmp":
         raw.add_xmp(rest)
@@ -140,11 +145,11 @@ _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 
 
-def is_bmff(path: Path) -> bool:
+def is_bmff(source: Stored) -> bool:
     try:
-        with path.open("rb") as file:
+        with opened(source) as file:
             return file.read(8)[4:] == b"ftyp"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -171,9 +176,9 @@ def _scan_bmff(raw: Raw, read: Read) -> None:
         offset += size
 
 
-def _from_pillow(raw: Raw, path: Path, kind: str) -> None:
+def _from_pillow(raw: Raw, source: Stored, kind: str) -> None:
     """What Pillow has when it has read the header: EXIF, XMP, comments, JPEG segments and tables."""
-    with Image.open(path, formats=(kind,)) as image:
+    with opened(source) as file, Image.open(file, formats=(kind,)) as image:
         _from_info(raw, image.info)
         if kind != "JPEG":
             return

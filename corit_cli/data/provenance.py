@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from corit_cli.data.c2pa import SOURCE_TYPES, Manifest, read_manifest
+from corit_cli.data.declared import AI_EDITED, AI_GENERATED, CAMERA, Declared, declared
 from corit_cli.data.images import FileInfo, ImageError, inspect
 from corit_cli.data.metadata import POSITION, PREVIEW, TEXT_TAGS, Raw, clean, gather, is_bmff, text_of, user_comment
+from corit_cli.data.stored import Stored
 
 
 @dataclass(frozen=True)
 class Finding:
     """One plain sentence. ``kind`` is camera, software, generator, declaration, c2pa or note; ``says`` is what it
-    claims the picture to be: generated, edited, camera, or None where it claims nothing."""
+    claims the picture to be: ai-generated, ai-edited, camera, generated or edited (by a program without a model), or
+    None where it claims nothing. ``by`` is what it names as the maker, ``verified`` whether a trusted signature vouches
+    for it."""
 
     kind: str
     text: str
     says: str | None = None
+    by: str | None = None
+    verified: bool = False
 
 
 @dataclass(frozen=True)
 class Provenance:
     """What one file says of itself; texts are cleaned and cut to ``MAX_TEXT`` characters.
 
-    ``parameters`` are a generator's settings by the name of the field they stand in. ``source_types`` are IPTC's names
-    from the XMP, without their address. ``gps`` says only that a position is there.
+    ``parameters`` are a generator's settings by the name of the field they stand in, ``model`` is the one they name.
+    ``source_types`` are IPTC's names from the XMP, without their address. ``gps`` says only that a position is there.
+    ``declared`` is what the findings come to.
     """
 
     format: str
@@ -49,27 +55,28 @@ class Provenance:
     c2pa: Manifest | None = None
     jpeg_quality: int | None = None
     jpeg_tables: str | None = None
+    model: str | None = None
     findings: tuple[Finding, ...] = ()
+    declared: Declared | None = None
 
 
-def read_provenance(path: str | Path) -> Provenance:
-    """Read what ``path`` says of itself.
+def read_provenance(file: Stored) -> Provenance:
+    """Read what a file, given by its path or its bytes, says of itself.
 
-    Of videos and HEIC pictures only XMP and C2PA are read. Raises ImageError when the file is missing or neither an
-    image nor such a container; damage further in only costs findings.
+    Of videos only XMP and C2PA are read. Raises ImageError when the file is missing or neither an image nor such a
+    container; damage further in only costs findings.
     """
-    path = Path(path)
     try:
-        info = inspect(path)
+        info = inspect(file)
     except ImageError:
-        if not is_bmff(path):
+        if not is_bmff(file):
             raise
         info = FileInfo("ISO media", 0, 0, 0, None)
     try:
-        raw = gather(path, info.format)
+        raw = gather(file, info.format)
     except OSError as error:
         raise ImageError(f"cannot be opened ({error.strerror or error})") from error
-    return _describe(path, info, raw)
+    return _describe(file, info, raw)
 
 
 _WEB_UI = (r"\bSteps\b\W{1,3}\d", r"\b(Sampler|CFG scale)\b", r"\bSeed\b")
@@ -89,20 +96,34 @@ _GENERATORS = re.compile(
     r"NovelAI|Midjourney|DALL[-·. ]?E|Stable ?Diffusion|Firefly|Made with Google AI|Edited with Google AI|ComfyUI|"
     r"InvokeAI|Fooocus|Leonardo\.? ?AI|Ideogram|Bing Image Creator|Microsoft Designer|FLUX\.\d|Draw Things|ChatGPT|"
     r"OpenAI|GPT-4o|Imagen \d|Gemini|SwarmUI|DreamStudio|Recraft|Playground ?AI|Black Forest Labs|"
-    r"Made with AI|AI[- ]generated",
+    r"Made with AI|Imagined with AI|Generated with AI|AI[- ]generated|AUTOMATIC1111|Stable Cascade|Easy Diffusion|"
+    r"NightCafe|Artbreeder|Craiyon|Civitai|SeaArt|TensorArt|Tensor\.Art|Kandinsky|Hunyuan|Seedream|Qwen-Image|"
+    r"Nano Banana|Meta AI|Grok|Adobe Express AI|Krea\.?ai|This Person Does Not Exist",
+    re.IGNORECASE,
+)
+# Programs that are there to change pictures with a model.
+_AI_EDITORS = re.compile(
+    r"FaceApp|Facetune|Remini|Reface|Lensa|Luminar Neo|Topaz|Gigapixel|FaceFusion|DeepFaceLab|FaceSwap|SimSwap|"
+    r"Photoleap|Clipdrop|Pixelcut|Generative Fill|Magic Editor|Generative Edit|Real-?ESRGAN|GFPGAN|CodeFormer|Upscayl|"
+    r"MyHeritage",
     re.IGNORECASE,
 )
 _EDITORS = re.compile(
-    r"Photoshop|Lightroom|Capture One|GIMP|Affinity Photo|Pixelmator|Snapseed|PicsArt|FaceApp|Facetune|Canva|Luminar|"
-    r"paint\.net|darktable|RawTherapee|PhotoScape|Pixlr|Fotor|Meitu|Remini|YouCam|BeautyPlus|ACDSee|PaintShop",
+    r"Photoshop|Lightroom|Capture One|GIMP|Affinity Photo|Pixelmator|Snapseed|PicsArt|Canva|Luminar|"
+    r"paint\.net|darktable|RawTherapee|PhotoScape|Pixlr|Fotor|Meitu|YouCam|BeautyPlus|ACDSee|PaintShop",
     re.IGNORECASE,
+)
+# Where settings name the model: of ComfyUI, of the AUTOMATIC1111 web UI and its like, of InvokeAI and others.
+_MODELS = re.compile(
+    r'"(?:ckpt_name|unet_name|model_name|sd_model_name)"\s*:\s*"([^"]{1,200})"|\bModel: ([^,\n]{1,200})|'
+    r'"model"\s*:\s*(?:\{[^{}]{0,300}?"name"\s*:\s*)?"([^"]{1,200})"'
 )
 # Fields in which a program, or a service, gives its own name.
 _SIGNATURES = ("Software", "Source", "Title", "CreatorTool", "Credit", "AISystemUsed", "Artist", "Author", "generator")
 _SHOWN = 160  # characters of a text quoted in a sentence
 
 
-def _describe(path: Path, info: FileInfo, raw: Raw) -> Provenance:
+def _describe(file: Stored, info: FileInfo, raw: Raw) -> Provenance:
     exif = {name: text_of(raw.exif.get(key)) for key, name in TEXT_TAGS.items() if key in raw.exif}
     if ("exif", 0x9286) in raw.exif:
         exif["UserComment"] = user_comment(raw.exif["exif", 0x9286])
@@ -126,17 +147,18 @@ def _describe(path: Path, info: FileInfo, raw: Raw) -> Provenance:
         creator_tool=clean(raw.xmp.get("CreatorTool", "")) or None,
         credit=clean(raw.xmp.get("Credit") or raw.credit or "") or None,
         source_types=(clean(source_type.rstrip("/").rsplit("/", 1)[-1]),) if source_type else (),
-        c2pa=read_manifest(path, raw.manifest),
+        c2pa=read_manifest(file, raw.manifest),
         jpeg_quality=info.jpeg_quality,
         jpeg_tables=raw.jpeg_tables,
+        model=_model(parameters),
     )
-    findings = tuple(_findings(provenance, texts))
+    findings = tuple(_findings(provenance, texts, raw.cut))
     if all(finding.kind == "note" for finding in findings):
         nothing = (
             "Nothing in the file says how the picture was made; most platforms strip such data, so this proves nothing."
         )
         findings = (Finding("note", nothing), *findings)
-    return Provenance(**{**vars(provenance), "findings": findings})
+    return replace(provenance, findings=findings, declared=declared(findings))
 
 
 def _generator(texts: dict[str, str]) -> tuple[str | None, dict[str, str]]:
@@ -151,7 +173,13 @@ def _generator(texts: dict[str, str]) -> tuple[str | None, dict[str, str]]:
     return maker, found
 
 
-def _findings(p: Provenance, texts: dict[str, str]) -> Iterator[Finding]:
+def _model(parameters: dict[str, str]) -> str | None:
+    """The first model that a generator's settings name."""
+    found = (match for text in parameters.values() if (match := _MODELS.search(text)))
+    return next((clean(next(filter(None, match.groups())))[:_SHOWN] for match in found), None)
+
+
+def _findings(p: Provenance, texts: dict[str, str], cut: bool) -> Iterator[Finding]:
     if p.c2pa:
         yield from _c2pa_findings(p.c2pa)
     elif "provenance" in texts:
@@ -161,16 +189,21 @@ def _findings(p: Provenance, texts: dict[str, str]) -> Iterator[Finding]:
         yield Finding("declaration", f"The file declares its picture to be {meaning} (IPTC digital source type).", says)
     if p.generator:
         fields = ", ".join(p.parameters)
-        yield Finding("generator", f"The file carries the settings of {p.generator} (in {fields}).", "generated")
+        model = f", model {_quote(p.model)}" if p.model else ""
+        text = f"The file carries the settings of {p.generator}{model} (in {fields})."
+        yield Finding("generator", text, AI_GENERATED, f"{p.generator}{model}")
     signed = {key: clean(texts[key]) for key in _SIGNATURES if key in texts and key not in p.parameters}
     signed |= {"Credit": p.credit} if p.credit else {}
     for key, text in signed.items():
         if match := _GENERATORS.search(text):
-            says = "edited" if match[0].lower().startswith("edited") else "generated"
-            yield Finding("generator", f"The field {key} names a generator: {_quote(text)}.", says)
+            says = AI_EDITED if match[0].lower().startswith("edited") else AI_GENERATED
+            yield Finding("generator", f"The field {key} names a generator: {_quote(text)}.", says, match[0])
+        elif match := _AI_EDITORS.search(text):
+            text = f"The field {key} names a program that edits with models: {_quote(text)}."
+            yield Finding("software", text, AI_EDITED, match[0])
     for key in ("Software", "CreatorTool"):
         text = signed.get(key, "")
-        if text and not _GENERATORS.search(text):
+        if text and not _GENERATORS.search(text) and not _AI_EDITORS.search(text):
             if _EDITORS.search(text):
                 ending = ", a program for editing; what was changed, if anything, it does not say."
                 yield Finding("software", f"The file was saved by {_quote(text)}{ending}", "edited")
@@ -180,8 +213,10 @@ def _findings(p: Provenance, texts: dict[str, str]) -> Iterator[Finding]:
         lens = f" with the lens {_quote(p.lens)}" if p.lens else ""
         taken = f", taken {_quote(p.taken)}" if p.taken else ""
         text = f"The file names a camera, {_quote(p.camera)}{lens}{taken}; anybody could have written this."
-        yield Finding("camera", text, "camera")
+        yield Finding("camera", text, CAMERA, p.camera)
     yield from _notes(p)
+    if cut:
+        yield Finding("note", "It holds a text that is too large to be read as a whole.")
 
 
 def _notes(p: Provenance) -> Iterator[Finding]:
@@ -207,7 +242,8 @@ def _c2pa_findings(m: Manifest) -> Iterator[Finding]:
         known = " or ".join(SOURCE_TYPES[name][0] for name in m.source_types)
         text = "The file holds a C2PA manifest, which was not checked (this needs the package c2pa-python)"
         claims = {SOURCE_TYPES[name][1] for name in m.source_types}
-        says = claims.pop() if len(claims) == 1 else None
+        says = next((kind for kind in (AI_GENERATED, AI_EDITED) if kind in claims), None)  # a version may be a camera's
+        says = claims.pop() if len(claims) == 1 else says
         yield Finding("c2pa", f"{text}; it names a picture {known}." if known else f"{text}.", says)
         return
     whose = f"by {_quote(m.signer)}" if m.signer else "by somebody it does not name"
@@ -226,4 +262,6 @@ def _c2pa_findings(m: Manifest) -> Iterator[Finding]:
         yield Finding("c2pa", text, "edited" if edits else None)
     for name in m.source_types:
         meaning, says = SOURCE_TYPES.get(name, (f"of the type {_quote(name)}", None))
-        yield Finding("c2pa", f"The manifest declares the picture to be {meaning}.", says)
+        signed = f" (a manifest signed {whose}, {trust})"
+        text = f"The manifest declares the picture to be {meaning}{signed}."
+        yield Finding("c2pa", text, says, m.generator, verified=m.state == "Trusted")

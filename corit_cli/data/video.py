@@ -7,7 +7,6 @@ looked at before frames are spread over it, and where a frame lies in time is re
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -16,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from corit_cli.data.images import check_file
+from corit_cli.data.kinds import VIDEO, sniff
 from corit_cli.data.opencv import load_opencv
 from corit_cli.errors import CoritError
 
@@ -23,7 +24,17 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".flv", ".wmv", ".3gp", ".ogv")
 )
 FAR = 3.0  # seconds; a jump costs what decoding one (key frames every half second) to five (every ten) does
+#: Where a pixel is shown wider or higher than by this, frames are stretched to the shape that viewers see.
+_SQUARE = 1.03
+#: Codecs that OpenCV may lack, by the name in the container.
+_CODECS = {"AV01": "AV1", "av01": "AV1", "hev1": "HEVC", "hvc1": "HEVC", "vvc1": "VVC", "VP90": "VP9", "ap4h": "ProRes"}
 _TOLERANCE = 1.0  # seconds by which a header may be wrong about the end
+
+
+def is_video(path: str) -> bool:
+    """By the first bytes, else, where these say nothing, by the name."""
+    kind = sniff(path)
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES if kind is None else kind.media == VIDEO
 
 
 class VideoError(CoritError):
@@ -70,7 +81,7 @@ def inspect(path: str | Path) -> VideoInfo:
             reader.rewind()
             end = reader.drain(math.inf)
         if end is None:
-            raise VideoError("no frame of it can be read")
+            raise VideoError(f"no frame of it can be read{reader.codec_hint}")
         warning = None
         if promised is not None and end < promised - _TOLERANCE:
             warning = f"only {end:.1f} of {promised:.1f} seconds can be read"
@@ -128,6 +139,7 @@ class _Reader:
             self.fps = 25.0
         frames = self._get("FRAME_COUNT")
         self.promised = frames / self.fps if 0 < frames < math.inf else None  # seconds
+        self.size = self._shown()
 
     def __enter__(self) -> _Reader:
         return self
@@ -135,9 +147,23 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._capture.release()
 
+    def _shown(self) -> tuple[int, int]:
+        """The size at which a frame is shown, upright: pixels need not be square."""
+        width, height = int(self._get("FRAME_WIDTH")), int(self._get("FRAME_HEIGHT"))
+        across, up = self._get("SAR_NUM"), self._get("SAR_DEN")
+        if not (across > 0 and up > 0):
+            return width, height
+        wide = up / across if self._get("ORIENTATION_META") % 180 else across / up
+        if 1 / _SQUARE <= wide <= _SQUARE or not 1 / 16 <= wide <= 16:
+            return width, height
+        return max(1, round(width * wide)), height
+
     @property
-    def size(self) -> tuple[int, int]:
-        return int(self._get("FRAME_WIDTH")), int(self._get("FRAME_HEIGHT"))
+    def codec_hint(self) -> str:
+        """Which codec a video has that cannot be decoded, and what to do."""
+        code = int(self._get("FOURCC")).to_bytes(4, "little", signed=True).decode("latin-1")
+        name = _CODECS.get(code, code.strip() if code.isascii() and code.isprintable() else "") or "an unknown codec"
+        return f": it is coded as {name}; convert it first, for example with ffmpeg -i IN -c:v libx264 -crf 12 OUT.mp4"
 
     def rewind(self) -> None:
         """Back to before the first frame, by opening the file again."""
@@ -178,7 +204,10 @@ class _Reader:
     def image(self) -> Image.Image | None:
         """The frame decoded last, if it can be converted."""
         done, pixels = self._capture.retrieve()  # (H, W, 3), BGR
-        return Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])) if done else None
+        if not done:
+            return None
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
+        return image if image.size == self.size else image.resize(self.size, Image.Resampling.BICUBIC)
 
     def _grab(self) -> bool:
         if not self._capture.grab():
@@ -195,14 +224,8 @@ class _Reader:
 
 def _check(path: str | Path) -> None:
     try:
-        status = Path(path).stat()
+        check_file(path, VideoError)
     except (FileNotFoundError, NotADirectoryError):
         raise VideoError("no such file") from None
     except (OSError, ValueError) as error:
         raise VideoError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise VideoError("is a folder")
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoError("not a regular file")
-    if status.st_size == 0:
-        raise VideoError("file is empty")

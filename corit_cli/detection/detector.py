@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from corit_cli.data.faces import Face, finder
+from corit_cli.data.faces import finder
 from corit_cli.data.images import Source
 from corit_cli.data.provenance import read_provenance
-from corit_cli.data.tracks import follow
-from corit_cli.data.urls import local_copy
-from corit_cli.data.video import VIDEO_SUFFIXES, Frame, sample_frames
+from corit_cli.data.stored import Buffer
+from corit_cli.data.urls import fetch, is_url, local_copy
 from corit_cli.data.video import inspect as inspect_video
+from corit_cli.data.video import is_video, sample_frames
 from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
-from corit_cli.detection.eye import Eye
+from corit_cli.detection.eye import NOTHING, Eye, Seen
+from corit_cli.detection.film import Reel, Shown, judge_face, judge_film, reported
 from corit_cli.detection.heatmap import Heatmap, heatmap
-from corit_cli.detection.verdicts import (
-    FaceVerdict,
-    Moment,
-    Prediction,
-    Stability,
-    VideoVerdict,
-    flips,
-    settle,
-    trimmed_mean,
-)
+from corit_cli.detection.verdicts import Prediction, Stability, flips, settle
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pool
-from corit_cli.features.stream import Extracted, Picture, forward, stream
+from corit_cli.features.stream import Extracted, forward, stream
 from corit_cli.files import weights_dir
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.scope import tuned_backbone
@@ -122,7 +114,7 @@ class Detector:
         *,
         faces: str | None = None,
         stability: bool = False,
-        provenance: bool = False,
+        provenance: bool = True,
         frames: int = 32,
         rate: float | None = None,
     ) -> Iterator[Prediction]:
@@ -130,13 +122,14 @@ class Detector:
 
         A source is a path, the bytes of an image file, a Pillow image, or an RGB array (H, W, 3) of uint8; ``sources``
         is one of them or any number, which may come from a generator: memory does not grow with it. What has no path
-        is called ``<image N>`` by its place among the sources, from 1. A path that ends as a video's do is read as one.
+        is called ``<image N>`` by its place among the sources, from 1. What is a video is told by its first bytes.
+        Of an animated picture and of a file with several pages frames are scored, as of a video.
 
         ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
         then the highest), ``off`` looks for none; by default ``auto`` where the detector has a reading of faces and
         OpenCV can be loaded, else ``off``. ``stability`` scores mildly degraded copies of images too. ``provenance``
-        adds what a file that has a path says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second.
-        ``workers`` threads decode.
+        adds what a file says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. ``workers``
+        threads decode.
 
         Raises CoritError for options that contradict each other, and for what is no source.
         """
@@ -176,83 +169,82 @@ class Detector:
 
     def eye(self, asked: Asked) -> Eye:
         """What cuts pictures to the windows that the model is to read."""
-        return Eye(self.extractor.crops, asked.faces, asked.stability)
+        return Eye(self.extractor.crops, asked.faces, asked.stability, asked.frames, asked.rate)
 
     def _judge(self, name: str, item: Extracted[Any], asked: Asked) -> Prediction:
         """The prediction on the image ``name`` from the readings of what an :meth:`eye` saw of it."""
         if item.error is not None:
             return Prediction(name, None, None, item.seconds, item.error)
+        seen: Seen = item.about
         each = self._each(item.readings)  # (pictures, R)
         logits = iter(self.head.fuse(each).tolist())
-        whole = None if asked.faces == "only" else self._probability(next(logits))
-        found, copies = item.about
-        seen = tuple(self._face(face, next(logits)) for face in found)
-        again = dict(zip(copies, map(self._probability, logits), strict=True))
+        if seen.pages is not None:
+            return self._leafed(name, seen, logits, item.seconds, asked)
+        whole = None if asked.faces == "only" else reported(next(logits), self.of_pictures)
+        faces = tuple(judge_face(face, next(logits), self.of_faces) for face in seen.faces)
+        again = {name: reported(logit, self.of_pictures) for name, logit in zip(seen.copies, logits, strict=True)}
         stable = self._stability(whole, again) if asked.stability else None
         if whole is None:
-            probability = max(face.probability for face in seen)
+            probability = max(face.probability for face in faces)
             verdict = self.of_faces.thresholds.verdict(probability)
         else:
             probability = whole
-            verdict = settle(self._verdict(whole), [face.verdict for face in seen], stable)
-        shown = None if asked.faces == "off" else seen
+            verdict = settle(self._verdict(whole), [face.verdict for face in faces], stable)
+        shown = None if asked.faces == "off" else faces
         parts = None if asked.faces == "only" else self._parts(each[0])
-        return Prediction(name, probability, verdict, item.seconds, parts=parts, faces=shown, stability=stable)
+        return Prediction(
+            name, probability, verdict, item.seconds, notes=seen.notes, parts=parts, faces=shown, stability=stable
+        )
+
+    def _leafed(self, name: str, seen: Seen, logits: Iterator[float], seconds: float, asked: Asked) -> Prediction:
+        """The prediction on an animated picture, or on several pages."""
+        own = asked.faces != "only"
+        shown = [Shown(frame, faces, list(islice(logits, own + len(faces)))) for frame, faces in seen.each]
+        pages = seen.pages
+        fps = pages.count / pages.seconds if pages.seconds else 0.0
+        reel = Reel(pages.kind, pages.count, pages.seconds, round(fps, 3), pages.warning)
+        judged = f"{len(shown)} of {pages.count} {'pages' if pages.kind == 'pages' else 'frames'} judged"
+        return self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
 
     def _video(self, path: str, asked: Asked) -> Prediction:
-        """A video's logit is the trimmed mean of its frames'; with faces only that of the most suspicious person."""
         start, eye = time.perf_counter(), self.eye(asked)
-
-        def load(frame: Frame) -> tuple[list[Picture], list[Face]]:
-            return eye.pictures(frame.image)
-
-        def failed(reason: str) -> Prediction:
-            return Prediction(path, None, None, time.perf_counter() - start, reason)
-
-        seen: list[tuple[int, float, list[Face], list[float]]] = []
+        shown: list[Shown] = []
         try:
             with local_copy(path) as file:
                 info = inspect_video(file)
                 sampled = sample_frames(file, asked.frames, asked.rate, info)
-                for item in stream(self.extractor, sampled, load, asked.workers):
+                for item in stream(self.extractor, sampled, eye.glance, asked.workers):
                     if item.error is not None:
-                        return failed(item.error)
-                    logits = self.head.fuse(self._each(item.readings)).tolist()
-                    seen.append((item.item.number, item.item.seconds, item.about, logits))
+                        raise CoritError(item.error)
+                    if item.about is not None:
+                        logits = self.head.fuse(self._each(item.readings)).tolist()
+                        shown.append(Shown(replace(item.item, image=None), item.about, logits))
         except CoritError as error:
-            return failed(str(error))
-        tracks = follow([[face.box for face in faces] for _, _, faces, _ in seen]) if asked.faces != "off" else []
-        owner = {place: track.id for track in tracks for place in track.positions}
-        heard: dict[int, list[float]] = {track.id: [] for track in tracks}
-        moments, whole = [], []
-        for place, (number, seconds, faces, logits) in enumerate(seen):
-            rest = iter(logits)
-            if asked.faces != "only":
-                whole.append(next(rest))
-            verdicts = []
-            for k, (face, logit) in enumerate(zip(faces, rest, strict=True)):
-                heard[owner[place, k]].append(logit)
-                verdicts.append(self._face(face, logit, owner[place, k]))
-            probability = None if asked.faces == "only" else self._probability(whole[-1])
-            moments.append(Moment(number, round(seconds, 3), probability, tuple(verdicts)))
-        by_track = {track: _probability(trimmed_mean(logits), self.of_faces) for track, logits in heard.items()}
-        if asked.faces == "only" and not by_track:
-            return failed("no face found")
-        if asked.faces == "only":
-            probability = max(by_track.values())
-            verdict = self.of_faces.thresholds.verdict(probability)
-        else:
-            probability = self._probability(trimmed_mean(whole))
-            verdict = settle(self._verdict(probability), map(self.of_faces.thresholds.verdict, by_track.values()))
-        video = VideoVerdict(info.duration, info.fps, tuple(moments), by_track, info.warning)
-        return Prediction(path, probability, verdict, time.perf_counter() - start, video=video)
+            return Prediction(path, None, None, time.perf_counter() - start, str(error))
+        reel = Reel("video", info.frames, info.duration, info.fps, info.warning)
+        return self._filmed(path, shown, reel, time.perf_counter() - start, asked)
+
+    def _filmed(
+        self, name: str, shown: list[Shown], reel: Reel, seconds: float, asked: Asked, notes: tuple[str, ...] = ()
+    ) -> Prediction:
+        try:
+            if not shown:
+                raise CoritError(NOTHING)
+            probability, verdict, film = judge_film(shown, reel, asked.faces, self.of_pictures, self.of_faces)
+        except CoritError as error:
+            return Prediction(name, None, None, seconds, str(error), notes=notes)
+        return Prediction(name, probability, verdict, seconds, notes=notes, video=film)
 
     def _told(self, prediction: Prediction, source: _Named, asked: Asked) -> Prediction:
-        if not asked.provenance or prediction.error is not None or not isinstance(source.source, str):
+        """With what its file says of itself, which it may do even where its pixels cannot be read."""
+        if not asked.provenance or not isinstance(source.source, str | Buffer):
             return prediction
         try:
-            return replace(prediction, provenance=read_provenance(prediction.path))
-        except CoritError:  # gone since it was scored
+            stored = source.source
+            if isinstance(stored, str) and is_url(stored) and not source.is_video:
+                stored = fetch(stored)
+            return replace(prediction, provenance=read_provenance(stored))
+        except CoritError:  # no image, or gone since it was scored
             return prediction
 
     @torch.inference_mode()
@@ -271,32 +263,20 @@ class Detector:
     @property
     def of_faces(self) -> Verdicts:
         """How faces are judged: as pictures are, where the detector has no reading of faces."""
-        return self.checkpoint.faces or self._of_pictures
+        return self.checkpoint.faces or self.of_pictures
 
     @property
-    def _of_pictures(self) -> Verdicts:
+    def of_pictures(self) -> Verdicts:
+        """How pictures as a whole are judged."""
         return Verdicts(self.checkpoint.calibration, self.checkpoint.thresholds)
-
-    def _probability(self, logit: float) -> float:
-        return _probability(logit, self._of_pictures)
 
     def _verdict(self, probability: float) -> str:
         return self.checkpoint.thresholds.verdict(probability)
-
-    def _face(self, face: Face, logit: float, track: int | None = None) -> FaceVerdict:
-        box, probability = tuple(round(side) for side in face.box), _probability(logit, self.of_faces)
-        verdict = self.of_faces.thresholds.verdict(probability)
-        return FaceVerdict(box, round(face.score, 3), probability, verdict, track)
 
     def _stability(self, original: float, copies: dict[str, float]) -> Stability:
         values = [original, *copies.values()]
         flipped = flips(self._verdict(original), [self._verdict(p) for p in copies.values()])
         return Stability(copies, round(max(values) - min(values), 6), flipped)
-
-
-def _probability(logit: float, judged: Verdicts) -> float:
-    """The probability that a logit is calibrated to, as it is reported."""
-    return round(float(judged.calibration(torch.tensor([logit]))), 6)
 
 
 @dataclass(frozen=True)
@@ -305,7 +285,7 @@ class Asked:
 
     faces: str
     stability: bool = False
-    provenance: bool = False
+    provenance: bool = True
     frames: int = 32
     rate: float | None = None
     workers: int | None = None
@@ -329,7 +309,7 @@ class _Named:
 
     @property
     def is_video(self) -> bool:
-        return isinstance(self.source, str) and Path(self.source).suffix.lower() in VIDEO_SUFFIXES
+        return isinstance(self.source, str) and is_video(self.source)
 
 
 def _named(sources: Source | Iterable[Source]) -> Iterator[_Named]:

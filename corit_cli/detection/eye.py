@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 from PIL import Image
 
 from corit_cli.data.faces import SMALLEST, Face, align, finder
-from corit_cli.data.images import ImageError, Source, read_image
+from corit_cli.data.images import ImageError, Source, decode
+from corit_cli.data.pages import Pages, sample_pages
 from corit_cli.data.robustness import CHAINS
 from corit_cli.data.urls import fetch, is_url
 from corit_cli.data.variants import Variant
+from corit_cli.data.video import Frame
 from corit_cli.data.windows import CropConfig, crop_with_face, face_window
 from corit_cli.detection.verdicts import MILD
 from corit_cli.features.stream import Picture
 
-#: The faces of a picture, and the names of the degraded copies that could be made of it.
-Seen = tuple[list[Face], list[str]]
+#: The largest standard deviation, over all pixels of a colour, of a picture that shows nothing.
+FLAT = 2.0
+NOTHING = "nothing to judge: the picture is blank, or nearly one flat colour"
+
+
+@dataclass
+class Seen:
+    """What an :class:`Eye` saw: of a picture its ``faces`` and the names of the degraded ``copies`` that could be
+    made of it; of an animated picture or several pages the frames, and the faces of each. ``notes`` are on the file."""
+
+    faces: list[Face] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    pages: Pages | None = None
+    each: list[tuple[Frame, list[Face]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Eye:
     """Cuts pictures to windows as ``crops`` says: the whole unless ``faces`` is ``only``, every face unless it is
-    ``off``, and mildly degraded copies for ``stability``."""
+    ``off``, and mildly degraded copies for ``stability``. Of an animated picture as many ``frames``, or ``rate`` a
+    second."""
 
     crops: CropConfig
     faces: str
     stability: bool = False
+    frames: int = 32
+    rate: float | None = None
 
     def look(self, source: Source) -> tuple[list[Picture], Seen]:
-        """The pictures of an image, in the order of its verdicts: the whole, its faces, its degraded copies. Raises
-        ImageError when it cannot be read, or faces alone are wanted and there are none."""
-        image = read_image(fetch(source) if isinstance(source, str) and is_url(source) else source)
+        """The pictures of an image, in the order of its verdicts: the whole, its faces, its degraded copies; or of each
+        frame the whole and its faces. Raises ImageError when it cannot be read, when it is blank, and when faces alone
+        are wanted and there are none."""
+        source = fetch(source) if isinstance(source, str) and is_url(source) else source
+        decoded = decode(source)
+        if decoded.pages > 1:
+            return self._leaf(sample_pages(source, self.frames, self.rate), decoded.notes)
+        if is_flat(decoded.image):
+            raise ImageError(NOTHING)
+        image = decoded.image
         pictures, found = self.pictures(image)
         if self.faces == "only" and not found:
             size = f" of {SMALLEST} pixels or more" if self.crops.face else ""
@@ -43,7 +69,24 @@ class Eye:
                 copies.append(name)
             except ImageError:  # too large for that format
                 continue
-        return pictures, (found, copies)
+        return pictures, Seen(found, copies, decoded.notes)
+
+    def _leaf(self, pages: Pages, notes: tuple[str, ...]) -> tuple[list[Picture], Seen]:
+        """The pictures of all frames that show something."""
+        seen, pictures = Seen(notes=notes, pages=pages), []
+        for frame in pages.frames:
+            if not is_flat(frame.image):
+                own, faces = self.pictures(frame.image)
+                pictures += own
+                seen.each.append((replace(frame, image=None), faces))  # it waits for the model without its pixels
+        if not seen.each:
+            raise ImageError(NOTHING)
+        pages.frames = []
+        return pictures, seen
+
+    def glance(self, frame: Frame) -> tuple[list[Picture], list[Face] | None]:
+        """As :meth:`pictures`, of a frame of a video; nothing, and None, where it shows nothing."""
+        return ([], None) if is_flat(frame.image) else self.pictures(frame.image)
 
     def pictures(self, image: Image.Image) -> tuple[list[Picture], list[Face]]:
         """The windows of the whole picture, unless faces only, and of every face; and the faces."""
@@ -58,3 +101,9 @@ class Eye:
     def _whole(self, image: Image.Image) -> Picture:
         """The windows of a picture as a whole, in whose verdict no face has a part of its own."""
         return crop_with_face(image, self.crops, ())
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels."""
+    thinned = image.resize([min(side, 512) for side in image.size], Image.Resampling.NEAREST)
+    return float(np.asarray(thinned, np.float32).std(axis=(0, 1)).max()) < FLAT

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from corit_cli.data.declared import Declared
     from corit_cli.data.provenance import Provenance
 
 #: Mild degradations (``data/robustness.py``) that a verdict should survive: what befalls a picture that is passed on.
@@ -51,14 +52,18 @@ class Moment:
 
 @dataclass(frozen=True)
 class VideoVerdict:
-    """Everything behind a video's verdict. ``incomplete`` says what could not be read. ``tracks`` holds each followed
-    face's probability, by track number."""
+    """Everything behind the verdict on a video, or on an animated picture or a file with several pages (``kind`` is
+    video, animation or pages). ``frames`` is how many there are, ``moments`` those that were scored: blank ones are
+    not. ``duration`` and ``fps`` are 0 for pages. ``incomplete`` says what could not be read. ``tracks`` holds each
+    followed face's probability, by track number."""
 
     duration: float
     fps: float
     moments: tuple[Moment, ...]
     tracks: dict[int, float]
     incomplete: str | None = None
+    kind: str = "video"
+    frames: int = 0
 
     def suspicious(self, most: int = 3) -> list[Moment]:
         """The moments with the highest probability, in order of time."""
@@ -72,7 +77,8 @@ class Prediction:
 
     ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
     ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
-    ``seconds`` is what decoding and the model took. ``parts`` says of an image what each reading (hri, native, cgp)
+    ``seconds`` is what decoding and the model took. ``notes`` are on faults of the file that were looked past.
+    ``parts`` says of an image what each reading (hri, native, cgp)
     added to the log odds of its being fake. The rest is there when it was asked for.
     """
 
@@ -81,6 +87,7 @@ class Prediction:
     verdict: str | None
     seconds: float
     error: str | None = None
+    notes: tuple[str, ...] = ()
     parts: dict[str, float] | None = None
     faces: tuple[FaceVerdict, ...] | None = None
     stability: Stability | None = None
@@ -93,6 +100,11 @@ class Prediction:
         if self.video is not None:
             return all(moment.probability is None for moment in self.video.moments)
         return self.parts is None and bool(self.faces)
+
+    @property
+    def declared(self) -> Declared | None:
+        """What the file declares itself to be."""
+        return self.provenance and self.provenance.declared
 
 
 def peak(moment: Moment) -> float | None:

@@ -21,6 +21,7 @@ from corit_cli.evaluation.figures import RANKING, ranking, rates
 from corit_cli.evaluation.groups import comparable
 from corit_cli.metrics.intervals import Estimate, Sampled
 from corit_cli.metrics.ranking import Roc
+from corit_cli.texts import uncell
 
 _SCORE = ("score", "probability")
 _VERDICTS = ("real", "fake", "uncertain")
@@ -98,6 +99,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
                 raise CoritError(f"{file} needs a header with the columns path and score")
             for row in reader:
                 path, score = ((row[name] or "").strip() for name in (names["path"], column))
+                path = uncell(path)
                 if not path:
                     continue
                 score = score or "nan"

@@ -28,6 +28,7 @@ from corit_cli.config import restored
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256, weights_dir
 from corit_cli.model.backbone import TowerConfig, VisionTower
+from corit_cli.model.hub import at_once, is_offline, offline
 from corit_cli.model.names import infer_config, tower_state
 
 EMBEDDED = "embedded"
@@ -194,9 +195,10 @@ def _load_hub(repo: str) -> Backbone:
 
     names = ["config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"]
     try:
-        folder = snapshot_download(repo, allow_patterns=names)
+        with at_once():
+            folder = snapshot_download(repo, allow_patterns=names)
     except LocalEntryNotFoundError:
-        raise CoritError(_offline(f"Hub repository {repo}", f"hf download {repo} {' '.join(names)}")) from None
+        raise CoritError(offline(f"Hub repository {repo}", f"hf download {repo} {' '.join(names)}")) from None
     except Exception as error:
         raise CoritError(f"cannot load Hub repository {repo}: {_first_line(error)}") from None
     return replace(_load_local(Path(folder), None), name=f"hf-hub:{repo}")
@@ -222,10 +224,11 @@ def _load_open_clip(name: str) -> Backbone:
         raise CoritError(f"open_clip knows no weights {tag!r} for {architecture}; it has: {', '.join(tags) or 'none'}")
     fetch = f"python -c \"import open_clip; open_clip.create_model('{architecture}', pretrained='{tag}')\""
     try:
-        model = open_clip.create_model(architecture, pretrained=tag)
+        with at_once():
+            model = open_clip.create_model(architecture, pretrained=tag)
     except Exception as error:
-        if _is_offline(error):
-            raise CoritError(_offline(f"open_clip weights {name}", fetch)) from None
+        if is_offline(error):
+            raise CoritError(offline(f"open_clip weights {name}", fetch)) from None
         raise CoritError(f"open_clip cannot load {name}: {_first_line(error)}") from None
     tower = from_open_clip(model.visual)
     return Backbone(tower, name, tower_sha256(tower))
@@ -253,20 +256,6 @@ def from_open_clip(visual: torch.nn.Module) -> VisionTower:
     fields |= {k: v for k, v in (getattr(visual, "preprocess_cfg", None) or {}).items() if k == "interpolation"}
     state = tower_state({k: v.detach() for k, v in visual.state_dict().items()})
     return _build(infer_config(state, **fields), state)
-
-
-def _is_offline(error: BaseException) -> bool:
-    """Whether an exception, or any it was raised from, means that the network could not be reached."""
-    seen = f"{type(error).__name__}: {error}".lower()
-    signs = ("connect", "resolve", "offline", "localentrynotfound", "timed out", "unreachable", "proxy", "urlopen")
-    if any(sign in seen for sign in signs):
-        return True
-    cause = error.__cause__ or error.__context__
-    return cause is not None and _is_offline(cause)
-
-
-def _offline(what: str, command: str) -> str:
-    return f"{what} is not in the local cache and the network cannot be reached: where there is one, run `{command}`"
 
 
 def _first_line(error: BaseException) -> str:

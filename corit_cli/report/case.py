@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from corit_cli.data.images import ImageError, inspect
+from corit_cli.report.meaning import meaning, next_steps
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
-from corit_cli.report.words import clock, file_size, percent, posterior, share
+from corit_cli.report.words import clock, file_size, looked_at, percent, place, posterior, together
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _COPIES = {
     "resize": "shrunk to {:.0%}",
     "blur": "blurred by {:g} px",
 }
-_SAYS = {"generated": "says it was generated", "edited": "says it was edited", "camera": "names a camera"}
+_SAYS = {"generated": "says it was generated", "edited": "says it was edited"}
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,6 @@ _VIEWS = {
     "resample": "its finest detail is taken away",
     "noise": "a little noise is added",
     "jpeg": "it is saved as JPEG",
-}
-
-
-#: What each reading looks at, for a reader of reports.
-_READINGS = {
-    "hri": "the picture as the model sees it",
-    "native": "its middle at its own size",
-    "cgp": "what changes there without the finest detail",
 }
 
 
@@ -145,7 +138,9 @@ def details(
     heatmap: Image.Image | None,
     frames: Mapping[int, Image.Image],
     large: bool,
+    no_heatmap: str | None = None,
 ) -> dict[str, Any]:
+    """All that a section says; ``no_heatmap`` is why there is none, where one was to be expected."""
     longest = LARGE if large else SMALL
     photograph = None if image is None else picture(image, longest)
     overlay = None
@@ -156,84 +151,26 @@ def details(
     return {
         "thresholds": t,
         "levels": levels(t.real, t.fake),
-        "meaning": _meaning(p, about),
+        "meaning": meaning(p, about),
+        "together": together(p),
+        "next_steps": next_steps(p),
         "priors": [] if p.probability is None else [(prior, posterior(p.probability, prior)) for prior in PRIORS],
         "photograph": photograph,
         "overlay": overlay,
+        "no_heatmap": no_heatmap,
         "faces": faces,
         "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
         "survival": "" if p.stability is None else _survival(p.stability, t),
-        "timeline": timeline(p.video, t, frames, about.faces) if p.video else None,
+        "timeline": timeline(p.video, t, frames, about.faces) if p.video and p.video.kind != "pages" else None,
         "facts": _facts(p, image, t),
     }
-
-
-def _meaning(p: Prediction, about: About) -> list[str]:
-    """Sentences on what the verdict is worth."""
-    if p.probability is None or p.verdict is None:
-        return []
-    by_score = (about.faces if p.of_faces else about.thresholds).verdict(p.probability)
-    reasons = []
-    if p.stability is not None and p.stability.flips:
-        reasons.append("the verdict does not survive mild changes of the picture")
-    faces = [face.verdict for face in p.faces or ()]
-    if p.video is not None:
-        faces += map(about.faces.verdict, p.video.tracks.values())
-    if p.verdict == "uncertain" and by_score == "real" and "fake" in faces:
-        reasons.append("a face in it is called fake")
-    sentences = []
-    if p.verdict != by_score:
-        because = f", because {' and '.join(reasons)}" if reasons else ""
-        sentences.append(
-            f"By its probability alone the file would be called {by_score}. It is left {p.verdict}{because}."
-        )
-    elif p.verdict == "uncertain":
-        sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
-    if p.parts and len(p.parts) > 1:
-        sentences.append(_speakers(p.parts))
-    rates = about.held_out_faces if p.of_faces else about.held_out
-    real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
-    if real is None or fake is None:
-        return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
-    seen = f"{rates['images']:,.0f} images" if "images" in rates else "images"
-    call = "left" if by_score == "uncertain" else "called"
-    sentences.append(
-        f"At these thresholds the detector {call} {share(real)} of real images and {share(fake)} of fakes {by_score}, "
-        f"on {seen} from sources it had never seen."
-    )
-    if p.verdict == by_score != "uncertain" and real > 0 and fake > 0:
-        often, seldom = (fake, real) if by_score == "fake" else (real, fake)
-        if often > seldom:
-            whose, others = ("fakes", "real images") if by_score == "fake" else ("real images", "fakes")
-            sentences.append(
-                f"To be called {by_score} was {often / seldom:.1f} times as common among {whose} as among {others}: "
-                "evidence to be weighed with all else that is known of the file."
-            )
-    if p.video is not None:
-        whole = any(moment.probability is not None for moment in p.video.moments)
-        parts = "its frames" if whole else "the frames of the face most like a fake"
-        sentences.append(
-            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, "
-            "without the most extreme ones."
-        )
-    return sentences
-
-
-def _speakers(parts: Mapping[str, float]) -> str:
-    """Which readings speak for a fake and which against, the loudest first, in log odds."""
-    sides = []
-    for side, sign in (("for a fake", 1), ("for a real picture", -1)):
-        said = sorted(((sign * share, name) for name, share in parts.items() if sign * share > 0), reverse=True)
-        if said:
-            sides.append(f"{side}: " + ", ".join(f"{_READINGS.get(n, n)} ({sign * s:+.2f})" for s, n in said))
-    return f"What speaks {'; '.join(sides)} (log odds)." if sides else "No reading speaks either way."
 
 
 def notes(p: Prediction) -> list[str]:
     """What an index says of a file besides its verdict."""
     notes = []
     if p.video is not None:
-        notes.append(f"video, {clock(p.video.duration)}")
+        notes.append(f"video, {clock(p.video.duration)}" if p.video.kind == "video" else looked_at(p.video))
         if p.video.incomplete:
             notes.append("read in part")
     if p.stability is not None and p.stability.flips:
@@ -243,7 +180,9 @@ def notes(p: Prediction) -> list[str]:
         notes.append(_counted(len(p.faces), "face") + (f", {called} called fake" if called else ""))
     if p.provenance is not None:
         notes += [text for says, text in _SAYS.items() if any(f.says == says for f in p.provenance.findings)]
-    return notes
+    if p.declared is not None:
+        notes.append(f"declared {p.declared.kind}")
+    return [*notes, *p.notes]
 
 
 def _copies(probability: float, stability: Stability, thresholds: Thresholds) -> list[tuple[str, float, str]]:
@@ -306,8 +245,9 @@ def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> 
     if dimensions:
         facts.append(("Dimensions", f"{dimensions[0]:,} × {dimensions[1]:,} pixels"))
     if p.video is not None:
-        frames = _counted(len(p.video.moments), "frame")
-        facts.append(("Length", f"{clock(p.video.duration)} at {p.video.fps:.4g} frames a second; {frames} looked at"))
+        rate = f" at {p.video.fps:.4g} frames a second" if p.video.fps else ""
+        facts.append(("Looked at", looked_at(p.video) + rate))
+        facts += [("Most suspicious", place(p.video, moment)) for moment in p.video.suspicious(1)]
     if p.probability is not None:
         bounds = f"fake from {thresholds.fake:.6f}, real up to {thresholds.real:.6f}"
         facts.append(("Probability", f"{p.probability:.6f} ({bounds})"))

@@ -27,7 +27,8 @@ from corit_cli.files import write_atomically
 from corit_cli.report.case import About, details, notes, split_path
 from corit_cli.report.pictures import THUMBNAIL, picture
 from corit_cli.report.timeline import MARKS
-from corit_cli.report.words import at, clock, percent, printable, share
+from corit_cli.report.words import at, clock, percent, share
+from corit_cli.texts import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -77,12 +78,14 @@ class Casebook:
         image: Image.Image | None = None,
         heatmap: Image.Image | None = None,
         frames: Mapping[int, Image.Image] | None = None,
+        no_heatmap: str | None = None,
     ) -> None:
         """Write down what is said of one file, whose bytes are read once more for their checksums.
 
         ``image`` is the RGB picture at full size, upright, or any frame of a video. ``heatmap`` shows the evidence over
         the whole of it, without a margin, at any size. ``frames`` holds the pictures of some of a video's moments by
-        their number, best those of ``VideoVerdict.suspicious()``. None of the pictures is kept.
+        their number, best those of ``VideoVerdict.suspicious()``. None of the pictures is kept. ``no_heatmap`` says
+        why there is no heatmap where a reader may miss it.
         """
         number = len(self._sections) + 1
         kind = prediction.verdict or "error"
@@ -90,7 +93,8 @@ class Casebook:
         self._first = self._first or name
         shared = {"p": prediction, "number": number, "kind": kind, "name": name, "folder": folder}
         section = self._environment.get_template("casebook-file.html.j2").render(
-            **shared, **details(prediction, self.about, image, heatmap, frames or {}, number <= LARGE_SECTIONS)
+            **shared,
+            **details(prediction, self.about, image, heatmap, frames or {}, number <= LARGE_SECTIONS, no_heatmap),
         )
         row = self._environment.get_template("casebook-row.html.j2").render(
             **shared, thumbnail=None if image is None else picture(image, THUMBNAIL), notes=notes(prediction)

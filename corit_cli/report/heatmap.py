@@ -17,6 +17,9 @@ OWN_SIZE = 4096  # an image up to this side is drawn at its own size
 SHRUNK = 2048  # the longer side at which a larger one is drawn
 NARROWEST = 360  # pixels that the text beneath needs
 
+#: What a reader of the picture must know.
+APART = "The map has no part in the verdict"
+
 # From hardly any evidence to the strongest; equally dark steps, told apart by the colour-blind too.
 _COLOURS = np.array([(255, 214, 120), (244, 128, 40), (190, 20, 30)], np.float32)
 _STRONGEST = 0.72  # how much of the photograph the strongest evidence hides
@@ -73,8 +76,9 @@ def _with_legend(picture: Image.Image, title: str, gaps: bool) -> Image.Image:
     text = max(13, min(width // 36, 40))  # height of the letters, in pixels
     large, small = ImageFont.load_default(text * 1.3), ImageFont.load_default(text)
     edge, bar = text, int(1.1 * text)
-    lines = 2 if gaps else 1
+    lines = 3 if gaps else 2
     height = int(edge + 1.3 * text + 0.8 * text + bar + 0.5 * text + lines * 1.35 * text + edge)
+    # The legend is in plain words; the scale behind them is that of :func:`paint`.
     canvas = Image.new("RGB", (width, picture.height + height), _PAPER)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
@@ -86,8 +90,10 @@ def _with_legend(picture: Image.Image, title: str, gaps: bool) -> Image.Image:
     canvas.paste(_bar(span, bar), (left, y))
     draw.rectangle((left, y, left + span - 1, y + bar - 1), outline=_INK)
     y += bar + int(0.5 * text)
-    draw.text((left, y), "as 1 patch in 10 of real ones", _INK, small, anchor="la")
-    draw.text((left + span, y), "as 1 in 100", _INK, small, anchor="ra")
+    draw.text((left, y), "a little unusual", _INK, small, anchor="la")
+    draw.text((left + span, y), "very unusual texture", _INK, small, anchor="ra")
+    y += int(1.35 * text)
+    draw.text((width // 2, y), APART, _INK, small, anchor="ma")
     if gaps:
         draw.text((width // 2, y + int(1.35 * text)), "dark: not looked at", _INK, small, anchor="ma")
     return canvas

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from corit_cli.data.declared import CAMERA
+
+if TYPE_CHECKING:
+    from corit_cli.detection.verdicts import Moment, Prediction, VideoVerdict
+
 
 def percent(probability: float) -> str:
     """A probability with one decimal; never quite 0% or 100%."""
@@ -28,17 +35,36 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{rest}" if minutes >= 60 else rest.removeprefix("0")
 
 
+def looked_at(film: VideoVerdict) -> str:
+    """How much of a film, an animated picture or a file with several pages was scored."""
+    seen, unit = len(film.moments), "page" if film.kind == "pages" else "frame"
+    if film.kind == "video":
+        return f"{seen} frames of {clock(film.duration)}"
+    of = f"{seen} of {film.frames} {unit}s" if film.frames > 1 else f"1 {unit}"
+    return f"{of}, {clock(film.duration)}" if film.duration else of
+
+
+def place(film: VideoVerdict, moment: Moment) -> str:
+    """Where a moment of a film is found: its time, or its page."""
+    if film.kind != "video" and not film.duration:
+        return f"{'page' if film.kind == 'pages' else 'frame'} {moment.frame + 1}"
+    return f"at {clock(moment.seconds)}"
+
+
+def together(p: Prediction) -> str | None:
+    """What the file declares and what its pixels say, where the one bears on the other: a photograph that names its
+    camera and looks real says nothing new."""
+    if p.declared is None or (p.declared.kind == CAMERA and p.verdict != "fake"):
+        return None
+    return f"file declares: {p.declared.words}; pixels: {p.verdict or 'not scored'}"
+
+
 def file_size(count: int) -> str:
     """Bytes exactly, and rounded beside where that is easier to read."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count:,} bytes ({count / unit:.1f} {name})"
     return f"{count:,} bytes"
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters, bidirectional overrides and undecodable bytes spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def posterior(probability: float, prior: float) -> float:

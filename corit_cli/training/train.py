@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from corit_cli.data.faults import find_faults
 from corit_cli.data.forge import Forge, parse_forge
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.windows import CropConfig
@@ -101,6 +102,9 @@ def train(
             progress=progress,
             world=processes,
         )
+        faults = find_faults(samples, run.train_part, run.val_part)
+        for fault in faults.words if first else ():
+            warn(fault)
         if folder is None or not tuned:
             trained = train_head(run)
         else:
@@ -109,6 +113,10 @@ def train(
             trained = train_tower(run, tuning, folder / STATE, resume)
     if not first:
         return trained
+    if faults.leaked:
+        trained.checkpoint.data["leaked"] = faults.leaked
+    if trained.checkpoint.calibration.slope <= 0:
+        warn("nothing was learned: on images held out the scores do not tell the classes apart")
     if reads.face and not trained.checkpoint.settings.face:
         warn(f"faces are not read by themselves: that takes {FEWEST_FACES} real and as many fake images that show one")
     if folder is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from corit_cli.bulk.sources import listed
 from corit_cli.bulk.stamps import stamp
-from corit_cli.cli.detect import collect
+from corit_cli.cli.inputs import collect
 from corit_cli.errors import CoritError
 
 fsspec = pytest.importorskip("fsspec")

@@ -21,6 +21,7 @@ from corit_cli.bulk.table import Table
 from corit_cli.detection.verdicts import FaceVerdict, Prediction
 from corit_cli.errors import CoritError
 from corit_cli.progress import hush
+from corit_cli.texts import uncell
 
 ABOUT = {"detector": "d" * 64, "faces": "off"}
 FORMS = ("jsonl", "csv", "parquet")
@@ -59,7 +60,7 @@ def rows_of(table: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in table.read_text().splitlines()]
     if table.suffix == ".csv":
         with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [{k: v or None for k, v in row.items()} for row in csv.DictReader(file)]
+            rows = [{k: uncell(v) or None for k, v in row.items()} for row in csv.DictReader(file)]
         return [r | {"probability": r["probability"] and float(r["probability"])} for r in rows]
     rows = pytest.importorskip("pyarrow.parquet").read_table(table).to_pylist()
     return [row | json.loads(row["details"] or "{}") for row in rows]

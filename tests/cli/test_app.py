@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from corit_cli.cli.app import app
+from corit_cli.cli.helping import COMMON
 from corit_cli.version import __version__
+from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT
 
 COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep")
@@ -27,8 +30,8 @@ def test_help_lists_the_commands_that_exist(corit) -> None:
         assert command in result.stdout
 
 
-def help_text(command: str, columns: int) -> list[str]:
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(columns)})
+def help_text(command: str, columns: int, flag: str = "--help") -> list[str]:
+    result = CliRunner().invoke(app, [command, flag], env={"COLUMNS": str(columns)})
     assert result.exit_code == 0
     return result.stdout.splitlines()
 
@@ -36,6 +39,30 @@ def help_text(command: str, columns: int) -> list[str]:
 @pytest.mark.parametrize(("columns", "lines"), [(100, 64), (80, 80)])
 def test_the_help_of_detect_fits_a_screen(columns: int, lines: int) -> None:
     assert len(help_text("detect", columns)) <= lines
+
+
+def test_the_help_of_train_fits_a_large_screen() -> None:
+    assert len(help_text("train", 100)) <= 62
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_options_stand_in_the_whole_help_and_common_ones_in_the_short(command: str) -> None:
+    short, whole = (" ".join(help_text(command, 200, flag)) for flag in ("--help", "--help-all"))
+    parameters = get_command(app).get_command(None, command).params
+    flags = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
+    assert all(re.search(f"{flag}[ ,]", whole) for flag in flags)
+    assert "<bool>" not in short + whole
+    common = COMMON.get(command, "").split()
+    assert all(re.search(f"--{name}[ ,]", short) for name in common) and {f"--{name}" for name in common} <= set(flags)
+    if common:
+        assert "--help-all shows every option" in short
+        assert sum(f"{flag} " in short for flag in flags) < len(flags)
+
+
+def test_a_file_where_a_command_should_stand(corit, tmp_path: Path) -> None:
+    (tmp_path / "a photo.jpg").touch()
+    result = corit("a photo.jpg", "--json", cwd=tmp_path)
+    one_line_error(result, "is no command: to look at a file, run corit detect 'a photo.jpg' --json")
 
 
 @pytest.mark.parametrize("columns", [80, 100])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from corit_cli.cli.detect import collect
+from corit_cli.cli.inputs import collect
 from tests import hostile
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph
@@ -47,8 +51,10 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
     rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
     assert set(rows) == {p.name for p in folder.rglob("*.*")} - {"notes.txt"}
     for name, row in rows.items():
-        told = {"parts", "faces"} if row["error"] is None else set()
-        assert set(row) == {"path", "probability", "verdict", "error"} | told
+        told = {"path", "probability", "verdict", "error", "declared", "ground", "notes", "faces"}
+        if row["error"] is None:
+            told |= {"provenance", "video" if name == "moving.gif" else "parts"}
+        assert told <= set(row) <= told | {"provenance"}
         if name in ("text.jpg", "cut.jpg", "empty.png", "dot.png"):
             assert row["error"] and row["verdict"] is None and row["probability"] is None
         else:
@@ -65,7 +71,7 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
 def test_a_folder_of_hostile_files(corit, tmp_path: Path) -> None:
     (tmp_path / "hostile").mkdir()
     paths = hostile.write(tmp_path / "hostile", 4)
-    result = corit("detect", tmp_path / "hostile", "--json", "--provenance")
+    result = corit("detect", tmp_path / "hostile", "--json")
     assert result.returncode == 1 and result.stderr == ""
     rows = {row["path"]: row for row in json.loads(result.stdout)["results"]}
     assert set(rows) == set(map(str, paths))
@@ -118,6 +124,10 @@ def test_mistakes_are_one_line(corit, folder: Path, tmp_path: Path) -> None:
     one_line_error(corit("detect", folder / "good.jpg", "--faces", "all", "--csv", old), "faces must be one of")
     one_line_error(corit("detect", folder / "good.jpg", "--faces", "only", "--stability"), "does not go with")
     one_line_error(corit("detect", folder / "good.jpg", "--rate", "1", "--frames", "4"), "not both")
+    one_line_error(corit("detect", folder / "good.jpg", "--csv", "-"), "/dev/stdout is standard output")
+    one_line_error(
+        corit("detect", folder / "good.jpg", "--html", tmp_path / "no" / "a.html"), "cannot write", "no folder"
+    )
     assert old.read_text() == "kept"
     missing = corit("detect", folder / "missing.jpg")
     assert missing.returncode == 1 and "no such file" in missing.stdout
@@ -130,7 +140,82 @@ def test_a_full_disk_is_one_line(corit, folder: Path) -> None:
         )
     assert result.returncode != 0 and "Traceback" not in result.stderr
     result = corit("detect", folder / "good.jpg", "--csv", "/dev/full")
-    assert result.returncode != 0 and "No space left" in result.stderr and "Traceback" not in result.stderr
+    one_line_error(result, "cannot write /dev/full: No space left")
+    for kind in ("--csv", "--html"):  # as somebody who may replace it
+        assert corit("detect", folder / "good.jpg", kind, "/dev/full").returncode == 2
+        assert Path("/dev/full").is_char_device()
+
+
+def test_what_a_file_declares_stands_in_every_output(corit, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("prompt", '{"4": {"class_type": "Loader", "inputs": {"ckpt_name": "flux1-dev.safetensors"}}}')
+    path = tmp_path / "made.png"
+    photograph(0, (300, 240)).save(path, pnginfo=info)
+    result = corit("detect", path, "--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html", "--fail-on", "fake")
+    assert result.returncode == 3 and "\tai-generated" in result.stdout
+    (row,) = csv.DictReader((tmp_path / "a.csv").open(newline=""))
+    (told,) = json.loads(corit("detect", path, "--json").stdout)["results"]
+    for said in (row, told):
+        assert said["declared"] == "ai-generated"
+        assert "ComfyUI" in said["ground"] and "flux1-dev" in said["ground"]
+    page = (tmp_path / "a.html").read_text()
+    assert "File declares: made by ComfyUI" in page and "(a claim); pixels: " + told["verdict"] in page
+    off = corit("detect", path, "--jsonl", "--no-provenance", "--fail-on", "fake")
+    assert off.returncode == (3 if told["verdict"] == "fake" else 0) and "provenance" not in json.loads(off.stdout)
+    assert json.loads(off.stdout)["probability"] == told["probability"] and told["verdict"] != "fake"
+
+
+def test_json_follows_its_schema(corit, folder: Path) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "detect.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    photograph(3, (300, 240)).save(folder / "b\udcff.jpg")
+    for options in ((), ("--faces", "off", "--stability"), ("--faces", "only"), ("--no-provenance", "--list-skipped")):
+        text = corit("detect", folder, "--json", *options).stdout
+        document = json.loads(text)
+        jsonschema.validate(document, schema)
+        faces = [row["faces"] for row in document["results"] if "parts" in row]
+        assert all((found is None) == ("off" in options) for found in faces)
+        assert any(os.fsencode(row["path"]).endswith(b"b\xff.jpg") for row in document["results"])
+    broken = {**document, "results": [{**document["results"][0], "declared": "camera obscura"}]}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+
+
+def in_terminal(environment: dict[str, str], *arguments: object) -> str:
+    """What a person sees of ``corit detect``."""
+    leader, follower = pty.openpty()
+    command = [str(CORIT), "detect", *map(str, arguments)]
+    with subprocess.Popen(
+        command, env={**environment, "TERM": "dumb"}, stdin=follower, stdout=follower, stderr=follower
+    ) as process:
+        os.close(follower)
+        seen = b""
+        with suppress(OSError):  # the other side is closed
+            while block := os.read(leader, 4096):
+                seen += block
+        process.wait(60)
+    os.close(leader)
+    return seen.decode()
+
+
+def test_a_person_is_told_what_a_verdict_means_and_what_to_do(corit, folder: Path, environment: dict[str, str]) -> None:
+    good = folder / "good.jpg"
+    seen = " ".join(in_terminal(environment, good, "--faces", "off").split())
+    for words in (
+        "declared",
+        "uncertain: the detector does not decide",
+        "of real files fake",
+        "--explain",
+        "model-card",
+    ):
+        assert words in seen
+    assert "does not decide." not in in_terminal(environment, good, "--quiet", "--faces", "off")
+    told = corit("detect", good, "--explain", "--faces", "off")
+    assert told.returncode == 0
+    for words in ("What this means:", "At these thresholds", "What the file says", "What to do next:", "--stability"):
+        assert words in told.stdout
+    assert "does not decide. " not in corit("detect", good).stderr  # nothing in a pipe
+    one_line_error(corit("detect", good, "--explain", "--json"), "for people to read")
 
 
 def test_an_interrupt_keeps_what_was_found(folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:

@@ -48,6 +48,25 @@ def test_train_then_detect(corit, dataset: Path, tmp_path: Path) -> None:
     assert sum(fake) / len(fake) > sum(real) / len(real) + 0.2
 
 
+def test_faults_of_the_data_are_told_before(corit, folder: Path, dataset: Path, tmp_path: Path) -> None:
+    tiny = ["--backbone", folder / "tower.safetensors", "--native", "none", "--no-face", "--integrate", "2-3"]
+    tiny += ["--cgp", "1-2", "--folds", 3, "--no-probe"]
+    files = sorted(dataset.rglob("*.png"))
+    rows = [f"{file},{file.parent.name},{'val' if i % 3 == 0 else 'train'}" for i, file in enumerate(files)]
+    leak = [row.replace(",val", ",train") for row in rows if row.endswith(",val")]
+    (tmp_path / "leak.csv").write_text("\n".join(["path,label,split", *rows, *leak]) + "\n")
+    result = corit("train", tmp_path / "leak.csv", *tiny, "--out", tmp_path / "det")
+    assert result.returncode == 0, result.stderr
+    assert "16 of 16 images for validation are in training, too" in " ".join(result.stderr.split())
+    assert "16 of these images were trained on" in result.stderr
+    for kind in ("real", "fake"):
+        (tmp_path / "constant" / kind).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (64, 64), "gray").save(tmp_path / "constant" / kind / f"{number}.png")
+    one_line_error(corit("train", tmp_path / "constant", *tiny, "--out", tmp_path / "none"), "nothing to learn")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_path: Path) -> None:
     tiny = [
         "--backbone",

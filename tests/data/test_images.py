@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from corit_cli.data import images
+from corit_cli.data import colours, images
 from corit_cli.data.images import FileInfo, ImageError, inspect, read_image
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
@@ -57,8 +58,9 @@ def test_lossless_formats_come_back_unchanged(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("suffix", sorted(images.IMAGE_SUFFIXES - {".pgm", ".gif"}))
 def test_every_searched_suffix_is_read(tmp_path: Path, suffix: str) -> None:
+    pillow_heif.register_heif_opener()
     path = tmp_path / f"a{suffix.upper()}"
-    photo().save(path, quality=95)
+    photo().save(path, quality=95, chroma=444)
     assert distance(read_image(path), photo()) < 3
 
 
@@ -109,7 +111,7 @@ def test_bands_do_not_show(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None
     values[0, 0], values[-1, -1] = (0, 65_535) if dtype is np.uint16 else (-5000, 100_000)
     low, high = (0, 65_535) if dtype is np.uint16 else (-5000, 100_000)
     expected = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
-    assert (images._to_8_bit(values) == expected).all()
+    assert (colours._to_8_bit(values) == expected).all()
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def png_claiming(width: int, height: int) -> bytes:
     [
         (b"", "file is empty"),
         (b"this is a note", "not an image that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a drawing, not a photograph: save it as PNG first"),
         (png_claiming(60_000, 60_000), "3600 megapixels, more than the limit of 200"),
         (png_claiming(20_000, 15_000), "300 megapixels, more than the limit of 200"),
     ],
@@ -346,14 +348,14 @@ def test_large_images_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.Mo
         Image.new(mode, size, 7).save(tmp_path / f"{name}.png")
     inside, most = [], []
 
-    def convert(image: Image.Image, convert=images._to_rgb) -> Image.Image:
+    def convert(image: Image.Image, convert=colours.to_rgb) -> Image.Image:
         inside.append(image)
         time.sleep(0.02)
         most.append(len(inside))
         inside.remove(image)
         return convert(image)
 
-    monkeypatch.setattr(images, "_to_rgb", convert)
+    monkeypatch.setattr(images, "to_rgb", convert)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read_image, 4 * [tmp_path / "large.png"]))
         assert max(most) == 1
@@ -391,7 +393,7 @@ def test_damaged_bytes_give_an_image_or_a_one_line_error(tmp_path_factory: pytes
 @pytest.mark.parametrize("kind", [MemoryError, KeyError, struct.error, zlib.error, ZeroDivisionError, SyntaxError])
 def test_whatever_a_decoder_throws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     photo().save(tmp_path / "a.png")
-    monkeypatch.setattr(images, "_to_rgb", lambda image: (_ for _ in ()).throw(kind("two\nlines")))
+    monkeypatch.setattr(images, "to_rgb", lambda image: (_ for _ in ()).throw(kind("two\nlines")))
     with pytest.raises(ImageError) as error:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(error.value)
@@ -399,7 +401,7 @@ def test_whatever_a_decoder_throws(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_interrupt_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo().save(tmp_path / "a.png")
-    monkeypatch.setattr(images, "_to_rgb", lambda image: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(images, "to_rgb", lambda image: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         read_image(tmp_path / "a.png")
 

@@ -157,8 +157,13 @@ def test_absolute_paths_and_quoted_cells(tmp_path: Path) -> None:
     [
         ("m.csv", "path,label\na.jpg,0\nb.jpg,maybe\n", "line 3: unknown label 'maybe'"),
         ("m.csv", "path,label\na.jpg,0\n,1\n", "line 3: no path"),
-        ("m.csv", "photo,label\na.jpg,0\n", "line 2: no path"),
+        ("m.csv", "photo,label\na.jpg,0\n", "has no path column (columns: photo, label): name it path or image"),
         ("m.csv", "path,label\n", "no images found"),
+        ("m.csv", "path,kind\na.jpg,0\n", "has no label column (columns: path, kind)"),
+        ("m.csv", "path;label\na.jpg;0\n", "looks semicolon-separated"),
+        ("m.csv", "path\tlabel\na.jpg\t0\n", "looks tab-separated"),
+        ("m.csv", "path,label\na.jpg,0\n./a.jpg,1\n", "line 3: "),
+        ("m.jsonl", '{"path": "a.jpg", "label": 0}\n{"path": "a.jpg", "label": 1}\n', "a.jpg is real and fake at once"),
         ("m.jsonl", '{"path": "a.jpg", "label": 0}\n\n{"label": 0}\n', "line 3: no path"),
         ("m.jsonl", '{"path": "a.jpg", "label": 0}\n{oops\n', "line 2: not valid JSON"),
         ("m.jsonl", "7\n", "line 1: expected an object"),
@@ -175,6 +180,31 @@ def test_manifest_errors(tmp_path: Path, name: str, content: str, expected: str)
     message = fails(tmp_path / name)
     assert expected in message
     assert name in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_manifests_of_spreadsheets(tmp_path: Path, encoding: str) -> None:
+    touch(tmp_path, "ü.jpg")
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    (tmp_path / "m.csv").write_text(f"{mark}path,label\nü.jpg,fake\n", encoding=encoding)
+    assert load_samples(tmp_path / "m.csv") == [Sample(tmp_path / "ü.jpg", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "split"),
+    [
+        ("training_real", 0, "train"),
+        ("Fake", 1, ""),
+        ("val-fake", 1, "val"),
+        ("Real Images", 0, ""),
+        ("test_ai", 1, "test"),
+        ("fake.faces", 1, ""),
+    ],
+)
+def test_names_of_folders(tmp_path: Path, name: str, label: int, split: str) -> None:
+    touch(tmp_path, f"{name}/a.jpg", "really_not/b.jpg", "unreal/c.jpg")
+    (found,) = load_samples(tmp_path)
+    assert (found.label, found.split) == (label, split)
 
 
 def test_manifest_that_is_not_text(tmp_path: Path) -> None:

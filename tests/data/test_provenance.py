@@ -159,7 +159,7 @@ def test_jpeg_tables(tmp_path: Path) -> None:
 )
 def test_generators_in_png_text(tmp_path: Path, texts: dict[str, str], generator: str) -> None:
     p = read_provenance(png(tmp_path / "a.png", **texts))
-    assert p.generator == generator and "generated" in says(p)
+    assert p.generator == generator and "ai-generated" in says(p)
     assert p.parameters and all(texts[name].split()[0] in text for name, text in p.parameters.items())
 
 
@@ -199,7 +199,7 @@ def test_comfyui_in_webp_is_no_camera(tmp_path: Path) -> None:
     exif[0x010F], exif[0x0110] = 'workflow:{"nodes": []}', f"prompt:{COMFY}"
     picture().save(tmp_path / "a.webp", exif=exif)
     p = read_provenance(tmp_path / "a.webp")
-    assert p.generator == "ComfyUI" and p.camera is None and says(p) == {"generated"}
+    assert p.generator == "ComfyUI" and p.camera is None and says(p) == {"ai-generated"}
 
 
 # --- XMP ------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_xmp_in_every_container_as_attributes(tmp_path: Path, suffix: str) -> No
     p = read_provenance(path)
     assert p.source_types == ("trainedAlgorithmicMedia",)
     assert (p.creator_tool, p.credit) == ("GIMP 2.10", "Made with Google AI")
-    assert kinds(p) >= {"declaration", "generator", "software"} and {"generated", "edited"} <= says(p)
+    assert kinds(p) >= {"declaration", "generator", "software"} and {"ai-generated", "edited"} <= says(p)
 
 
 def test_an_unknown_source_type_is_quoted(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_manifest_is_found_in_every_container(tmp_path: Path, suffix: str) -> 
     assert p.c2pa is not None and not p.c2pa.checked
     assert p.c2pa.source_types == ("trainedAlgorithmicMedia",)
     (finding,) = (f for f in p.findings if f.kind == "c2pa")
-    assert finding.says == "generated" and "not checked" in finding.text
+    assert finding.says == "ai-generated" and "not checked" in finding.text
 
 
 def test_another_jumbf_box_is_no_manifest(tmp_path: Path) -> None:
@@ -359,7 +359,11 @@ def test_a_checked_manifest_follows_its_parents(tmp_path: Path, monkeypatch: pyt
     assert (p.c2pa.generator, p.c2pa.signer) == ("Tool 2", "An Organisation [31m")
     assert p.c2pa.actions == ("color_adjustments by Tool", "created by Maker")
     assert p.c2pa.source_types == ("trainedAlgorithmicMedia",)
-    assert {"generated", "edited"} <= says(p) and "camera" not in says(p)
+    assert {"ai-generated", "edited"} <= says(p) and "camera" not in says(p)
+    assert (p.declared.kind, p.declared.by, p.declared.verified) == ("ai-generated", "Tool 2", False)
+    fake_package(monkeypatch, store("Trusted"))
+    signed = read_provenance(tmp_path / "a.jpg").declared
+    assert signed.verified and "An Organisation" in signed.ground
 
 
 def test_an_invalid_manifest_claims_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,3 +312,54 @@ def test_a_name_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_senseless_options(hundred: Path, options: dict) -> None:
     with pytest.raises(CoritError, match="must be"):
         sample_frames(hundred, **options)
+
+
+# --- pixels that are not square, codecs that cannot be decoded --------------------------------------
+
+
+def with_aspect(path: Path, across: int, up: int) -> Path:
+    """The MP4 with a box that says which shape its pixels have, after its table of samples."""
+    data = bytearray(path.read_bytes())
+    box = struct.pack(">I4sII", 16, b"pasp", across, up)
+    start, end = 0, len(data)
+    for name, head in (
+        (b"moov", 8),
+        (b"trak", 8),
+        (b"mdia", 8),
+        (b"minf", 8),
+        (b"stbl", 8),
+        (b"stsd", 16),
+        (b"mp4v", 0),
+    ):
+        at = start
+        while bytes(data[at + 4 : at + 8]) != name:
+            at += struct.unpack_from(">I", data, at)[0]
+            assert at < end
+        size = struct.unpack_from(">I", data, at)[0]
+        data[at : at + 4] = struct.pack(">I", size + len(box))
+        start, end = at + head, at + size
+    assert data.index(b"mdat") < data.index(b"moov")  # places of frames stay as they are
+    data[end:end] = box
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("across", "up", "width"), [(2, 1, 2 * WIDTH), (1, 2, WIDTH // 2), (1, 1, WIDTH), (100, 101, WIDTH)]
+)
+def test_frames_have_the_shape_that_is_shown(tmp_path: Path, across: int, up: int, width: int) -> None:
+    path = with_aspect(write(tmp_path / "a.mp4", 10), across, up)
+    assert (inspect(path).width, inspect(path).height) == (width, HEIGHT)
+    frames = list(sample_frames(path, 3))
+    assert [frame.image.size for frame in frames] == 3 * [(width, HEIGHT)]
+    back = [Frame(f.number, f.seconds, f.image.resize((WIDTH, HEIGHT))) for f in frames]
+    assert check(back) == [number_of(frame.image) for frame in back]
+
+
+def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", 10)
+    data = path.read_bytes()
+    assert b"V_MPEG4/ISO/ASP" in data
+    path.write_bytes(data.replace(b"V_MPEG4/ISO/ASP", b"V_AV1".ljust(15, b"\0")))
+    with pytest.raises(VideoError, match="coded as AV1; convert it first, for example with ffmpeg"):
+        inspect(path)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from corit_cli.data.faces import Face, align
 from corit_cli.data.images import read_image
@@ -128,10 +128,10 @@ def test_a_source_is_a_path_or_what_is_in_memory(detector: Detector, file: Path)
 
 def test_what_in_memory_is_no_image_is_a_row_with_an_error(detector: Detector, file: Path) -> None:
     small = Image.new("RGB", (8, 8))
-    found = list(detector.predict([b"", b"a note", small, file.read_bytes()], provenance=True))
+    found = list(detector.predict([b"", b"a note", small, file.read_bytes()]))
     assert [p.path for p in found] == [f"<image {n}>" for n in range(1, 5)]
     assert found[0].error == "file is empty" and "not an image" in found[1].error and "too small" in found[2].error
-    assert found[3].error is None and found[3].provenance is None
+    assert found[3].error is None and found[3].provenance.format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,11 @@ def test_options_that_contradict_each_other(detector: Detector, file: Path) -> N
         next(iter(detector.predict([file], faces="all")))
 
 
-def test_provenance_is_told_only_on_request(detector: Detector, file: Path, tmp_path: Path) -> None:
+def test_provenance_is_told_unless_it_is_not_wanted(detector: Detector, file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no picture")
-    plain, told, bad = (
-        next(iter(detector.predict([file]))),
-        *detector.predict([file, tmp_path / "bad.jpg"], provenance=True),
-    )
-    assert plain.provenance is None and told.provenance.format == "PNG"
+    told, bad, memory = detector.predict([file, tmp_path / "bad.jpg", file.read_bytes()])
+    (plain,) = detector.predict([file], provenance=False)
+    assert plain.provenance is None and told.provenance.format == memory.provenance.format == "PNG"
     assert bad.provenance is None and bad.error
 
 
@@ -281,6 +279,53 @@ def test_a_video_that_is_none_is_a_row_with_an_error(detector: Detector, tmp_pat
     results = list(detector.predict([tmp_path / "text.mp4", file, tmp_path / "missing.mp4"]))
     assert [r.error is None for r in results] == [False, True, False]
     assert "\n" not in results[0].error
+
+
+def test_blank_pictures_are_nothing_to_judge(detector: Detector, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 60), "white").save(tmp_path / "white.png")
+    Image.new("RGBA", (90, 60), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.random.default_rng(0).integers(100, 104, (60, 90, 3), np.uint8)).save(tmp_path / "noise.png")
+    for found in detector.predict([tmp_path / f"{name}.png" for name in ("white", "clear", "noise")]):
+        assert found.error.startswith("nothing to judge") and found.verdict is None
+    text = Image.new("RGB", (90, 60), "white")
+    text.paste((0, 0, 0), (10, 10, 20, 14))
+    assert next(detector.predict(text)).error is None
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_every_frame_of_an_animated_picture_counts(detector: Detector, tmp_path: Path, kind: str) -> None:
+    frames = [photograph(number, (96, 64)) for number in range(5)]
+    path, extra = tmp_path / "a", {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], **extra)
+    (found,) = detector.predict(path)
+    assert found.video.kind == ("pages" if kind == "TIFF" else "animation") and found.video.frames == 5
+    assert [m.frame for m in found.video.moments] == list(range(5))
+    assert f"5 of 5 {'pages' if kind == 'TIFF' else 'frames'} judged" in found.notes
+    each = [m.probability for m in found.video.moments]
+    if kind != "GIF":
+        assert each == pytest.approx([probability(detector, frame) for frame in frames], abs=2e-6)
+    logits = [float(torch.logit(torch.tensor(p, dtype=torch.float64))) / 2 for p in each]
+    assert found.probability == pytest.approx(1 / (1 + np.exp(-2 * trimmed_mean(logits))), abs=1e-4)
+
+
+def test_a_blank_frame_in_front_launders_nothing(detector: Detector, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (96, 64)), photograph(1, (96, 64)), Image.new("RGB", (96, 64), "white")]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=100)
+    (found,) = detector.predict(tmp_path / "a.png")
+    assert found.probability == pytest.approx(probability(detector, frames[1]), abs=2e-6)
+    assert "1 of 3 frames judged" in found.notes
+    frames[0].save(tmp_path / "b.png", save_all=True, append_images=frames[2:], duration=100)
+    assert next(detector.predict(tmp_path / "b.png")).error.startswith("nothing to judge")
+
+
+def test_a_declaration_changes_no_probability(detector: Detector, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "Midjourney")
+    photograph(1, (90, 60)).save(tmp_path / "a.png")
+    photograph(1, (90, 60)).save(tmp_path / "b.png", pnginfo=info)
+    plain, told = detector.predict([tmp_path / "a.png", tmp_path / "b.png"])
+    assert (plain.probability, plain.verdict) == (told.probability, told.verdict)
+    assert plain.declared is None and told.declared.kind == "ai-generated"
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,3 +193,21 @@ def test_towers_without_a_class_token_are_refused() -> None:
 def test_shape_is_read_off_the_tensors() -> None:
     state = tower_state(open_clip_names(random_tower(SMALL).state_dict()))
     assert infer_config(state, "gelu") == SMALL
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32/openai", "somebody/clip"])
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(name: str, tmp_path: Path) -> None:
+    code = (
+        f"from corit_cli.cli.app import main; import sys; sys.argv = ['corit', 'gsnr', '--backbone', {name!r}]; main()"
+    )
+    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k != "HF_HUB_OFFLINE"}
+    environment = {**kept, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "gsnr", "--backbone", name],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "the network cannot be reached" in done.stderr and "Retry" not in done.stderr

@@ -31,7 +31,8 @@ from corit_cli.report import casebook
 from corit_cli.report.case import About, method_of
 from corit_cli.report.casebook import Casebook
 from corit_cli.report.timeline import levels, thin, ticks
-from corit_cli.report.words import clock, file_size, percent, posterior, printable, share
+from corit_cli.report.words import clock, file_size, percent, posterior, share
+from corit_cli.texts import printable
 from tests.conftest import photograph
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -99,7 +100,7 @@ def face(probability: float, verdict: str, box=(4, 4, 30, 30), track=None) -> Fa
 def full(path: str = "folder/photo.jpg") -> Prediction:
     """A picture of which everything is known."""
     copies = dict(zip(MILD, (0.91, 0.92, 0.83, 0.84, 0.71, 0.72), strict=True))
-    findings = (Finding("generator", "The file carries <settings>.", "generated"), Finding("c2pa", "A manifest."))
+    findings = (Finding("generator", "The file carries <settings>.", "ai-generated"), Finding("c2pa", "A manifest."))
     return Prediction(
         path=path,
         probability=0.9034,
@@ -345,7 +346,7 @@ def test_a_video_s_figures_and_moments_are_told(path: Path) -> None:
     image = photograph(1)
     page = written(path, (clip, image, None, {m.frame: image for m in clip.video.suspicious()}))
     text = page.text
-    for said in ("45.7%", "Face 1", "73.7%", "Face 2", "31.3%", "0:06.0 at 25 frames a second", "6 frames looked at"):
+    for said in ("45.7%", "Face 1", "73.7%", "Face 2", "31.3%", "6 frames of 0:06.0 at 25 frames a second"):
         assert said in text
     assert "Only a part of this video could be read: only 6.0 of 9.0 seconds can be read." in text
     # The moments with the highest peaks: a face's 0.9515, 0.8515, 0.7515 in frames 0, 25, 50.

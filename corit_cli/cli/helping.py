@@ -1,0 +1,58 @@
+"""``--help`` with the options that most people want, ``--help-all`` with every one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+ALL = "--help-all"
+#: By command, what ``--help`` shows; commands that are not named show all that they have.
+COMMON = {
+    "detect": "recursive checkpoint fail-on strict explain faces stability heatmap html json jsonl csv quiet device",
+    "train": "out overwrite forge degrade local tune backbone head epochs device",
+    "gsnr": "data checkpoint layers wrt compare samples by heads head-state strata plot json csv backbone device",
+    "cor-sweep": "rho seeds tune hidden epochs data plot json theory compare backbone device",
+}
+
+
+class Command(TyperCommand):
+    """A command whose help names flags without a type, and leaves out what is rarely wanted unless all is asked for."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if self.name in COMMON:
+            self.epilog = f"{ALL} shows every option."
+        for parameter in self.params:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+
+    def get_help_option(self, ctx: typer.Context) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        given = args[: args.index("--")] if "--" in args else args
+        if ALL in given:
+            ctx.meta[ALL] = True
+            args = ["--help"]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+        """As Typer does, of the common options alone unless ``--help-all`` asked."""
+        common = COMMON.get(self.name or "")
+        rare = []
+        if common is not None and ALL not in ctx.meta:
+            names = {f"--{name}" for name in common.split()} | {"--help"}
+            options = (p for p in self.params if isinstance(p, TyperOption) and not p.hidden)
+            rare = [parameter for parameter in options if not names & set(parameter.opts)]
+        for parameter in rare:
+            parameter.hidden = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            for parameter in rare:
+                parameter.hidden = False

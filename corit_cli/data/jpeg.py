@@ -1,0 +1,67 @@
+"""What a JPEG's bytes tell without its pixels: quality, scans, whether all of it is there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+# ITU-T T.81, annex K, table K.1: the luminance table, row by row.
+_LUMA = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+# How libjpeg scales that table for the quality settings 1 to 100.
+_SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)])
+LUMA_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 64)
+#: The end of the image.
+END = b"\xff\xd9"
+#: A marker, but for stuffed bytes and restarts within a scan.
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, of every process
+
+
+def quality(table: list[int]) -> int:
+    """The quality whose scaled standard table is nearest, by sum of absolute differences, to a luma table (64,)."""
+    return int(np.abs(LUMA_TABLES - np.asarray(table)).sum(1).argmin()) + 1
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The scans of a JPEG up to the end of its image (what a camera appends is not looked at): how many there are,
+    whether the ``end`` is marked, and whether they give every coefficient of every component all of its bits."""
+
+    count: int
+    end: bool
+    complete: bool
+
+
+def scans(data: bytes) -> Scans:
+    """Walk over the segments of a JPEG."""
+    at, count, end, components = 2, 0, False, 0
+    missing: dict[tuple[int, int], int] = {}  # bits that (component, coefficient) still lacks
+    while found := _MARKER.search(data, at):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == END[1]:
+            end = True
+            break
+        body = data[at + 2 : at + 40]
+        if marker in _FRAMES:
+            components = body[5] if len(body) > 5 else 0
+        if marker == 0xDA and body and len(body) > 2 * body[0] + 3:  # a scan: its pixels end at the next marker
+            count += 1
+            first, last, bits = body[2 * body[0] + 1 : 2 * body[0] + 4]
+            for component in body[1 : 2 * body[0] : 2]:
+                for k in range(first, min(last, 63) + 1):
+                    missing[component, k] = bits & 15
+        elif marker == 0xDA:
+            count += 1
+        if marker not in (0x01, 0xD8):  # all others tell their length
+            at += int.from_bytes(data[at : at + 2], "big")
+    complete = len(missing) == 64 * components > 0 and not any(missing.values())
+    return Scans(count, end, complete)

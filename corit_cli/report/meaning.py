@@ -1,0 +1,118 @@
+"""What a verdict means, and what to do next, in words: the same for the report and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from corit_cli.data.declared import CAMERA
+from corit_cli.report.words import share
+
+if TYPE_CHECKING:
+    from corit_cli.detection.verdicts import Prediction
+    from corit_cli.report.case import About
+
+#: What each reading looks at, for a reader of reports.
+_READINGS = {
+    "hri": "the picture as the model sees it",
+    "native": "its middle at its own size",
+    "cgp": "what changes there without the finest detail",
+}
+
+
+def meaning(p: Prediction, about: About) -> list[str]:
+    """Sentences on what the verdict on a file is worth."""
+    if p.probability is None or p.verdict is None:
+        return []
+    by_score = (about.faces if p.of_faces else about.thresholds).verdict(p.probability)
+    reasons = []
+    if p.stability is not None and p.stability.flips:
+        reasons.append("the verdict does not survive mild changes of the picture")
+    faces = [face.verdict for face in p.faces or ()]
+    if p.video is not None:
+        faces += map(about.faces.verdict, p.video.tracks.values())
+    if p.verdict == "uncertain" and by_score == "real" and "fake" in faces:
+        reasons.append("a face in it is called fake")
+    sentences = []
+    if p.verdict != by_score:
+        because = f", because {' and '.join(reasons)}" if reasons else ""
+        sentences.append(
+            f"By its probability alone the file would be called {by_score}. It is left {p.verdict}{because}."
+        )
+    elif p.verdict == "uncertain":
+        sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
+    if p.parts and len(p.parts) > 1:
+        sentences.append(_speakers(p.parts))
+    rates = about.held_out_faces if p.of_faces else about.held_out
+    real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
+    if real is None or fake is None:
+        return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
+    seen = f"{rates['images']:,.0f} images" if "images" in rates else "images"
+    call = "left" if by_score == "uncertain" else "called"
+    sentences.append(
+        f"At these thresholds the detector {call} {share(real)} of real images and {share(fake)} of fakes {by_score}, "
+        f"on {seen} from sources it had never seen."
+    )
+    if p.verdict == by_score != "uncertain" and real > 0 and fake > 0:
+        often, seldom = (fake, real) if by_score == "fake" else (real, fake)
+        if often > seldom:
+            whose, others = ("fakes", "real images") if by_score == "fake" else ("real images", "fakes")
+            sentences.append(
+                f"To be called {by_score} was {often / seldom:.1f} times as common among {whose} as among {others}: "
+                "evidence to be weighed with all else that is known of the file."
+            )
+    if p.video is not None:
+        whole = any(moment.probability is not None for moment in p.video.moments)
+        parts = "its frames" if whole else "the frames of the face most like a fake"
+        sentences.append(
+            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, "
+            "without the most extreme ones."
+        )
+    return sentences
+
+
+def _speakers(parts: Mapping[str, float]) -> str:
+    """Which readings speak for a fake and which against, the loudest first, in log odds."""
+    sides = []
+    for side, sign in (("for a fake", 1), ("for a real picture", -1)):
+        said = sorted(((sign * share, name) for name, share in parts.items() if sign * share > 0), reverse=True)
+        if said:
+            sides.append(f"{side}: " + ", ".join(f"{_READINGS.get(n, n)} ({sign * s:+.2f})" for s, n in said))
+    return f"What speaks {'; '.join(sides)} (log odds)." if sides else "No reading speaks either way."
+
+
+def next_steps(p: Prediction) -> list[str]:
+    """What to do next with a file, the most telling first."""
+    steps = []
+    if p.verdict is None:
+        return ["Get another copy of the file, best the original, in a format that is read."] if p.error else []
+    if p.declared is not None and p.declared.kind != CAMERA:
+        steps.append(
+            "Follow up what the file declares: who signed it, where it was published first, what its maker says. "
+            "Such data can be forged either way."
+        )
+    steps += {
+        "fake": ["Don't call it fake on this alone: some real pictures are called so, too."],
+        "uncertain": ["Take it as not yet examined: the pixels settle nothing."],
+        "real": ["Don't call it genuine on this alone: some fakes are called real, and a real picture can mislead."],
+    }[p.verdict]
+    steps += [
+        "Ask for the original file, not a copy that was sent on: it keeps traces and metadata that copies lose.",
+        "Look for the earliest copy, by a reverse image search, and for other pictures of the same scene.",
+    ]
+    if p.stability is None and p.video is None:
+        steps.append("See whether the verdict survives small changes: corit detect --stability.")
+    return steps
+
+
+def footer(about: About) -> str:
+    """One line under a table: what uncertain means, how often the detector is wrong, where to read on."""
+    rates = about.held_out
+    wrong = "How often it errs on unknown sources is not on record."
+    if "real_called_fake" in rates and "fake_called_real" in rates:
+        real, fake = share(rates["real_called_fake"]), share(rates["fake_called_real"])
+        wrong = f"On unknown sources it called {real} of real files fake and {fake} of fakes real."
+    return (
+        f"uncertain: the detector does not decide. {wrong} What to do next: --explain, or --html report.html; "
+        "limits: docs/model-card.md"
+    )

@@ -1,0 +1,57 @@
+"""Foreign text, such as file names and metadata, made safe to write: one rule for what people see, one for CSV."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+#: Control characters, line ends and turns of direction of any kind, and bytes that are no UTF-8.
+_UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SPELLED = re.compile(r"\\(?:\\|u[0-9a-f]{4}|x[0-9a-f]{2}|[nrt])")
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters, bidirectional overrides and undecodable bytes spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def cell(text: str) -> str:
+    """``text`` as it may stand in a cell of CSV, valid UTF-8 that no spreadsheet runs and no terminal obeys.
+
+    A text that begins with =, +, - or @, or holds control characters or undecodable bytes, is written after an
+    apostrophe and with these, and backslashes, spelled out as in Python; so is one that begins with an apostrophe.
+    All others stay as they are. :func:`uncell` gives the text back.
+    """
+    if text[:1] not in ("=", "+", "-", "@", "'") and not _UNSAFE.search(text):
+        return text
+    return "'" + _UNSAFE.sub(lambda found: repr(found[0])[1:-1], text.replace("\\", "\\\\"))
+
+
+def uncell(text: str) -> str:
+    """The text that :func:`cell` wrote."""
+    if not text.startswith("'"):
+        return text
+    return _SPELLED.sub(lambda found: found[0].encode().decode("unicode_escape"), text[1:])
+
+
+class Table:
+    """Rows of CSV with the given columns, its texts made safe by :func:`cell`."""
+
+    def __init__(self, file: IO[str], columns: Iterable[str]) -> None:
+        self._writer = csv.DictWriter(file, list(columns))
+        self._writer.writeheader()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One row; what is missing, or None, is left empty."""
+        plain = (int, float, type(None))
+        self._writer.writerow({k: v if isinstance(v, plain) else cell(str(v)) for k, v in row.items()})
+
+
+def forgive_encodings() -> None:
+    """Let what an output's encoding lacks be spelled out instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")

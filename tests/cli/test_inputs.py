@@ -1,0 +1,149 @@
+"""Which files are looked at, and that none vanishes without a word."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from corit_cli.cli.inputs import Left, collect, image_on_stdin
+from corit_cli.errors import CoritError
+from tests.cli.conftest import one_line_error
+from tests.conftest import photograph
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images and videos by content, others, and some below."""
+    root = tmp_path / "mixed"
+    (root / "below").mkdir(parents=True)
+    photograph(0).save(root / "a.jpg")
+    data = (root / "a.jpg").read_bytes()
+    for name in ("b.jpe", "c.jpg_large", "no-suffix", "=1+1.jpg", "below/d.jpg", "фото 日本.jpg"):
+        (root / name).write_bytes(data)
+    (root / "d.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    (root / "e.pdf").write_bytes(b"%PDF-1.4\n")
+    (root / "notes.txt").write_text("not looked at")
+    (root / "sound").write_bytes(b"ID3\x04" + bytes(20))
+    (root / ".hidden.jpg").write_bytes(data)
+    return root
+
+
+def found(path: Path, recursive: bool = False, keep: bool = False) -> tuple[list[str], Left]:
+    left = Left(keep)
+    return [Path(f).name for f in collect([str(path)], recursive, left)], left
+
+
+def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
+    names, left = found(folder, keep=True)
+    assert names == ["=1+1.jpg", "a.jpg", "b.jpe", "c.jpg_large", "d.HEIC", "no-suffix", "фото 日本.jpg"]
+    assert left.kinds == {".pdf": 1, ".txt": 1, "without suffix": 1} and left.folders == 1
+    assert [(Path(path).name, reason.split(":")[1][:6]) for path, reason in left.files] == [
+        ("e.pdf", " a PDF"), ("notes.txt", " no im"), ("sound", " a sou"),
+    ]  # fmt: skip
+    skipped, folders = left.lines()
+    assert skipped.startswith("skipped 3 files that are no images or videos: 1 .pdf") and "--list-skipped" in skipped
+    assert folders == "did not look into 1 folder (--recursive does)"
+    names, left = found(folder, recursive=True)
+    assert "d.jpg" in names and left.folders == 0 and left.files == []
+
+
+def test_a_folder_without_images_of_its_own_is_searched_below(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "outer").mkdir()
+    folder.rename(tmp_path / "outer" / "mixed")
+    names, left = found(tmp_path / "outer")
+    assert len(names) == 8 and "d.jpg" in names and left.kinds.total() == 3
+    assert "looked into the folders below" in next(left.lines())
+
+
+def test_a_folder_that_cannot_be_read_becomes_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path: str, scandir=os.scandir):
+        if Path(path).name == "below":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    names, _ = found(folder, recursive=True)
+    assert names.count("below") == 1 and "a.jpg" in names
+
+
+def test_a_folder_too_deep_for_its_path_becomes_an_error(corit, tmp_path: Path) -> None:
+    photograph(0).save(tmp_path / "a.jpg")
+    here, name = os.getcwd(), "d" * 200
+    try:
+        os.chdir(tmp_path)
+        for _ in range(22):  # 4,400 characters
+            os.mkdir(name)
+            os.chdir(name)
+    finally:
+        os.chdir(here)
+    names, _ = found(tmp_path, recursive=True)
+    assert names[0] == "a.jpg" and names[1] == name  # the folder that could not be opened
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content)), closed=False))
+
+
+def test_names_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content, null, names in (
+        (b"a.jpg\r\n\n  b c.jpg\nBM.bmp", False, ["a.jpg", "  b c.jpg", "BM.bmp"]),
+        (b"two\nlines.jpg\0\xff.jpg\0\0", True, ["two\nlines.jpg", "\udcff.jpg"]),
+        (b"\xff.jpg\n", False, ["\udcff.jpg"]),
+        (b"", False, []),
+    ):
+        stdin(monkeypatch, content)
+        assert image_on_stdin(null) is None
+        assert list(collect(["-"], False, null=null)) == names
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_an_image_on_standard_input(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    data = io.BytesIO()
+    photograph(1).save(data, kind)
+    stdin(monkeypatch, data.getvalue())
+    assert image_on_stdin() == data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"\x1aE\xdf\xa3\0\0", "a Matroska video"), (b"%PDF-1.4\n\0", "a PDF"), (b"a\0b\0", "--null")],
+)
+def test_what_else_comes_on_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, words: str) -> None:
+    stdin(monkeypatch, content)
+    with pytest.raises(CoritError, match=words):
+        image_on_stdin()
+
+
+def test_nothing_vanishes_end_to_end(corit, folder: Path, tmp_path: Path) -> None:
+    """A name in another script under an encoding that lacks it, a cell that a spreadsheet would run, what was
+    skipped."""
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONIOENCODING": "cp1252"}
+    result = corit("detect", folder, "--csv", tmp_path / "a.csv", env=environment, text=False)
+    assert result.returncode == 1 and b"Traceback" not in result.stderr
+    lines = result.stdout.decode("cp1252").splitlines()
+    assert len(lines) == 7 and any("\\u0444\\u043e" in line for line in lines)
+    assert b"skipped 3 files" in result.stderr and b"1 error" in result.stderr
+    cells = [line.split(",")[0] for line in (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()]
+    assert f"{folder}/фото 日本.jpg" in cells
+    result = corit("detect", "=1+1.jpg", "--csv", tmp_path / "b.csv", cwd=folder)
+    assert result.returncode == 0 and "\n'=1+1.jpg," in (tmp_path / "b.csv").read_text()
+    rows = json.loads(corit("detect", folder, "--json", "--list-skipped").stdout)["results"]
+    skipped = [row for row in rows if row["verdict"] is row["error"] is None]
+    assert [Path(row["path"]).name for row in skipped] == ["e.pdf", "notes.txt", "sound"]
+    assert "PDF document" in skipped[0]["notes"][0]
+
+
+def test_standard_input_end_to_end(corit, folder: Path) -> None:
+    with (folder / "a.jpg").open("rb") as file:
+        piped = corit("detect", "-", "--jsonl", stdin=file)
+    (row,) = map(json.loads, piped.stdout.splitlines())
+    named = json.loads(corit("detect", folder / "a.jpg", "--jsonl").stdout)
+    assert row == {**named, "path": "-"}
+    closed = corit("detect", "-", preexec_fn=lambda: os.close(0))
+    one_line_error(closed, "standard input is closed")

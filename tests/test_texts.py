@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import csv
+import io
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corit_cli.texts import Table, cell, printable, uncell
+
+#: Any text that a file's name may decode to, undecodable bytes among it, often with what is dangerous at the front.
+NAMES = st.builds(
+    str.__add__,
+    st.sampled_from(["", "=", "+", "-", "@", "'", "\t", "\r\n", "\x1b[31m", "\\", "\udcff"]),
+    st.text(st.characters(), max_size=20),
+)
+
+
+@given(NAMES)
+def test_a_cell_is_safe_and_gives_its_text_back(text: str) -> None:
+    written = cell(text)
+    assert uncell(written) == text
+    assert written[:1] not in ("=", "+", "-", "@")
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e" for c in written)
+    written.encode()  # valid UTF-8
+
+
+@given(NAMES, NAMES)
+def test_different_texts_have_different_cells(a: str, b: str) -> None:
+    assert (cell(a) == cell(b)) == (a == b)
+
+
+def test_ordinary_names_stay_as_they_are() -> None:
+    for name in ("a.jpg", "dir/фото 日本.jpg", "Screenshot 1.00.00\u202fPM.png", "a 'b'.png", "", "C:\\x.png"):
+        assert cell(name) == name
+    assert cell("=1+1.jpg") == "'=1+1.jpg" and cell("-\\\n") == r"'-\\\n"
+
+
+@given(st.lists(st.tuples(NAMES, st.one_of(st.none(), st.floats(allow_nan=False), st.integers())), max_size=5))
+def test_a_table_is_read_back_by_the_standard_library(rows: list[tuple[str, float | None]]) -> None:
+    file = io.StringIO(newline="")
+    table = Table(file, ("path", "value"))
+    for path, value in rows:
+        table.write({"path": path, "value": value})
+    found = list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
+    assert [uncell(row["path"]) for row in found] == [path for path, _ in rows]
+    assert [row["value"] for row in found] == ["" if value is None else str(value) for _, value in rows]
+
+
+@given(NAMES)
+def test_what_is_printed_holds_no_control_characters(text: str) -> None:
+    assert printable(text).isprintable()

@@ -126,7 +126,7 @@ def _once(ray: ModuleType, shipped: Shipped, eye: Eye, plan: Plan, parts: Parts,
     node = ray.get_runtime_context().get_node_id()  # of the driver: what is there lives as long as it does
     ledger = ray.remote(Ledger).options(num_cpus=0, label_selector={"ray.io/node-id": node}).remote()
     context = DataContext.get_current()
-    context.target_max_block_size = None  # a stage's blocks are passed on as they are, each as soon as it is there
+    context.target_max_block_size = 1  # byte: every group is a block, and is passed on as soon as it is there
     context.enable_progress_bars = False
     on_gpu = plan.device == "cuda"
     total = ray.cluster_resources()
@@ -140,7 +140,8 @@ def _once(ray: ModuleType, shipped: Shipped, eye: Eye, plan: Plan, parts: Parts,
     pool = ActorPoolStrategy(size=actors)
     found = windows.map_batches(_Model, fn_constructor_args=(plan, shipped, ledger), compute=pool, **each, **as_blocks)
     few = TaskPoolStrategy(size=WRITERS)
-    rows = found.map_batches(partial(_write, parts), num_cpus=0, compute=few, **as_blocks | {"batch_size": ROWS})
+    as_parts = as_blocks | {"batch_size": max(1, ROWS // FILES)}
+    rows = found.map_batches(partial(_write, parts), num_cpus=0, compute=few, **as_parts)
     written: dict[str, int] = {}
     errors = 0
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -151,7 +152,7 @@ def _once(ray: ModuleType, shipped: Shipped, eye: Eye, plan: Plan, parts: Parts,
     return ray.get(ledger.listed.remote()) == sum(written.values())
 
 
-# --- the stages, as they run on workers ----------------------------------------------------------------
+# --- the stages, as they run on workers: groups of files, then of what is known of them -------------------
 
 
 class _Listing(Datasource):
@@ -213,7 +214,7 @@ class _Model:
     def __call__(self, block: Any) -> Any:
         items: list[tuple[str, Stamp, Extracted[str]]] = _unpickled(block)
         rows = carefully(self.ledger, "scoring", items, lambda item: item[0], self._score, self._give_up)
-        return parquet.table(rows)
+        return _pickled(rows)
 
     def _score(self, items: list[tuple[str, Stamp, Extracted[str]]]) -> list[Row]:
         found = self.detector.predict_seen([seen for _, _, seen in items], self.plan.asked)
@@ -229,15 +230,17 @@ class _Model:
 
 def _write(parts: Parts, block: Any) -> Any:
     """Rows to a part, and what is to be said of it."""
-    rows = list(parquet.rows(block))
+    rows: list[Row] = _unpickled(block)
     errors = sum(row["error"] is not None for row in rows)
     return parquet.arrow().table({"part": [parts.write(rows)], "rows": [len(rows)], "errors": [errors]})
 
 
-def _pickled(items: list[Any]) -> Any:
+def _pickled(group: list[Any]) -> Any:
+    """A group as a table of one row: Ray Data divides and joins blocks between rows."""
     pa = parquet.arrow()
-    return pa.table({"item": pa.array(map(pickle.dumps, items), pa.large_binary())})
+    return pa.table({"group": pa.array([pickle.dumps(group)], pa.large_binary())})
 
 
 def _unpickled(block: Any) -> list[Any]:
-    return [pickle.loads(item) for item in block["item"].to_pylist()]
+    """What is in all the groups of a block."""
+    return [item for group in block["group"].to_pylist() for item in pickle.loads(group)]

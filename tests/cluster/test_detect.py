@@ -90,6 +90,7 @@ def test_the_rows_are_those_of_one_process(
         assert (row["size"], row["mtime_ns"]) == (found.st_size, found.st_mtime_ns)
     (title, _, counts, notes) = run.told.stages[0]
     assert (title, sum(counts), notes[-1]) == ("detecting", FILES, "1 error")
+    assert sorted(counts) == [22, 32, 32, 32, 32]  # a stream: parts came one by one
     nodes = {(node["NodeID"]) for node in run.ray.nodes() if node["Alive"]}
     assert len(nodes) == 2
 

@@ -142,7 +142,7 @@ def test_one_class(evaluate, dataset: Path) -> None:
         (("--scores", "a/x.csv", "--scores", "b/x.csv"), "the same name"),
         (("--csv", "no/where.csv"), "there is no folder no"),
         (("--html", "no/where.html"), "there is no folder no"),
-        (("--csv", "."), ". is a folder"),
+        (("--csv", "."), "cannot write .: it is a folder"),
     ],
 )
 def test_mistakes_are_one_line(evaluate, arguments: tuple[str, ...], words: str) -> None:

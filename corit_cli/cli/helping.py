@@ -10,8 +10,8 @@ from typer.core import TyperCommand, TyperOption
 ALL = "--help-all"
 #: By command, what ``--help`` shows; commands that are not named show all that they have.
 COMMON = {
-    "detect": "recursive checkpoint fail-on strict explain faces stability heatmap html json jsonl csv quiet out resume "
-    "device",
+    "detect": "recursive checkpoint fail-on strict explain faces stability heatmap html json jsonl csv quiet out "
+    "resume device",
     "train": "out overwrite forge degrade local tune backbone head epochs device",
     "gsnr": "data checkpoint layers wrt compare samples by heads head-state strata plot json csv backbone device",
     "cor-sweep": "rho seeds tune hidden epochs data plot json theory compare backbone device",

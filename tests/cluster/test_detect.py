@@ -70,7 +70,8 @@ def run(ray: ModuleType, detector: Detector, archive: Path, tmp_path: Path) -> R
 def expected(detector: Detector, archive: Path) -> dict[str, dict[str, Any]]:
     """What one process says, as ``--jsonl`` has it, by the file's name."""
     paths = sorted(archive.glob("*.png"))
-    return {p.name: as_dict(found) | {"path": p.name} for p, found in zip(paths, detector.predict(paths), strict=True)}
+    rows = (json.loads(json.dumps(as_dict(found))) for found in detector.predict(paths))
+    return {p.name: row | {"path": p.name} for p, row in zip(paths, rows, strict=True)}
 
 
 def unstamped(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

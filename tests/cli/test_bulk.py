@@ -120,7 +120,7 @@ def test_lists_of_files_are_sources(corit, detector: Path, archive: Path, tmp_pa
 
 def test_mistakes_are_one_line(detect, corit, detector: Path, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
-    one_line_error(detect("--resume"), "--resume goes with --out FILE")
+    one_line_error(detect("--resume"), "--resume goes with --out")
     one_line_error(detect("--out", out, "--json"), "--json does not go with --out")
     one_line_error(detect("--out", out, "--retry-errors"), "--retry-errors goes with --resume")
     one_line_error(detect("--out", out, "--shard", "3/2"), "--shard takes I/N")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,23 +9,21 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from corit_cli.data.faces import finder
 from corit_cli.data.images import Source
-from corit_cli.data.provenance import read_provenance
-from corit_cli.data.stored import Buffer
-from corit_cli.data.urls import fetch, is_url, local_copy
+from corit_cli.data.urls import is_url, local_copy
 from corit_cli.data.video import inspect as inspect_video
-from corit_cli.data.video import is_video, sample_frames
+from corit_cli.data.video import sample_frames
 from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
-from corit_cli.detection.eye import NOTHING, Eye, Seen
+from corit_cli.detection.eye import NOTHING, Eye, Seen, provenance_of
 from corit_cli.detection.film import Reel, Shown, judge_face, judge_film, reported
 from corit_cli.detection.heatmap import Heatmap, heatmap
+from corit_cli.detection.sources import Named, named
 from corit_cli.detection.verdicts import Prediction, Stability, flips, settle
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pool
@@ -137,7 +134,7 @@ class Detector:
             faces = self.faces_by_default()
         asked = Asked(faces, stability, provenance, frames, rate, workers)
         asked.check()
-        return self._predict(_named(sources), asked)
+        return self._predict(named(sources), asked)
 
     def faces_by_default(self) -> str:
         """What is done about faces where nobody says."""
@@ -146,30 +143,30 @@ class Detector:
         except CoritError:  # a picture can be judged without
             return "off"
 
-    def _predict(self, sources: Iterable[_Named], asked: Asked) -> Iterator[Prediction]:
+    def _predict(self, sources: Iterable[Named], asked: Asked) -> Iterator[Prediction]:
         for video, group in groupby(sources, lambda source: source.is_video):
             if video:
                 for source in group:
-                    yield self._told(self._video(source.name, asked), source, asked)
+                    yield self._told(self._video(source.name, asked), source.source, asked)
             else:
                 yield from self._images(group, asked)
 
-    def _images(self, sources: Iterable[_Named], asked: Asked) -> Iterator[Prediction]:
+    def _images(self, sources: Iterable[Named], asked: Asked) -> Iterator[Prediction]:
         eye = self.eye(asked)
         for item in stream(self.extractor, sources, lambda source: eye.look(source.source), asked.workers):
-            yield self._told(self._judge(item.item.name, item, asked), item.item, asked)
+            yield self._told(self._judge(item.item.name, item, asked), item.item.source, asked)
 
     def predict_seen(self, items: Sequence[Extracted[str]], asked: Asked) -> Iterator[Prediction]:
         """Predictions, in order, on images by their paths whose windows an :meth:`eye` cut, and on videos, which are
         read here. In pieces, on other machines perhaps, a list comes out as :meth:`predict` has it."""
         for path, item in zip((item.item for item in items), forward(self.extractor, list(items)), strict=True):
-            source = _Named(path, path)
+            source = Named(path, path)
             prediction = self._video(path, asked) if source.is_video else self._judge(path, item, asked)
-            yield self._told(prediction, source, asked)
+            yield self._told(prediction, path, asked)
 
     def eye(self, asked: Asked) -> Eye:
         """What cuts pictures to the windows that the model is to read."""
-        return Eye(self.extractor.crops, asked.faces, asked.stability, asked.frames, asked.rate)
+        return Eye(self.extractor.crops, asked.faces, asked.stability, asked.provenance, asked.frames, asked.rate)
 
     def _judge(self, name: str, item: Extracted[Any], asked: Asked) -> Prediction:
         """The prediction on the image ``name`` from the readings of what an :meth:`eye` saw of it."""
@@ -193,7 +190,15 @@ class Detector:
         shown = None if asked.faces == "off" else faces
         parts = None if asked.faces == "only" else self._parts(each[0])
         return Prediction(
-            name, probability, verdict, item.seconds, notes=seen.notes, parts=parts, faces=shown, stability=stable
+            name,
+            probability,
+            verdict,
+            item.seconds,
+            notes=seen.notes,
+            parts=parts,
+            faces=shown,
+            stability=stable,
+            provenance=seen.provenance,
         )
 
     def _leafed(self, name: str, seen: Seen, logits: Iterator[float], seconds: float, asked: Asked) -> Prediction:
@@ -204,7 +209,8 @@ class Detector:
         fps = pages.count / pages.seconds if pages.seconds else 0.0
         reel = Reel(pages.kind, pages.count, pages.seconds, round(fps, 3), pages.warning)
         judged = f"{len(shown)} of {pages.count} {'pages' if pages.kind == 'pages' else 'frames'} judged"
-        return self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
+        found = self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
+        return replace(found, provenance=seen.provenance)
 
     def _video(self, path: str, asked: Asked) -> Prediction:
         start, eye = time.perf_counter(), self.eye(asked)
@@ -235,17 +241,12 @@ class Detector:
             return Prediction(name, None, None, seconds, str(error), notes=notes)
         return Prediction(name, probability, verdict, seconds, notes=notes, video=film)
 
-    def _told(self, prediction: Prediction, source: _Named, asked: Asked) -> Prediction:
-        """With what its file says of itself, which it may do even where its pixels cannot be read."""
-        if not asked.provenance or not isinstance(source.source, str | Buffer):
+    def _told(self, prediction: Prediction, source: Source, asked: Asked) -> Prediction:
+        """With what its file says of itself, where no :meth:`eye` has read it: of videos, and of images whose pixels
+        cannot be judged."""
+        if not asked.provenance or prediction.provenance is not None or (isinstance(source, str) and is_url(source)):
             return prediction
-        try:
-            stored = source.source
-            if isinstance(stored, str) and is_url(stored) and not source.is_video:
-                stored = fetch(stored)
-            return replace(prediction, provenance=read_provenance(stored))
-        except CoritError:  # no image, or gone since it was scored
-            return prediction
+        return replace(prediction, provenance=provenance_of(source))
 
     @torch.inference_mode()
     def _each(self, readings: Sequence[list[Tensor]]) -> Tensor:
@@ -298,47 +299,6 @@ class Asked:
             raise CoritError("stability is that of the whole picture: it does not go with faces only")
         if self.faces != "off":
             finder()
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A source and what it is called."""
-
-    name: str
-    source: Source
-
-    @property
-    def is_video(self) -> bool:
-        return isinstance(self.source, str) and is_video(self.source)
-
-
-def _named(sources: Source | Iterable[Source]) -> Iterator[_Named]:
-    """Every source with its name. Raises CoritError for what is none, of a single one at once."""
-    one = isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
-    if one or (isinstance(sources, np.ndarray) and sources.ndim != 4):
-        return iter([_name(sources, 1)])
-    if not isinstance(sources, Iterable) or hasattr(sources, "read"):  # an open file is a row of lines
-        raise _no_source(sources)
-    return (_name(source, number) for number, source in enumerate(sources, 1))
-
-
-def _name(source: object, number: int) -> _Named:
-    if isinstance(source, str | os.PathLike):
-        path = os.fspath(source)  # given back as it was given: Path() would drop a leading ./
-        return _Named(path, path)
-    if isinstance(source, np.ndarray) and (source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3):
-        raise _no_source(f"an array {source.shape} of {source.dtype}")
-    if not isinstance(source, bytes | bytearray | memoryview | Image.Image | np.ndarray):
-        raise _no_source(source)
-    return _Named(f"<image {number}>", source)
-
-
-def _no_source(given: object) -> CoritError:
-    what = given if isinstance(given, str) else type(given).__name__
-    return CoritError(
-        "predict takes paths, bytes of image files, Pillow images and RGB arrays (H, W, 3) of uint8, one or an "
-        f"iterable of them, not {what}"
-    )
 
 
 def pick_device(name: str) -> str:

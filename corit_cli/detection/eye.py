@@ -10,12 +10,15 @@ from PIL import Image
 from corit_cli.data.faces import SMALLEST, Face, align, finder
 from corit_cli.data.images import ImageError, Source, decode
 from corit_cli.data.pages import Pages, sample_pages
+from corit_cli.data.provenance import Provenance, read_provenance
 from corit_cli.data.robustness import CHAINS
+from corit_cli.data.stored import Buffer
 from corit_cli.data.urls import fetch, is_url
 from corit_cli.data.variants import Variant
 from corit_cli.data.video import Frame
 from corit_cli.data.windows import CropConfig, crop_with_face, face_window
 from corit_cli.detection.verdicts import MILD
+from corit_cli.errors import CoritError
 from corit_cli.features.stream import Picture
 
 #: The largest standard deviation, over all pixels of a colour, of a picture that shows nothing.
@@ -26,24 +29,37 @@ NOTHING = "nothing to judge: the picture is blank, or nearly one flat colour"
 @dataclass
 class Seen:
     """What an :class:`Eye` saw: of a picture its ``faces`` and the names of the degraded ``copies`` that could be
-    made of it; of an animated picture or several pages the frames, and the faces of each. ``notes`` are on the file."""
+    made of it; of an animated picture or several pages the frames, and the faces of each. ``notes`` are on the file,
+    ``provenance`` is what it says of itself."""
 
     faces: list[Face] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     pages: Pages | None = None
     each: list[tuple[Frame, list[Face]]] = field(default_factory=list)
+    provenance: Provenance | None = None
+
+
+def provenance_of(source: Source) -> Provenance | None:
+    """What a file says of itself; None for what is no file, or has no such data."""
+    if not isinstance(source, str | Buffer):
+        return None
+    try:
+        return read_provenance(source)
+    except CoritError:
+        return None
 
 
 @dataclass(frozen=True)
 class Eye:
     """Cuts pictures to windows as ``crops`` says: the whole unless ``faces`` is ``only``, every face unless it is
     ``off``, and mildly degraded copies for ``stability``. Of an animated picture as many ``frames``, or ``rate`` a
-    second."""
+    second. With ``provenance`` it reads what the file says of itself, too."""
 
     crops: CropConfig
     faces: str
     stability: bool = False
+    provenance: bool = False
     frames: int = 32
     rate: float | None = None
 
@@ -52,6 +68,11 @@ class Eye:
         frame the whole and its faces. Raises ImageError when it cannot be read, when it is blank, and when faces alone
         are wanted and there are none."""
         source = fetch(source) if isinstance(source, str) and is_url(source) else source
+        pictures, seen = self._look(source)
+        seen.provenance = provenance_of(source) if self.provenance else None
+        return pictures, seen
+
+    def _look(self, source: Source) -> tuple[list[Picture], Seen]:
         decoded = decode(source)
         if decoded.pages > 1:
             return self._leaf(sample_pages(source, self.frames, self.rate), decoded.notes)
@@ -105,5 +126,5 @@ class Eye:
 
 def is_flat(image: Image.Image) -> bool:
     """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels."""
-    thinned = image.resize([min(side, 512) for side in image.size], Image.Resampling.NEAREST)
+    thinned = image.resize([min(side, 128) for side in image.size], Image.Resampling.NEAREST)
     return float(np.asarray(thinned, np.float32).std(axis=(0, 1)).max()) < FLAT

@@ -78,7 +78,7 @@ def _settled(faint: Mapping[str, tuple[int, int] | None], order: Sequence[str]) 
         return ", measured at or below zero"
     ends = dict.fromkeys([*told[:1], *told[-1:]])
     alone = len(faint) == 1
-    said = [" and ".join(f"{_between(*m)} more images" + ("" if alone else f" for layer {k}") for m, k in ends)]
+    said = [" and ".join(_more(*m) + ("" if alone else f" for {_place(k)}") for m, k in ends)]
     if len(told) > 2:
         said.append("others between")
     if untold:
@@ -86,10 +86,14 @@ def _settled(faint: Mapping[str, tuple[int, int] | None], order: Sequence[str]) 
     return f" (to settle it: {', '.join(said)})"
 
 
-def _between(low: int, high: int) -> str:
-    """Two numbers to two digits."""
+def _more(low: int, high: int) -> str:
+    """So many more images, to two digits."""
     low, high = (round(n, 1 - floor(log10(n))) if n else 0 for n in (low, high))
-    return f"{low:,} to {high:,}" if high > low else f"{low:,}"
+    return f"{low:,} to {high:,} more images" if high > low else f"{low:,} more image{'' if low == 1 else 's'}"
+
+
+def _place(layer: str) -> str:
+    return f"layer {layer}" if layer.isdigit() else f"the {layer}"
 
 
 def _spans(layers: Iterable[str], order: Sequence[str]) -> str:

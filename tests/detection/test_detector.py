@@ -396,3 +396,17 @@ def test_a_picture_is_judged_without_opencv(of_faces: Detector, tmp_path: Path, 
     assert found.error is None and found.faces is None and "face" not in found.parts
     with pytest.raises(CoritError, match="OpenCV"):
         next(of_faces.predict(tmp_path / "face.png", faces="auto"))
+
+
+def test_a_file_at_a_url_is_fetched_once(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph(3).save(tmp_path / "a.jpg", quality=88)
+    fetched: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        fetched.append(url)
+        return (tmp_path / "a.jpg").read_bytes()
+
+    monkeypatch.setattr("corit_cli.detection.eye.fetch", fetch)
+    far, near = detector.predict(["s3://bucket/a.jpg", str(tmp_path / "a.jpg")])
+    assert fetched == ["s3://bucket/a.jpg"]
+    assert far.probability == near.probability and far.provenance == near.provenance is not None

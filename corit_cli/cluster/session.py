@@ -113,5 +113,14 @@ def check_nodes(ray: ModuleType) -> None:
             raise CoritError(f"node {_name(node)} {has}: install corit {__version__} in its Python")
 
 
+def room(ray: ModuleType, cpus: float, kind: str = "CPU") -> int:
+    """How many workers of so many CPUs (or of what ``kind`` says) the nodes have room for. Raises CoritError where no
+    node has room for one: Ray would wait for such a node."""
+    found = sum(int(node["Resources"].get(kind, 0) / cpus) for node in ray.nodes() if node["Alive"])
+    if not found:
+        raise CoritError(f"no node of the cluster has {cpus:g} {kind}s for a worker: see --num-cpus")
+    return found
+
+
 def _name(node: dict) -> str:
     return f"{node.get('NodeManagerHostname') or ''} ({node['NodeManagerAddress']})".strip()

@@ -78,7 +78,8 @@ class Counting:
 
     def _count(self) -> None:
         try:
-            self._found = sum(1 for _ in self._items) - self._less
+            found = sum(1 for _ in self._items) - self._less
+            self._found = found if found >= 0 else None  # rows were kept that are of other files
         except Exception:  # whoever reads the files will be told
             self._found = None
 

@@ -29,6 +29,7 @@ from corit_cli.bulk.stamps import Stamp, stamp
 from corit_cli.cluster.ledger import Ledger, carefully
 from corit_cli.cluster.session import ray_module, room
 from corit_cli.data.opencv import single_threaded
+from corit_cli.data.urls import reason
 from corit_cli.data.video import is_video
 from corit_cli.detection.eye import Eye
 from corit_cli.detection.verdicts import Prediction
@@ -147,11 +148,14 @@ def _once(ray: ModuleType, shipped: Shipped, eye: Eye, plan: Plan, parts: Parts,
     rows = found.map_batches(partial(_write, parts), num_cpus=0, compute=few, **as_parts)
     written: dict[str, int] = {}
     errors = 0
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for part in batch.to_pylist():
-            written[part["part"]] = part["rows"]
-            errors += part["errors"]
-            advance(part["rows"], note=f"{errors} error{'' if errors == 1 else 's'}" if errors else "")
+    try:
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for part in batch.to_pylist():
+                written[part["part"]] = part["rows"]
+                errors += part["errors"]
+                advance(part["rows"], note=f"{errors} error{'' if errors == 1 else 's'}" if errors else "")
+    except ray.exceptions.RayTaskError as error:  # of a worker, whose traceback says nothing to the user
+        raise CoritError(reason(error.cause)) from None
     return ray.get(ledger.listed.remote()) == sum(written.values())
 
 

@@ -74,7 +74,8 @@ class Counting:
     def __init__(self, items: Iterable[object], less: int = 0) -> None:
         self._items, self._less = items, less
         self._found: int | None = None
-        threading.Thread(target=self._count, daemon=True).start()
+        self.thread = threading.Thread(target=self._count, daemon=True)
+        self.thread.start()
 
     def _count(self) -> None:
         try:

@@ -116,10 +116,11 @@ class Found:
 
     @property
     def folder(self) -> str | None:
-        """Where relative paths start from, if there are any."""
+        """Where relative sources start from, if there are any."""
         from corit_cli.data.urls import is_url
 
-        return None if all(is_url(source) or os.path.isabs(source) for source in self.sources) else os.getcwd()
+        fixed = (source == STDIN or is_url(source) or os.path.isabs(source) for source in self.sources)
+        return None if all(fixed) else os.getcwd()
 
 
 def into_table(

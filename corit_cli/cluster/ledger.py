@@ -1,4 +1,4 @@
-"""Who was working on what when a worker died: so that a file that kills its worker twice is left alone.
+"""Who was working on what when a worker died: so that a file that kills its workers is left alone.
 
 Ray does a piece of work again whose worker was killed. The first time a whole batch is done at once. Where a batch was
 begun before and not ended, its files are done one by one, each noted before it is touched; a file that was noted and

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corit_cli.bulk.run import score, with_stamp
+from corit_cli.bulk.run import Counting, score, with_stamp
 from corit_cli.bulk.stamps import Shard, Stamp, stamp
 from corit_cli.bulk.table import Table
 from corit_cli.detection.verdicts import FaceVerdict, Prediction
@@ -278,6 +278,13 @@ def test_shards_are_parts_of_the_list(paths: set[str], count: int) -> None:
 def test_shards_are_of_like_size() -> None:
     sizes = [sum(f"{i}.jpg" in Shard(k, 4) for i in range(4000)) for k in (1, 2, 3, 4)]
     assert sum(sizes) == 4000 and max(abs(size - 1000) for size in sizes) < 110  # four standard deviations
+
+
+def test_how_many_are_left_is_not_known_where_rows_of_other_files_were_kept() -> None:
+    for less, expected in ((1, 2), (5, None)):
+        counting = Counting(range(3), less)
+        counting.thread.join()
+        assert counting.total() == expected
 
 
 def test_a_missing_file_has_an_empty_stamp(tmp_path: Path) -> None:

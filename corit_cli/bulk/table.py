@@ -149,8 +149,10 @@ class Present:
         kept, now = stamp_of(row), stamp(row["path"], self.checksum)
         if now is None:
             return True
-        self.found |= now != Stamp()
-        self._lost |= now == Stamp() != kept
+        if now != Stamp():
+            self.found = True
+        elif kept != now:
+            self._lost = True
         return kept.same_file(now)
 
     def check(self, table: object) -> None:

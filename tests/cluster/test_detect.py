@@ -37,6 +37,14 @@ from tests.conftest import CORIT, Told, photograph, tiny_detector
 FILES = 70
 
 
+@pytest.fixture(autouse=True)
+def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads a node, and one that writes: most of a test's time is spent on starting them."""
+    monkeypatch.setattr(module, "READER", 0.2)
+    monkeypatch.setattr(module, "WRITERS", 1)
+    monkeypatch.setattr(module, "ROWS", 32)
+
+
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return tiny_detector(tmp_path_factory.mktemp("detector"))
@@ -89,10 +97,7 @@ def unstamped(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in row.items() if k not in ("size", "mtime_ns")} for name, row in rows.items()}
 
 
-def test_the_rows_are_those_of_one_process(
-    run: Run, archive: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ROWS", 32)
+def test_the_rows_are_those_of_one_process(run: Run, archive: Path, expected: dict) -> None:
     rows = run()
     assert unstamped(rows) == expected and run.counts["error"] == 1
     (part,) = (run.folder / "parts").iterdir()  # the small ones became a large one
@@ -105,9 +110,7 @@ def test_the_rows_are_those_of_one_process(
     assert sorted(counts) == [6, 32, 32]  # a stream: parts came one by one
 
 
-def test_whatever_is_killed_no_row_is_lost(
-    run: Run, cluster, archive: Path, tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_is_killed_no_row_is_lost(run: Run, cluster, archive: Path, tmp_path: Path, expected: dict) -> None:
     """A process that reads, once; the one of the model, once; and two files in one group kill theirs each time."""
     run.archive = shutil.copytree(archive, tmp_path / "archive")
     poison = [f"poison-{i}.png" for i in range(2)]

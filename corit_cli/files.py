@@ -23,6 +23,11 @@ def weights_dir() -> Path:
     raise CoritError("the package's weights/ folder is missing: install corit again, or give --backbone")
 
 
+def cache_dir() -> Path:
+    """Where what can be had again is kept: ``corit`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corit"
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
 

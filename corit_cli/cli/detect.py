@@ -92,6 +92,7 @@ def detect(
     num_cpus: with_ray.NumCpus = None,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Say of each image whether it is real, fake or uncertain, with the probability that it is fake.
 
@@ -132,7 +133,7 @@ def detect(
     from corit_cli.detection.verdicts import Prediction
 
     with working("loading the detector"):
-        detector = Detector.load(checkpoint, "cpu" if ray else device)
+        detector = Detector.load(checkpoint, "cpu" if ray else device, precision)
         detector = detector.strictly() if strict else detector
     looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
     if table is not None:

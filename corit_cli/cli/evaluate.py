@@ -61,6 +61,7 @@ def evaluate(
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Measure a detector on labelled images: AUC and error rates with intervals, by source and generator, degraded,
     beside other detectors, or trained anew without each source.
@@ -90,6 +91,7 @@ def evaluate(
             scores=scores or (),
             cache=store,
             device=device,
+            precision=precision,
             progress=bars,
         )
     warn_of_errors(found.scored.errors)

@@ -165,6 +165,9 @@ def check_file(path: Path | None) -> Path | None:
 
 
 Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
+Precision = Annotated[
+    str, opt("--precision", "Arithmetic of the model; auto: the faster one here.", RUN, **words("auto", "fp32", "bf16"))
+]
 Backbone = Annotated[
     str,
     opt(

@@ -35,6 +35,7 @@ def evaluate(
     scores: Sequence[str | Path] = (),
     cache: FeatureCache | None = None,
     device: str = "auto",
+    precision: str = "auto",
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure a detector on labelled images.
@@ -51,7 +52,7 @@ def evaluate(
         protocols: heads trained anew with a group left out in turn, of ``leave-source-out``, ``leave-generator-out``.
         scores: CSV files with other detectors' scores, to compare with.
         cache: where features are kept; None reads them anew.
-        device: auto, cpu or cuda, where the detector is not loaded yet.
+        device, precision: see :meth:`Detector.load`, where the detector is not loaded yet.
         progress: told of the work.
 
     Raises CoritError for data or options that cannot be used, before images are read if possible.
@@ -68,7 +69,7 @@ def evaluate(
     samples = load_samples(place) if isinstance(data, str | Path) else data
     samples = samples if split is None else _of_split(samples, split)
     if not isinstance(detector, Detector):
-        detector = Detector.load(detector, device)
+        detector = Detector.load(detector, device, precision)
     held_out.check(detector.checkpoint, samples, protocols)
     peers = [read_peer(file, samples, place) for file in files]
     whole = detector.without_faces()

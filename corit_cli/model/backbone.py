@@ -96,8 +96,8 @@ class Block(nn.Module):
         With ``rows`` = r only the first r output tokens are computed, (B, r, d): every token is still attended
         to, but queries and the MLP, five sixths of the work, are spent on the tokens that are read.
 
-        Matrix products of a single image, with fewer than ``FEWEST_ROWS`` rows, or (in bf16) of rows that lie apart, may
-        be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU the
+        Matrix products of a single image, with fewer than ``FEWEST_ROWS`` rows, or (in bf16) of rows that lie apart,
+        may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU the
         last bits of an image's features do not depend on the rest of a batch.
         """
         if rows == 1 and self.reassociate:

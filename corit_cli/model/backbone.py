@@ -97,8 +97,8 @@ class Block(nn.Module):
         to, but queries and the MLP, five sixths of the work, are spent on the tokens that are read.
 
         Matrix products of a single image, with fewer than ``FEWEST_ROWS`` rows, or (in bf16) of rows that lie apart,
-        may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU the
-        last bits of an image's features do not depend on the rest of a batch.
+        may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU
+        the last bits of an image's features do not depend on the rest of a batch.
         """
         if rows == 1 and self.reassociate:
             return self._class_row(x)

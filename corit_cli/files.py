@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from corit_cli.data.stored import opened
 from corit_cli.errors import CoritError
 
 
@@ -117,7 +118,7 @@ def content_sha256(path: Path) -> str | None:
     """SHA-256 of a file's bytes, or None when it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from corit_cli.data.faces import SMALLEST, Face, align, finder
 from corit_cli.data.images import ImageError, Source, decode
@@ -74,8 +73,10 @@ class Eye:
 
     def _look(self, source: Source) -> tuple[list[Picture], Seen]:
         decoded = decode(source)
-        if decoded.pages > 1:
-            return self._leaf(sample_pages(source, self.frames, self.rate), decoded.notes)
+        if decoded.several:
+            notes = decoded.notes
+            del decoded  # one picture is held at a time
+            return self._leaf(source, notes)
         if is_flat(decoded.image):
             raise ImageError(NOTHING)
         image = decoded.image
@@ -92,18 +93,20 @@ class Eye:
                 continue
         return pictures, Seen(found, copies, decoded.notes)
 
-    def _leaf(self, pages: Pages, notes: tuple[str, ...]) -> tuple[list[Picture], Seen]:
+    def _leaf(self, source: Source, notes: tuple[str, ...]) -> tuple[list[Picture], Seen]:
         """The pictures of all frames that show something."""
-        seen, pictures = Seen(notes=notes, pages=pages), []
-        for frame in pages.frames:
+        found: list[tuple[Frame, list[Face], list[Picture]]] = []
+        pages = Pages()
+        for frame in sample_pages(source, self.frames, self.rate, pages):
             if not is_flat(frame.image):
-                own, faces = self.pictures(frame.image)
-                pictures += own
-                seen.each.append((replace(frame, image=None), faces))  # it waits for the model without its pixels
-        if not seen.each:
+                pictures, faces = self.pictures(frame.image)
+                found.append((replace(frame, image=None), faces, pictures))  # it waits for the model without its pixels
+            del frame
+        if not found:
             raise ImageError(NOTHING)
-        pages.frames = []
-        return pictures, seen
+        found.sort(key=lambda one: one[0].number)
+        pictures = [picture for *_, own in found for picture in own]
+        return pictures, Seen(notes=notes, pages=pages, each=[(frame, faces) for frame, faces, _ in found])
 
     def glance(self, frame: Frame) -> tuple[list[Picture], list[Face] | None]:
         """As :meth:`pictures`, of a frame of a video; nothing, and None, where it shows nothing."""
@@ -125,6 +128,7 @@ class Eye:
 
 
 def is_flat(image: Image.Image) -> bool:
-    """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels."""
+    """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels. Only where a few pixels say so
+    are all of them looked at."""
     thinned = image.resize([min(side, 128) for side in image.size], Image.Resampling.NEAREST)
-    return float(np.asarray(thinned, np.float32).std(axis=(0, 1)).max()) < FLAT
+    return all(max(ImageStat.Stat(one).stddev) < FLAT for one in (thinned, image))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from corit_cli.data.stored import opened
 from corit_cli.errors import CoritError
 
 
@@ -118,7 +117,9 @@ def content_sha256(path: Path) -> str | None:
     """SHA-256 of a file's bytes, or None when it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with opened(path) as file:
+        if not path.is_file():  # a pipe might never give a byte
+            return None
+        with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError:

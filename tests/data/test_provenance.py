@@ -412,6 +412,12 @@ def test_bombs_are_bounded(tmp_path: Path) -> None:
         assert time.perf_counter() - start < 5, name
 
 
+def test_an_xmp_packet_that_is_too_large_is_told(tmp_path: Path) -> None:
+    packet = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b" " * (1 << 20) + b"</x:xmpmeta>"
+    picture().save(tmp_path / "a.webp", xmp=packet)
+    assert any("too large" in finding.text for finding in read_provenance(tmp_path / "a.webp").findings)
+
+
 def test_an_exif_that_points_at_itself_ends(tmp_path: Path) -> None:
     loop = struct.pack("<HHHII", 1, 0x8769, 4, 1, 8) + struct.pack("<I", 8)
     with_chunk(tmp_path / "a.png", b"eXIf", b"II*\0\x08\0\0\0" + loop)

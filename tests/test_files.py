@@ -88,3 +88,12 @@ def test_folders_and_devices_are_not_replaced_with_others(tmp_path: Path) -> Non
         with pytest.raises(CoritError, match=f"cannot write .*{name}: it is {why}"):
             write_together({tmp_path / "a": lambda p: p.write_text("a"), tmp_path / name: lambda p: p.write_text("b")})
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+def test_links_in_a_circle_and_the_people_who_may_read_stay(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CoritError, match=r"cannot write .*symbolic links"):
+        write_atomically(tmp_path / "loop", lambda path: path.write_text("new"))
+    (tmp_path / "private").touch(0o600)
+    write_atomically(tmp_path / "private", lambda path: path.write_text("new"))
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600 and (tmp_path / "loop").is_symlink()

@@ -17,6 +17,7 @@ from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
+from corit_cli.cli.outputs import check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
@@ -127,6 +128,7 @@ def detect(
         total = len(files)
         if not files and not left.files:
             raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
+    check_apart({"--csv": csv_file, "--html": html, "--out": table and Path(table)}, files if total else paths)
 
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction

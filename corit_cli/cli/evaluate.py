@@ -10,6 +10,7 @@ import typer
 from corit_cli.cli import options
 from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn_of_errors
 from corit_cli.cli.options import opt
+from corit_cli.cli.outputs import check_apart
 from corit_cli.data.robustness import FAMILIES, parse_chains
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def evaluate(
     groups = [] if by == "none" else options.listed(by, ("source", "generator"), "--by")
     if robustness is not None:
         parse_chains(robustness)  # a mistake shows before anything is loaded
+    check_apart({"--csv": csv_file, "--html": html}, [data, *(scores or ())])
 
     from corit_cli.evaluation.evaluate import evaluate as measure
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corit_cli.cli import options
-from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn_of_errors
+from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn, warn_of_errors
 from corit_cli.cli.options import opt
 from corit_cli.cli.outputs import check_apart
 from corit_cli.data.robustness import FAMILIES, parse_chains
@@ -93,6 +93,7 @@ def evaluate(
             cache=store,
             device=device,
             progress=bars,
+            warn=warn,
         )
     warn_of_errors(found.scored.errors)
     if csv_file is not None:

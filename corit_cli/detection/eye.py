@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from PIL import Image, ImageStat
+from PIL import Image
 
+from corit_cli.data.colours import is_flat
 from corit_cli.data.faces import SMALLEST, Face, align, finder
 from corit_cli.data.images import ImageError, Source, decode
 from corit_cli.data.pages import Pages, sample_pages
@@ -20,8 +21,6 @@ from corit_cli.detection.verdicts import MILD
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import Picture
 
-#: The largest standard deviation, over all pixels of a colour, of a picture that shows nothing.
-FLAT = 2.0
 NOTHING = "nothing to judge: the picture is blank, or nearly one flat colour"
 
 
@@ -125,10 +124,3 @@ class Eye:
     def _whole(self, image: Image.Image) -> Picture:
         """The windows of a picture as a whole, in whose verdict no face has a part of its own."""
         return crop_with_face(image, self.crops, ())
-
-
-def is_flat(image: Image.Image) -> bool:
-    """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels. Only where a few pixels say so
-    are all of them looked at."""
-    thinned = image.resize([min(side, 128) for side in image.size], Image.Resampling.NEAREST)
-    return all(max(ImageStat.Stat(one).stddev) < FLAT for one in (thinned, image))

@@ -25,6 +25,13 @@ def weights_dir() -> Path:
     raise CoritError("the package's weights/ folder is missing: install corit again, or give --backbone")
 
 
+def model_card() -> Path | None:
+    """What the shipped detector can and cannot do, in words; None where that was not installed."""
+    package = Path(__file__).resolve().parent
+    places = (package / "model-card.md", package.parent / "docs" / "model-card.md")
+    return next((place for place in places if place.is_file()), None)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
 

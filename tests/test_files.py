@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corit_cli.errors import CoritError
-from corit_cli.files import content_sha256, write_atomically, write_together
+from corit_cli.files import content_sha256, model_card, write_atomically, write_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -45,6 +45,12 @@ def test_what_is_written_can_be_read_by_all_whom_the_umask_lets(tmp_path: Path) 
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").read_text() == "new" and (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_model_card_is_found_and_goes_into_the_package() -> None:
+    assert model_card().read_text().startswith("# ")
+    built = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert '"docs/model-card.md" = "corit_cli/model-card.md"' in built
 
 
 def test_a_digest_is_of_what_is_in_a_file(tmp_path: Path) -> None:

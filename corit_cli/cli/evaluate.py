@@ -112,7 +112,7 @@ def _show(found: Evaluation) -> None:
     """Notes, then every table."""
     from corit_cli.report.evaluation import grids, thresholds_text
 
-    out.print(f"Verdicts: {thresholds_text(found.about)}.", soft_wrap=True)
+    out.print(f"Verdicts: {escape(thresholds_text(found.about))}.", soft_wrap=True)
     for note in found.notes:
         out.print(f"Note: {escape(note)}.", soft_wrap=True)
     for grid in grids(found):

@@ -30,7 +30,8 @@ def file_system(url: str) -> tuple[Any, str]:
 
         return url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise CoritError(f"{url} cannot be opened: {error}") from None
+        missing = "; download the file first, or install that" if isinstance(error, ImportError) else ""
+        raise CoritError(f"{url} cannot be opened: {error}{missing}") from None
 
 
 def changed(info: dict[str, Any]) -> int | None:

@@ -17,6 +17,7 @@ from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
+from corit_cli.cli.outputs import check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
@@ -113,6 +114,8 @@ def detect(
         raise CoritError("give --frames or --rate, not both")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
+    if heatmap is not None and str(heatmap) == "-":
+        raise CoritError("--heatmap takes a folder: - is none")
     many = bulk.Many(table, resume, retry_errors, checksum, shard, ray, num_cpus, device)
     ways = {"json": as_json, "jsonl": as_jsonl, "csv": csv_file is not None, "html": html is not None}
     many.check(**ways, heatmap=heatmap is not None, explain=explain, list_skipped=list_skipped)
@@ -128,6 +131,7 @@ def detect(
         total = len(files)
         if not files and not left.files:
             raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
+    check_apart({"--csv": csv_file, "--html": html, "--out": table and Path(table)}, files if total else paths)
 
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
@@ -179,7 +183,7 @@ def _end(seen: Counter[str], left: Left, fail_on: FailOn | None, summary: bool) 
     kinds = {kind: seen[kind] for kind in ("fake", "uncertain", "real", "error") if seen[kind]}
     if summary and sum(kinds.values()) > 1:
         declare = [f"{seen[kind]} declared {kind}" for kind in (AI_GENERATED, AI_EDITED) if seen[kind]]
-        err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare))
+        err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare), soft_wrap=True)
     for line in left.lines():
         err.print(escape(line), soft_wrap=True)
     fake = seen["fake"] or seen[AI_GENERATED]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corit_cli.cli import options
-from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn_of_errors
+from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn, warn_of_errors
 from corit_cli.cli.options import opt
+from corit_cli.cli.outputs import check_apart
 from corit_cli.data.robustness import FAMILIES, parse_chains
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def evaluate(
     groups = [] if by == "none" else options.listed(by, ("source", "generator"), "--by")
     if robustness is not None:
         parse_chains(robustness)  # a mistake shows before anything is loaded
+    check_apart({"--csv": csv_file, "--html": html}, [data, *(scores or ())])
 
     from corit_cli.evaluation.evaluate import evaluate as measure
 
@@ -93,6 +95,7 @@ def evaluate(
             device=device,
             precision=precision,
             progress=bars,
+            warn=warn,
         )
     warn_of_errors(found.scored.errors)
     if csv_file is not None:
@@ -111,7 +114,7 @@ def _show(found: Evaluation) -> None:
     """Notes, then every table."""
     from corit_cli.report.evaluation import grids, thresholds_text
 
-    out.print(f"Verdicts: {thresholds_text(found.about)}.", soft_wrap=True)
+    out.print(f"Verdicts: {escape(thresholds_text(found.about))}.", soft_wrap=True)
     for note in found.notes:
         out.print(f"Note: {escape(note)}.", soft_wrap=True)
     for grid in grids(found):

@@ -121,7 +121,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         wanted = {moment.frame for moment in prediction.video.suspicious()}
         try:
             asked = prediction.path, self.frames, self.rate
-            sampled = sample_frames(*asked) if prediction.video.kind == "video" else sample_pages(*asked).frames
+            sampled = sample_frames(*asked) if prediction.video.kind == "video" else sample_pages(*asked)
             frames = {frame.number: frame.image for frame in sampled if frame.number in wanted}
         except CoritError as error:
             warn(f"{prediction.path}: {error}")

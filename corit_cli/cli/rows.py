@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
-from corit_cli.files import unwritable
+from corit_cli.files import model_card, unwritable
 from corit_cli.report.meaning import footer, meaning, next_steps
 from corit_cli.report.words import looked_at, place, together
 from corit_cli.texts import Table, printable
@@ -82,7 +82,7 @@ def _about(checkpoint: Checkpoint) -> About:
 
 def print_footer(checkpoint: Checkpoint) -> None:
     """One dim line on what the verdicts above mean."""
-    out.print(f"[dim]{escape(footer(_about(checkpoint)))}[/]")
+    out.print(f"[dim]{escape(footer(_about(checkpoint), model_card()))}[/]", soft_wrap=True)
 
 
 def explanation(p: Prediction, about: About) -> list[str]:
@@ -179,9 +179,9 @@ def _thresholds(t: Thresholds) -> dict[str, float]:
 
 def _plain_row(p: Prediction) -> None:
     probability = "" if p.probability is None else f"{p.probability:.4f}"
-    said = p.declared.kind if p.declared else ""
-    cells = (kind_of(p), probability, f"{p.seconds:.2f}", printable(p.path), p.error or "", said, "; ".join(p.notes))
-    print(*cells, sep="\t")
+    said, ground = (p.declared.kind, p.declared.ground) if p.declared else ("", "")
+    cells = (kind_of(p), probability, f"{p.seconds:.2f}", p.path, p.error or "", said, ground, "; ".join(p.notes))
+    print(*map(printable, cells), sep="\t")
 
 
 def _table_row(p: Prediction) -> None:

@@ -101,7 +101,7 @@ def train(
 
     first = launched().rank == 0
     check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
-    samples = load_samples(data)
+    samples = load_samples(data, warn if first else lambda message: None)
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     progress: Progress = quiet,
+    warn: Callable[[str], object] = lambda message: None,
 ) -> Evaluation:
     """Measure a detector on labelled images.
 
@@ -53,7 +54,7 @@ def evaluate(
         scores: CSV files with other detectors' scores, to compare with.
         cache: where features are kept; None reads them anew.
         device, precision: see :meth:`Detector.load`, where the detector is not loaded yet.
-        progress: told of the work.
+        progress, warn: told of the work, and of images that are left out.
 
     Raises CoritError for data or options that cannot be used, before images are read if possible.
     """
@@ -66,7 +67,7 @@ def evaluate(
     if len({file.stem for file in files}) < len(files):
         raise CoritError("two --scores files have the same name: a detector goes by its file's name, rename one")
     place = Path(data) if isinstance(data, str | Path) else Path()
-    samples = load_samples(place) if isinstance(data, str | Path) else data
+    samples = load_samples(place, warn) if isinstance(data, str | Path) else data
     samples = samples if split is None else _of_split(samples, split)
     if not isinstance(detector, Detector):
         detector = Detector.load(detector, device, precision)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from corit_cli.data.images import ImageError, inspect
+from corit_cli.data.stored import opened
 from corit_cli.report.meaning import meaning, next_steps
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
@@ -257,7 +258,7 @@ def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> 
 def _checksums(path: Path) -> tuple[int, str, str]:
     """Size in bytes, SHA-256 and MD5."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-    with path.open("rb") as file:
+    with opened(path) as file:
         while block := file.read(1 << 20):
             sha256.update(block)
             md5.update(block)

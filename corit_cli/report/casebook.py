@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from typing import IO, TYPE_CHECKING
 from PIL import Image
 
 from corit_cli.errors import CoritError
-from corit_cli.files import write_atomically
+from corit_cli.files import is_special, write_atomically
 from corit_cli.report.case import About, details, notes, split_path
 from corit_cli.report.pictures import THUMBNAIL, picture
 from corit_cli.report.timeline import MARKS
@@ -62,7 +63,8 @@ class Casebook:
         if self.path.is_dir():
             raise CoritError(f"cannot write {self.path}: it is a folder")
         try:
-            self._kept: IO[bytes] = tempfile.TemporaryFile(dir=self.path.parent)
+            beside = None if is_special(self.path) else Path(os.path.realpath(self.path)).parent
+            self._kept: IO[bytes] = tempfile.TemporaryFile(dir=beside)
         except OSError as error:
             raise CoritError(f"cannot write {self.path}: {error.strerror or error}") from None
         return self

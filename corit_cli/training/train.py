@@ -82,7 +82,7 @@ def train(
     reads = replace(reads, face=()) if tuned or settings.fusion == "early" else reads
     folder = None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
-    samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
+    samples = load_samples(Path(data), warn) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
     with world(device) as processes:

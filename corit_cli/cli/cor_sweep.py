@@ -14,7 +14,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from corit_cli.cli import options, with_ray
+from corit_cli.cli import config_file, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
@@ -95,6 +95,8 @@ def cor_sweep(
     ray: with_ray.Ray = None,
     num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Find the radius (COR) past which training with SAM collapses to random guessing, and put an interval on it.
 
@@ -172,6 +174,9 @@ def cor_sweep(
             plot=plot,
             title=title,
         )
+    shown = windows.over(CropConfig("native"))
+    configuration = config_file.complete(ctx, optimization=recipe, reads=corit, windows=shown)
+    config_file.save(folder / config_file.NAME, "cor-sweep", configuration)
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with working("geometry at the initial weights"):

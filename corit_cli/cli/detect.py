@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corit_cli.cli import bulk, options, with_ray
+from corit_cli.cli import bulk, config_file, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
@@ -92,6 +92,8 @@ def detect(
     num_cpus: with_ray.NumCpus = None,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Say of each image whether it is real, fake or uncertain, with the probability that it is fake.
 
@@ -161,6 +163,7 @@ def detect(
         for path, reason in left.files:
             for one in write[: 1 + (csv_file is not None)]:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
+    config_file.save_beside(html, "detect", config_file.complete(ctx))
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
         print_footer(detector.checkpoint)
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))

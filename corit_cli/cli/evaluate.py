@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corit_cli.cli import options
+from corit_cli.cli import config_file, options
 from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn_of_errors
 from corit_cli.cli.options import opt
 from corit_cli.data.robustness import FAMILIES, parse_chains
@@ -19,6 +19,7 @@ TESTS = "What is measured"
 
 
 def evaluate(
+    ctx: typer.Context,
     data: Annotated[
         Path, typer.Argument(help="A folder with real/ and fake/ (or 0_real/, 1_fake/) in it, or a manifest.")
     ],
@@ -61,6 +62,8 @@ def evaluate(
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure a detector on labelled images: AUC and error rates with intervals, by source and generator, degraded,
     beside other detectors, or trained anew without each source.
@@ -99,6 +102,7 @@ def evaluate(
         from corit_cli.report.evaluation_page import write_page
 
         write_page(found, html, f"Detector on {data.name or data}")
+        config_file.save_beside(html, "evaluate", config_file.complete(ctx))
     if as_json:
         print_json(found.as_dict())
     else:

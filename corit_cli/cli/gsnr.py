@@ -68,6 +68,8 @@ def gsnr(
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure where in the backbone the gradient carries signal, and what CoRIT does about it.
 

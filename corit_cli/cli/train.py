@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from corit_cli.cli import options, with_ray
+from corit_cli.cli import config_file, options, with_ray
 from corit_cli.cli.console import Bars, err, out, warn, warn_of_errors
 from corit_cli.cli.options import Given, opt
 from corit_cli.cli.train_tables import print_outcome, print_shortcuts
@@ -21,6 +21,7 @@ from corit_cli.training.settings import DATA, Recipe, TrainSettings, TuneSetting
 
 @options.expand(settings=TrainSettings(), recipe=Recipe(), tuning=TuneSettings(), reads=DETECTOR, windows=CropConfig())
 def train(
+    ctx: typer.Context,
     data: Annotated[
         Path, typer.Argument(help="A folder with real/ and fake/ (or 0_real/, 1_fake/) in it, or a manifest.")
     ],
@@ -55,12 +56,18 @@ def train(
     refit: Annotated[
         bool, opt("--refit", "Train once more on all images, validation too, when they have validated.", DATA)
     ] = False,
+    log_dir: Annotated[
+        Path | None,
+        opt("--log-dir", "Tell TensorBoard of every epoch, besides log.csv.", options.OUTPUT, metavar="FOLDER"),
+    ] = None,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
     ray: with_ray.Ray = None,
     num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Train a detector on labelled images, calibrate it, and show what it is worth.
 
@@ -81,7 +88,7 @@ def train(
         raise CoritError(
             f"{', '.join(unused)} would be ignored with --tune {tuned.scope}: leave it out, or give another --tune"
         )
-    if reads.values.get("face") and (not frozen or settings.values.get("fusion") == "early"):
+    if reads.asked.get("face") and (not frozen or settings.values.get("fusion") == "early"):
         raise CoritError("--face is a reading of its own, from the tower as it is: leave out --tune and --fusion early")
     options.check_crops(windows, reads, "both")
     with_ray.check(ray, num_cpus)
@@ -101,6 +108,8 @@ def train(
 
     first = launched().rank == 0
     check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
+    cut = windows.over(CropConfig())
+    configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
     samples = load_samples(data)
     with nullcontext() if first else _silent():
         if first:
@@ -116,7 +125,7 @@ def train(
                 recipe=made_of,
                 tuning=tuned,
                 reads=corit,
-                crops=windows.over(CropConfig()),
+                crops=cut,
                 backbone=backbone,
                 activation=activation,
                 local=local or (),
@@ -125,12 +134,14 @@ def train(
                 refit=refit,
                 cache=kept,
                 reading=reading,
+                log_dir=log_dir,
                 device="cpu" if ray else device,
                 progress=bars,
                 warn=warn,
             )
     if not first:
         return
+    config_file.save(out_folder / config_file.NAME, "train", configuration)
     warn_of_errors(trained.errors)
 
     from corit_cli.report.scores import validation_picture

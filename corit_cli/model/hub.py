@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+#: Before the name of a repository on the Hub.
+PREFIX = "hf-hub:"
 PATIENCE = 5  # seconds that a connection may take
 
 

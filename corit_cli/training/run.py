@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from corit_cli.model.settings import baseline
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
+from corit_cli.training.log import Log, unlogged
 from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
@@ -57,8 +59,8 @@ class Run:
     With ``probe`` the last block's linear probe is trained on the same rows. The images are split as
     :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split; with
     ``refit`` the detector is trained once more on both parts when it was validated. Where too few show a face,
-    ``extractor`` is left without that reading. ``reading`` reads the images if not this process. Raises CoritError when
-    a part lacks a class, and for settings that do not go together.
+    ``extractor`` is left without that reading. ``reading`` reads the images if not this process; ``log`` is told of
+    every epoch. Raises CoritError when a part lacks a class, and for settings that do not go together.
     """
 
     samples: Sequence[Sample]
@@ -72,6 +74,7 @@ class Run:
     progress: Progress = quiet
     world: World = ALONE
     reading: Read | None = None
+    log: Log = unlogged
 
     def __post_init__(self) -> None:
         self.train_part, self.val_part = group_split(self.samples, self.val_fraction, self.settings.seed)
@@ -186,15 +189,15 @@ def train_head(run: Run) -> Trained:
     images = run.read()
     heads = len(run.settings.heads_of(run.extractor.readings))
 
-    def trained(part: Sequence[int], title: str) -> Trained:
+    def trained(part: Sequence[int], title: str, stage: str) -> Trained:
         chosen, advance = images.of(part), run.progress(title, heads * run.settings.epochs)
-        head, held_out = chosen.data.cross_fit(run.folds(part), run.settings, advance)
+        head, held_out = chosen.data.cross_fit(run.folds(part), run.settings, advance, partial(run.log, stage=stage))
         return outcome(run, chosen, head, chosen.z_val, held_out)
 
-    first = trained(run.train_part, "head")
+    first = trained(run.train_part, "head", "head")
     if not run.refit:
         return first
-    again = trained(sorted([*run.train_part, *run.val_part]), "head, on all images")
+    again = trained(sorted([*run.train_part, *run.val_part]), "head, on all images", "refit")
     return replace(first, checkpoint=again.checkpoint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from corit_cli.model.settings import DETECTOR, CoRITSettings
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import launched, world
 from corit_cli.training.localizer import contrasts_for, localize
+from corit_cli.training.log import EpochLog
 from corit_cli.training.run import FEWEST_FACES, Run, Trained, train_head
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
 from corit_cli.training.tower import train_tower
 
 #: What an unfinished run with ``tuning`` leaves in its folder.
 STATE = "resume.safetensors"
+#: What every training tells of its epochs, beside the checkpoint.
+LOG = "log.csv"
 
 
 def train(
@@ -47,6 +51,7 @@ def train(
     refit: bool = False,
     cache: FeatureCache | None = None,
     reading: Read | None = None,
+    log_dir: str | Path | None = None,
     device: str = "auto",
     progress: Progress = quiet,
     warn: Callable[[str], None] = lambda message: None,
@@ -72,6 +77,7 @@ def train(
         refit: train on the validation images too, once they have validated; not with ``tuning``.
         cache: where features are kept; None reads them anew.
         reading: reads images for the heads (``cluster/reading.py``); None does it here.
+        log_dir: folder that TensorBoard is told of every epoch in, besides ``log.csv`` beside the checkpoint.
         device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
         progress, warn: told of the work, and of what went wrong without ending it.
 
@@ -85,7 +91,8 @@ def train(
     samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
-    with world(device) as processes:
+    log = EpochLog(folder / LOG if folder and first and tuned else None, Path(log_dir) if log_dir and first else None)
+    with closing(log), world(device) as processes:
         loaded = load_backbone(backbone, activation, device)
         crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
         extractor = Extractor(loaded, reads, crops, device)
@@ -101,6 +108,7 @@ def train(
             reading=reading,
             progress=progress,
             world=processes,
+            log=log,
         )
         faults = find_faults(samples, run.train_part, run.val_part)
         for fault in faults.words if first else ():
@@ -126,6 +134,7 @@ def train(
         if folder is not None:
             trained.checkpoint.save(folder, overwrite=True)
     if folder is not None:
+        log.save(folder / LOG)
         (folder / STATE).unlink(missing_ok=True)
     return trained
 

@@ -154,7 +154,11 @@ def save(path: Path, command: str, configuration: Mapping[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(head + tomli_w.dumps(configuration), "utf-8"))
 
 
-def save_beside(report: Path | None, command: str, configuration: Mapping[str, Any]) -> None:
-    """As :func:`save`, under a report's name with the suffix ``.toml``; not where that is no regular file."""
+def save_beside(
+    report: Path | None, command: str, configuration: Mapping[str, Any], checkpoint: str | None = None
+) -> None:
+    """As :func:`save`, under a report's name with the suffix ``.toml``; not where that is no regular file. A
+    ``checkpoint`` from the Hub is named with the commit that was used."""
+    configuration = configuration if checkpoint is None else {**configuration, "checkpoint": checkpoint}
     if report is not None and not is_special(report):
         save(report.with_suffix(".toml"), command, configuration)

@@ -147,7 +147,7 @@ def detect(
     with ExitStack() as stack:
         write = [writer(detector.checkpoint, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
-            write.append(csv_writer(csv_file, stack))
+            write.append(csv_writer(detector.checkpoint, csv_file, stack))
         if heatmap is not None or html is not None:
             few = total is not None and total <= FEW and faces != "only"
             illustrator = Illustrator(
@@ -163,7 +163,7 @@ def detect(
         for path, reason in left.files:
             for one in write[: 1 + (csv_file is not None)]:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
-    config_file.save_beside(html, "detect", config_file.complete(ctx))
+    config_file.save_beside(html, "detect", config_file.complete(ctx), detector.checkpoint.origin)
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
         print_footer(detector.checkpoint)
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))

@@ -102,7 +102,7 @@ def evaluate(
         from corit_cli.report.evaluation_page import write_page
 
         write_page(found, html, f"Detector on {data.name or data}")
-        config_file.save_beside(html, "evaluate", config_file.complete(ctx))
+        config_file.save_beside(html, "evaluate", config_file.complete(ctx), found.about["detector"])
     if as_json:
         print_json(found.as_dict())
     else:

@@ -56,7 +56,7 @@ def gsnr(
             "--checkpoint -c",
             "Take what corit reads (but for faces), and its fitted head, from a detector that corit train made.",
             MEASURED,
-            metavar="FOLDER",
+            metavar="FOLDER|hf-hub:USER/NAME[@REVISION]",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -112,9 +112,10 @@ def gsnr(
             loaded = detector.extractor.backbone
             cut = detector.checkpoint.crops if not windows.flags else CropConfig("native")
             ours = Compared("corit", detector.checkpoint.settings, detector.head)
+            detector_named = detector.checkpoint.identity
         else:
             loaded, cut = load_backbone(backbone, activation, device), CropConfig("native")
-            ours = Compared("corit", corit)
+            ours, detector_named = Compared("corit", corit), {}
     config = loaded.tower.config
     cut = replace(windows.over(cut), size=config.image_size)
     known = {"baseline": Compared("baseline", baseline(config.layers)), "corit": ours}
@@ -135,7 +136,7 @@ def gsnr(
     if plot is not None:
         gsnr_plot(found, plot)
     if as_json:
-        print_json(found.as_dict() | {"reading": reading(found)})
+        print_json(found.as_dict() | detector_named | {"reading": reading(found)})
     else:
         _show(found)
         out.print(

@@ -166,8 +166,8 @@ Backbone = Annotated[
     str,
     opt(
         "--backbone",
-        "embedded (CLIP ViT-B/16, no network), an open_clip name such as ViT-L-14/openai, a Hub repository, or a "
-        ".safetensors file.",
+        "embedded (CLIP ViT-B/16, no network), an open_clip name such as ViT-L-14/openai, a Hub repository "
+        "(USER/NAME[@REVISION]), or a .safetensors file.",
         MODEL,
         metavar="NAME",
     ),
@@ -181,7 +181,10 @@ Activation = Annotated[
         **words("quick_gelu", "gelu"),
     ),
 ]
-Checkpoint = Annotated[Path | None, opt("--checkpoint -c", "A detector that corit train made.", metavar="FOLDER")]
+Checkpoint = Annotated[
+    Path | None,
+    opt("--checkpoint -c", "A detector that corit train made.", metavar="FOLDER|hf-hub:USER/NAME[@REVISION]"),
+]
 Config = Annotated[
     Path | None,
     opt("--config", "Options from a TOML file, keyed by their names; the command line wins.", RUN, metavar="FILE"),

@@ -12,6 +12,7 @@ import typer
 from corit_cli.cli import config_file, options, with_ray
 from corit_cli.cli.console import Bars, err, out, warn, warn_of_errors
 from corit_cli.cli.options import Given, opt
+from corit_cli.cli.push import Private, push_detector
 from corit_cli.cli.train_tables import print_outcome, print_shortcuts
 from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
@@ -33,6 +34,11 @@ def train(
     out_folder: Annotated[Path, opt("--out -o", "Where the checkpoint goes.", metavar="FOLDER")] = Path(
         "corit-detector"
     ),
+    push_to_hub: Annotated[
+        str | None,
+        opt("--push-to-hub", "Then put it on the Hugging Face Hub, as corit push does.", metavar="USER/NAME"),
+    ] = None,
+    private: Private = False,
     overwrite: Annotated[bool, opt("--overwrite", "Replace a checkpoint that is there.")] = False,
     resume: Annotated[bool, opt("--resume", "Go on with an interrupted run in --out, where --tune was given.")] = False,
     local: Annotated[
@@ -91,6 +97,8 @@ def train(
     if reads.asked.get("face") and (not frozen or settings.values.get("fusion") == "early"):
         raise CoritError("--face is a reading of its own, from the tower as it is: leave out --tune and --fusion early")
     options.check_crops(windows, reads, "both")
+    if private and push_to_hub is None:
+        raise CoritError("--private goes with --push-to-hub")
     with_ray.check(ray, num_cpus)
     if ray and (not frozen or device == "cuda"):
         raise CoritError("--ray reads images on CPUs for heads: with --tune use torchrun, and leave out --device cuda")
@@ -102,6 +110,7 @@ def train(
         raise CoritError("--view is compared with by --cgp, --inject-at and --local, and none of them is used here")
 
     from corit_cli.data.manifest import load_samples
+    from corit_cli.model.hub import check_login, check_name
     from corit_cli.training.distributed import launched
     from corit_cli.training.train import STATE, check
     from corit_cli.training.train import train as run
@@ -111,6 +120,9 @@ def train(
     cut = windows.over(CropConfig())
     configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
     samples = load_samples(data)
+    if push_to_hub is not None and first and not dry_run:  # not found out after hours
+        check_name(push_to_hub)
+        check_login()
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)
@@ -148,6 +160,8 @@ def train(
 
     validation_picture(trained.validation, trained.probe, out_folder / "validation.png")
     print_outcome(trained, out_folder)
+    if push_to_hub is not None:
+        push_detector(out_folder, push_to_hub, private)
 
 
 @contextmanager

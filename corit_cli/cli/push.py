@@ -43,10 +43,9 @@ def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = 
 
     repository = check_name(repository)
     checkpoint = Checkpoint.load(folder)
-    config = (folder / "config.json").read_bytes()
-    card = detector_card(checkpoint, repository, json.loads(config)["corit"]).encode()
-    files = {"README.md": card, "config.json": config, "model.safetensors": folder / "model.safetensors"}
-    assert set(FILES) < set(files)
+    trained_with = json.loads((folder / "config.json").read_text())["corit"]
+    files: dict[str, Path | bytes] = {"README.md": detector_card(checkpoint, repository, trained_with).encode()}
+    files |= {name: folder / name for name in FILES}
     err.print(f"{'Would upload' if dry_run else 'Uploading'} to {repository} on the Hub:")
     for name, content in files.items():
         size = content.stat().st_size if isinstance(content, Path) else len(content)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corit_cli.cli import bulk, config_file, options, with_ray
+from corit_cli.cli import bulk, config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
@@ -133,10 +133,18 @@ def detect(
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
 
+    looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
+    if dry_run:
+        if image is not None:
+            raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
+        with forecast.foreseeing():
+            detector = Detector.load(checkpoint, device)
+            written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, table=table)
+            found = forecast.of_detect(detector, files, looked_at, written)
+        return found.show()
     with working("loading the detector"):
         detector = Detector.load(checkpoint, "cpu" if ray else device)
         detector = detector.strictly() if strict else detector
-    looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)
         return _end(bulk.into_table(many, detector, found, left, workers, looked_at), left, fail_on, summary=True)

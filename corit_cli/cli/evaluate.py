@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corit_cli.cli import config_file, options
+from corit_cli.cli import config_file, forecast, options
 from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn_of_errors
 from corit_cli.cli.options import opt
 from corit_cli.data.robustness import FAMILIES, parse_chains
@@ -81,6 +81,15 @@ def evaluate(
         parse_chains(robustness)  # a mistake shows before anything is loaded
 
     from corit_cli.evaluation.evaluate import evaluate as measure
+
+    if dry_run:
+        from corit_cli.evaluation.foresee import foresee
+
+        kept = forecast.cache_file(cache, no_cache)
+        with forecast.foreseeing():
+            seen = foresee(data, checkpoint, split, robustness, protocol or (), kept, device)
+        written = forecast.outputs(csv=csv_file, report=html, features=kept)
+        return forecast.of_evaluate(seen, written).show()
 
     with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = measure(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from corit_cli.cli import config_file, options, with_ray
+from corit_cli.cli import config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, out, warn, warn_of_errors
 from corit_cli.cli.options import Given, opt
 from corit_cli.cli.push import Private, push_detector
@@ -110,9 +110,12 @@ def train(
         raise CoritError("--view is compared with by --cgp, --inject-at and --local, and none of them is used here")
 
     from corit_cli.data.manifest import load_samples
+    from corit_cli.detection.checkpoint import FILES
+    from corit_cli.detection.detector import pick_device
     from corit_cli.model.hub import check_login, check_name
     from corit_cli.training.distributed import launched
-    from corit_cli.training.train import STATE, check
+    from corit_cli.training.foresee import foresee
+    from corit_cli.training.train import LOG, STATE, check, prepare
     from corit_cli.training.train import train as run
 
     first = launched().rank == 0
@@ -123,6 +126,18 @@ def train(
     if push_to_hub is not None and first and not dry_run:  # not found out after hours
         check_name(push_to_hub)
         check_login()
+    if dry_run:
+        how = {"val_fraction": val_fraction, "probe": probe, "refit": refit}
+        with forecast.foreseeing():
+            planned = prepare(
+                samples, chosen, made_of, tuned, corit, cut, backbone, activation, pick_device(device), **how
+            )
+            kept = forecast.cache_file(cache, no_cache)
+            found = foresee(planned, tuned, kept)
+        names = (*FILES, LOG, config_file.NAME, "validation.png")
+        written = [f"{out_folder / name}" for name in names] + [f"{kept} (features)"] * (kept is not None)
+        written += [f"{push_to_hub} on the Hub"] * (push_to_hub is not None)
+        return forecast.of_train(samples, found, written).show()
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)

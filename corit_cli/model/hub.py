@@ -53,7 +53,7 @@ def fetch(name: str, files: Sequence[str]) -> Snapshot:
         if isinstance(error, LocalEntryNotFoundError) or is_offline(error):
             at = f"--revision {revision} " if revision else ""
             command = f"hf download {at}{repository} {' '.join(files)}"
-            raise CoritError(offline(f"Hub repository {name.removeprefix(PREFIX)}", command)) from None
+            raise NotCached(f"Hub repository {name.removeprefix(PREFIX)}", command) from None
         raise CoritError(f"cannot load Hub repository {name.removeprefix(PREFIX)}: {_why(error)}") from None
     return Snapshot(folder, f"{PREFIX}{repository}@{folder.name}")
 
@@ -174,5 +174,23 @@ def is_offline(error: BaseException) -> bool:
     return cause is not None and is_offline(cause)
 
 
-def offline(what: str, command: str) -> str:
-    return f"{what} is not in the local cache and the network cannot be reached: where there is one, run `{command}`"
+class NotCached(CoritError):
+    """``what`` is not in the local cache, and there is no network; ``command`` fetches it where there is one."""
+
+    def __init__(self, what: str, command: str) -> None:
+        super().__init__(
+            f"{what} is not in the local cache and the network cannot be reached: where there is one, run `{command}`"
+        )
+        self.what = what
+
+
+@contextmanager
+def cache_only() -> Iterator[None]:
+    """Nothing is fetched, as if there were no network."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -28,7 +28,7 @@ from corit_cli.config import restored
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256, weights_dir
 from corit_cli.model.backbone import TowerConfig, VisionTower
-from corit_cli.model.hub import PREFIX, at_once, fetch, is_offline, offline
+from corit_cli.model.hub import PREFIX, NotCached, at_once, fetch, is_offline
 from corit_cli.model.names import infer_config, tower_state
 
 EMBEDDED = "embedded"
@@ -211,13 +211,13 @@ def _load_open_clip(name: str) -> Backbone:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         raise CoritError(f"open_clip knows no weights {tag!r} for {architecture}; it has: {', '.join(tags) or 'none'}")
-    fetch = f"python -c \"import open_clip; open_clip.create_model('{architecture}', pretrained='{tag}')\""
+    command = f"python -c \"import open_clip; open_clip.create_model('{architecture}', pretrained='{tag}')\""
     try:
         with at_once():
             model = open_clip.create_model(architecture, pretrained=tag)
     except Exception as error:
         if is_offline(error):
-            raise CoritError(offline(f"open_clip weights {name}", fetch)) from None
+            raise NotCached(f"open_clip weights {name}", command) from None
         raise CoritError(f"open_clip cannot load {name}: {_first_line(error)}") from None
     tower = from_open_clip(model.visual)
     return Backbone(tower, name, tower_sha256(tower))

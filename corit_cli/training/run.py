@@ -81,7 +81,7 @@ class Run:
         for name, part in (("training", self.train_part), ("validation", self.val_part)):
             if len({self.samples[i].label for i in part}) < 2:
                 raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
-        reads_faces = bool(self.extractor.settings.face)
+        reads_faces = self.faces_wanted = bool(self.extractor.settings.face)
         if reads_faces and self.settings.fusion == "early":
             raise CoritError("one head on all readings needs all of every image: with --fusion early give --no-face")
         if not reads_faces and any(parse_forge(spec).of_faces for spec in self.recipe.forge):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from corit_cli.data.faults import find_faults
 from corit_cli.data.forge import Forge, parse_forge
@@ -84,23 +85,23 @@ def train(
     Raises CoritError for data or settings that do not fit, before images are read if possible.
     """
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
-    recipe, tuned = replace(recipe, seed=settings.seed), tuning.scope != "head"
-    reads = replace(reads, face=()) if tuned or settings.fusion == "early" else reads
-    folder = None if out is None else Path(out)
+    tuned, folder = tuning.scope != "head", None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
     samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
     log = EpochLog(folder / LOG if folder and first and tuned else None, Path(log_dir) if log_dir and first else None)
     with closing(log), world(device) as processes:
-        loaded = load_backbone(backbone, activation, device)
-        crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
-        extractor = Extractor(loaded, reads, crops, device)
-        run = Run(
+        run = prepare(
             samples,
-            extractor,
-            settings=settings,
-            recipe=recipe,
+            settings,
+            recipe,
+            tuning,
+            reads,
+            crops,
+            backbone,
+            activation,
+            device,
             val_fraction=val_fraction,
             probe=probe,
             refit=refit,
@@ -125,7 +126,7 @@ def train(
         trained.checkpoint.data["leaked"] = faults.leaked
     if trained.checkpoint.calibration.slope <= 0:
         warn("nothing was learned: on images held out the scores do not tell the classes apart")
-    if reads.face and not trained.checkpoint.settings.face:
+    if run.faces_wanted and not trained.checkpoint.settings.face:
         warn(f"faces are not read by themselves: that takes {FEWEST_FACES} real and as many fake images that show one")
     if folder is not None:
         trained.checkpoint.save(folder, overwrite or tuned)
@@ -137,6 +138,28 @@ def train(
         log.save(folder / LOG)
         (folder / STATE).unlink(missing_ok=True)
     return trained
+
+
+def prepare(
+    samples: Sequence[Sample],
+    settings: TrainSettings,
+    recipe: Recipe,
+    tuning: TuneSettings,
+    reads: CoRITSettings,
+    crops: CropConfig | None,
+    backbone: str,
+    activation: str | None,
+    device: str,
+    **how: Any,
+) -> Run:
+    """The training that :func:`train` does, its backbone loaded and its images dealt, none read; ``how`` as Run has
+    it."""
+    if tuning.scope != "head" or settings.fusion == "early":
+        reads = replace(reads, face=())
+    loaded = load_backbone(backbone, activation, device)
+    crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
+    recipe = replace(recipe, seed=settings.seed)
+    return Run(samples, Extractor(loaded, reads, crops, device), settings=settings, recipe=recipe, **how)
 
 
 def check(

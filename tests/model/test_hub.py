@@ -52,7 +52,7 @@ def test_what_cannot_be_fetched(server: Hub, name: str, words: str) -> None:
 
 def test_a_hub_that_is_out_of_order_is_not_an_offline_one(server: Hub) -> None:
     server.broken = True
-    with pytest.raises(CoritError, match="the Hub answered 500|network cannot be reached") as caught:
+    with pytest.raises(CoritError, match="the Hub answered 500") as caught:
         Checkpoint.find("hf-hub:user/other")
     assert "\n" not in str(caught.value)
 

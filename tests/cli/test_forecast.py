@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from corit_cli.cli.app import app
 from corit_cli.cli.forecast import span
 from tests.conftest import save_tiny_detector
 
@@ -18,13 +20,21 @@ def state(root: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
-def dry(corit: Callable, tmp_path: Path) -> Callable[..., str]:
+def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Runs a command in this process, with empty caches."""
+    for name in ("HOME", "XDG_CACHE_HOME", "COLUMNS"):
+        monkeypatch.setenv(name, environment[name])
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def dry(here: Callable, tmp_path: Path) -> Callable[..., str]:
     """What a dry run prints; it must change nothing."""
 
     def run(*arguments: object) -> str:
         before = state(tmp_path)
-        result = corit(*arguments, "--dry-run")
-        assert result.returncode == 0, result.stderr
+        result = here(*arguments, "--dry-run")
+        assert result.exit_code == 0, result.output
         assert state(tmp_path) == before
         assert "Nothing is done" in result.stdout and "May take: about" in result.stdout
         return result.stdout
@@ -36,7 +46,7 @@ def tiny(folder: Path) -> list[object]:
     return ["--backbone", folder / "tower.safetensors", "--integrate", "2-3", "--cgp", "1-2"]
 
 
-def test_train(corit, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
+def test_train(here, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
     arguments = ["train", dataset, *tiny(folder), "--native", "none", "--no-face", "--folds", 3, "--degrade", "jpeg"]
     arguments += ["--out", tmp_path / "det"]
     told = dry(*arguments)
@@ -44,7 +54,7 @@ def test_train(corit, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
     rows = int(re.search(r"features of (\d+) images or copies of them \(0 more", told)[1])
     trained = int(re.search(r"8 heads on (\d+) rows", told)[1])  # 2 readings, by 1 + 3 folds
     assert rows == trained + 12 and str(tmp_path / "det" / "model.safetensors") in told  # 12 validate, as they are
-    assert corit(*arguments).returncode == 0
+    assert here(*arguments).exit_code == 0
     lines = (tmp_path / "det" / "log.csv").read_text().splitlines()
     assert len(lines) == 1 + 8 * 20  # as many heads as were foreseen, in 20 epochs each
     told = dry(*arguments, "--overwrite")

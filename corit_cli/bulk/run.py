@@ -29,6 +29,7 @@ def conditions(detector: Detector, looked_at: Mapping[str, Any], part: Shard, ch
     faces = looked_at["faces"] or detector.faces_by_default()
     return {
         "corit": __version__,
+        **({"origin": checkpoint.origin} if checkpoint.origin else {}),
         "detector": checkpoint.sha256,
         "backbone": checkpoint.backbone["sha256"],
         "thresholds": asdict(checkpoint.thresholds),

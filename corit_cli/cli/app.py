@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, train
+from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, push, train
 from corit_cli.cli.console import err, escape
 from corit_cli.cli.helping import ALL, Command, Plain
 from corit_cli.cli.with_ray import WithRay
@@ -79,6 +79,7 @@ app.command("train", cls=WithRay)(train.train)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("gsnr", cls=Command)(gsnr.gsnr)
 app.command("cor-sweep", cls=WithRay)(cor_sweep.cor_sweep)
+app.command("push", cls=Command)(push.push)
 
 
 def main() -> None:

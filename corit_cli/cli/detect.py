@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corit_cli.cli import bulk, options, with_ray
+from corit_cli.cli import bulk, config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import FEW, Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
@@ -94,6 +94,8 @@ def detect(
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Say of each image whether it is real, fake or uncertain, with the probability that it is fake.
 
@@ -136,10 +138,18 @@ def detect(
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
 
+    looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
+    if dry_run:
+        if image is not None:
+            raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
+        with forecast.foreseeing():
+            detector = Detector.load(checkpoint, device, precision)
+            written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, table=table)
+            found = forecast.of_detect(detector, files, looked_at, written)
+        return found.show()
     with working("loading the detector"):
         detector = Detector.load(checkpoint, "cpu" if ray else device, precision)
         detector = detector.strictly() if strict else detector
-    looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)
         return _end(bulk.into_table(many, detector, found, left, workers, looked_at), left, fail_on, summary=True)
@@ -150,7 +160,7 @@ def detect(
     with ExitStack() as stack:
         write = [writer(detector.checkpoint, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
-            write.append(csv_writer(csv_file, stack))
+            write.append(csv_writer(detector.checkpoint, csv_file, stack))
         if heatmap is not None or html is not None:
             few = total is not None and total <= FEW and faces != "only"
             illustrator = Illustrator(
@@ -166,6 +176,7 @@ def detect(
         for path, reason in left.files:
             for one in write[: 1 + (csv_file is not None)]:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
+    config_file.save_beside(html, "detect", config_file.complete(ctx), detector.checkpoint.origin)
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
         print_footer(detector.checkpoint)
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corit_cli.cli import options
+from corit_cli.cli import config_file, forecast, options
 from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn, warn_of_errors
 from corit_cli.cli.options import opt
 from corit_cli.cli.outputs import check_apart
@@ -20,6 +20,7 @@ TESTS = "What is measured"
 
 
 def evaluate(
+    ctx: typer.Context,
     data: Annotated[
         Path, typer.Argument(help="A folder with real/ and fake/ (or 0_real/, 1_fake/) in it, or a manifest.")
     ],
@@ -63,6 +64,8 @@ def evaluate(
     cache_size: options.CacheSize = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure a detector on labelled images: AUC and error rates with intervals, by source and generator, degraded,
     beside other detectors, or trained anew without each source.
@@ -81,6 +84,15 @@ def evaluate(
     check_apart({"--csv": csv_file, "--html": html}, [data, *(scores or ())])
 
     from corit_cli.evaluation.evaluate import evaluate as measure
+
+    if dry_run:
+        from corit_cli.evaluation.foresee import foresee
+
+        kept = forecast.cache_file(cache, no_cache)
+        with forecast.foreseeing():
+            seen = foresee(data, checkpoint, split, robustness, protocol or (), kept, device, precision)
+        written = forecast.outputs(csv=csv_file, report=html, features=kept)
+        return forecast.of_evaluate(seen, written).show()
 
     with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = measure(
@@ -104,6 +116,7 @@ def evaluate(
         from corit_cli.report.evaluation_page import write_page
 
         write_page(found, html, f"Detector on {data.name or data}")
+        config_file.save_beside(html, "evaluate", config_file.complete(ctx), found.about["detector"])
     if as_json:
         print_json(found.as_dict())
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
+
+from corit_cli.cli.config_file import defaults
 
 ALL = "--help-all"
 #: By command, what ``--help`` shows; commands that are not named show all that they have.
@@ -42,7 +45,18 @@ class Command(Plain, TyperCommand):
         if ALL in given:
             ctx.meta[ALL] = True
             args = ["--help"]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args if ctx.resilient_parsing else self._configured(ctx, args))
+
+    def _configured(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Take the defaults of a file that ``--config`` names; ``args`` with the arguments that only this has."""
+        said, _, _ = self.make_parser(ctx).parse_args(list(args))
+        if not said.get("config") or said.get("help"):
+            return args
+        ctx.default_map = found = defaults(Path(said["config"]), ctx)
+        for parameter in self.params:  # of which there may be none: the parser does not ask for defaults
+            if parameter.nargs == -1 and not said.get(parameter.name) and parameter.name in found:
+                args = [*args, *([] if "--" in args else ["--"]), *found[parameter.name]]
+        return args
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
         """As Typer does, of the common options alone unless ``--help-all`` asked."""

@@ -55,7 +55,8 @@ def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bo
     """What writes to standard output: JSON, JSON lines, tab-separated text in a pipe, or a table, which may ``explain``
     each verdict."""
     if as_jsonl:
-        return lambda p: print(json.dumps(as_dict(p)), flush=True)
+        fetched = checkpoint.identity if checkpoint.origin else {}
+        return lambda p: print(json.dumps(as_dict(p) | fetched), flush=True)
     if as_json:
         return _json_writer(checkpoint, stack)
     row = _plain_row
@@ -111,10 +112,12 @@ COLUMNS = (
     "declared",
     "ground",
     "notes",
+    "detector",
+    "detector_sha256",
 )
 
 
-def csv_writer(path: Path, stack: ExitStack) -> Write:
+def csv_writer(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Write:
     """Writes to a CSV file line by line, so that an interrupted run leaves what it has found. Raises CoritError,
     then and later, when it cannot be written."""
     try:
@@ -123,6 +126,8 @@ def csv_writer(path: Path, stack: ExitStack) -> Write:
         table = Table(file, COLUMNS)
     except OSError as error:
         raise unwritable(path, error) from None
+
+    named = checkpoint.identity
 
     def write(p: Prediction) -> None:
         faces = p.faces or ()
@@ -138,6 +143,7 @@ def csv_writer(path: Path, stack: ExitStack) -> Write:
             "declared": p.declared and p.declared.kind,
             "ground": p.declared and p.declared.ground,
             "notes": "; ".join(p.notes) or None,
+            **named,
         }
         try:
             table.write(row)
@@ -159,7 +165,7 @@ def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
         "schema": SCHEMA,
         "corit": __version__,
         "backbone": checkpoint.backbone,
-        "detector_sha256": checkpoint.sha256,
+        **checkpoint.identity,
         "thresholds": _thresholds(checkpoint.thresholds),
         "face_thresholds": checkpoint.faces and _thresholds(checkpoint.faces.thresholds),
     }

@@ -55,14 +55,16 @@ class Detector:
 
     @classmethod
     def load(cls, checkpoint: str | Path | None = None, device: str = "auto", precision: str = "auto") -> Detector:
-        """The shipped detector, or the one in a ``checkpoint`` folder, on ``cpu``, ``cuda`` or whichever is there.
+        """The shipped detector, that in a ``checkpoint`` folder, or one on the Hub (``hf-hub:USER/NAME[@REVISION]``),
+        on ``cpu``, ``cuda`` or whichever is there.
 
         ``precision`` is that of the tower's products: fp32, bf16, or whichever this machine is faster with.
 
-        Raises CoritError when the checkpoint is missing or damaged, or its backbone is not the one it was trained on.
+        Raises CoritError when the checkpoint is missing, damaged or cannot be fetched, or its backbone is not the one
+        it was trained on.
         """
-        folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else Path(checkpoint)
-        found = Checkpoint.load(folder)
+        folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else checkpoint
+        found = Checkpoint.find(folder)
         device = pick_device(device)
         name = found.backbone["name"]
         backbone = load_backbone(name, found.backbone.get("activation"), device)

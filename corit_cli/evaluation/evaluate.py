@@ -68,7 +68,7 @@ def evaluate(
         raise CoritError("two --scores files have the same name: a detector goes by its file's name, rename one")
     place = Path(data) if isinstance(data, str | Path) else Path()
     samples = load_samples(place, warn) if isinstance(data, str | Path) else data
-    samples = samples if split is None else _of_split(samples, split)
+    samples = samples if split is None else of_split(samples, split)
     if not isinstance(detector, Detector):
         detector = Detector.load(detector, device, precision)
     held_out.check(detector.checkpoint, samples, protocols)
@@ -84,7 +84,8 @@ def evaluate(
     return found
 
 
-def _of_split(samples: Sequence[Sample], split: str) -> list[Sample]:
+def of_split(samples: Sequence[Sample], split: str) -> list[Sample]:
+    """The images of a split. Raises CoritError where there are none."""
     chosen = [s for s in samples if s.split == split]
     if not chosen:
         there = ", ".join(sorted({s.split for s in samples} - {""})) or "none"

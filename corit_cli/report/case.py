@@ -45,7 +45,7 @@ _SAYS = {"generated": "says it was generated", "edited": "says it was edited"}
 class About:
     """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates and those of
     faces by themselves (see ``corit train``; empty where they are not known), when (in UTC), with what command line,
-    and in a few sentences how the detector works."""
+    in a few sentences how the detector works, and where on the Hub the ``detector`` came from, if it did."""
 
     backbone: str
     backbone_sha256: str
@@ -57,6 +57,7 @@ class About:
     made: datetime
     command: str
     method: str
+    detector: str | None = None
     corit: str = __version__
 
     @classmethod
@@ -66,6 +67,7 @@ class About:
             backbone=checkpoint.backbone["name"],
             backbone_sha256=checkpoint.backbone["sha256"],
             detector_sha256=checkpoint.sha256,
+            detector=checkpoint.origin,
             thresholds=checkpoint.thresholds,
             faces=checkpoint.faces.thresholds if checkpoint.faces else checkpoint.thresholds,
             held_out=checkpoint.metrics.get("held_out_sources", {}),

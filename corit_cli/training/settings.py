@@ -106,6 +106,7 @@ class Recipe(Settings):
         "Re-encode every image as JPEG at a quality drawn from this range, so that the codec says nothing.",
         metavar="LO-HI",
         parse=parse_quality_range,
+        spell=lambda value: value and f"{value[0]}-{value[1]}",
         panel=DATA,
     )
     seed: int = 0

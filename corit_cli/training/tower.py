@@ -38,6 +38,7 @@ from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import draw_low_rank, parse_scope, thaw, tuned_backbone, tuned_tensors
 from corit_cli.model.settings import HeadKind
 from corit_cli.training.fusion import HeldOut, join
+from corit_cli.training.log import Epoch
 from corit_cli.training.resume import State, moments, restore_moments
 from corit_cli.training.rows import TrainingSet
 from corit_cli.training.run import Run, Trained, outcome
@@ -83,7 +84,8 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     aside = images.data.chosen(~in_fit & images.data.originals)
     if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
-    model.head = fitted.heads(settings, advance=run.progress("head", len(model.head.names) * settings.epochs))
+    advance = run.progress("head", len(model.head.names) * settings.epochs)
+    model.head = fitted.heads(settings, advance=advance, log=partial(run.log, stage="head"))
     model.to(extractor.device)
 
     history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)
@@ -124,7 +126,8 @@ def tune(
 ) -> list[dict[str, float]]:
     """The training loop: ``model`` is left with the weights of the epoch whose loss on ``aside`` was lowest.
 
-    Returns the mean losses by epoch, ``loss`` and ``held_out``; the first entry, before any step, has no ``loss``.
+    Returns what ``training/log.py`` says of every epoch, losses over all processes; the first entry, before any step,
+    has ``held_out`` alone.
     """
     n, device, settings, world = len(fitted.rows), model.device, run.settings, run.world
     if min(n, tuning.batch_size) < world.size:
@@ -143,6 +146,8 @@ def tune(
         model.take(before.weights)
         restore_moments(optimizer, before.optimizer)
         generator.set_state(before.random)
+    for epoch, seen in enumerate(history):
+        run.log(stage="tune", epoch=epoch, **seen)
 
     def loss(one: MicroBatch) -> Tensor:
         """Its share of the weighted mean over the whole batch, times the processes, over which DDP averages."""
@@ -157,19 +162,22 @@ def tune(
         shares = [world.share(batch) for batch in batches]
         advance = run.progress(f"epoch {epoch} of {tuning.epochs}", sum(map(len, shares)) + 1)
         windows = decoded([fitted.rows[i].job for share in shares for i in share.tolist()], model.crops, tuning)
-        total = 0.0
+        steps_seen = Epoch(tuning.lr * _share_left((epoch - 1) / tuning.epochs))
         for number, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             done = ((epoch - 1) * steps + number) / (tuning.epochs * steps)
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * done)) / 2
+                group["lr"] = group["initial_lr"] * _share_left(done)
             seen = torch.stack(list(islice(windows, len(share))))  # (b, w, S, S, 3) uint8
             pieces = list(zip(share.split(tuning.micro_batch), seen.split(tuning.micro_batch), strict=True))
             micro_batches = [MicroBatch(rows, x, len(batch), rows is pieces[-1][0]) for rows, x in pieces]
-            total += float(sam.step(loss, micro_batches).loss) * len(batch) / world.size
+            steps_seen.add(sam.step(loss, micro_batches), len(batch))
             advance(len(share))
-        mean = float(world.total(torch.tensor(total, dtype=torch.float64))) / n
+        means = steps_seen.means
+        names = ("loss", "perturbed")  # gradients are the mean of all processes' already
+        shares = torch.tensor([means[name] for name in names], dtype=torch.float64) / world.size
+        means |= zip(names, world.total(shares).tolist(), strict=True)
         held_out = held_out_loss(run, model, aside, tuning)
-        history.append({"loss": mean, "held_out": held_out})
+        history.append(means | {"held_out": held_out})
         if not math.isfinite(held_out):
             raise CoritError(f"the training diverged in epoch {epoch}: lower --tune-lr or --tune-rho")
         if best_epoch(history) == epoch:
@@ -183,7 +191,8 @@ def tune(
                 history=history,
             )
             now.save(path, about)
-        advance(1, f"loss {mean:.4f}, on sources set aside {held_out:.4f}")
+        run.log(stage="tune", epoch=epoch, **history[-1])
+        advance(1, f"loss {means['loss']:.4f}, on sources set aside {held_out:.4f}")
     model.take(best)
     return history
 
@@ -283,6 +292,11 @@ def _losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Weighted losses of every head's logits (b, R), with ``labels`` and ``weights`` (b,): the heads' mean (b,)."""
     truth, weight = (values[:, None].expand_as(logits) for values in (labels, weights))
     return F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").mean(1)
+
+
+def _share_left(done: float) -> float:
+    """What a cosine schedule leaves of the step size when so much is ``done``, from 0 to 1."""
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 def best_epoch(history: Sequence[dict[str, float]]) -> int:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from corit_cli.bulk.parts import Parts, every_row
-from corit_cli.cli.rows import as_dict
 from corit_cli.cluster import detect as module
 from corit_cli.cluster.detect import Plan, detect
 from corit_cli.cluster.ledger import KILLED
 from corit_cli.detection.detector import Asked, Detector
 from corit_cli.detection.eye import Eye
+from corit_cli.report.document import as_dict
 from tests.cluster.eyes import Deadly, Fragile
 from tests.conftest import CORIT, Told, photograph, tiny_detector
 

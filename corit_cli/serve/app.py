@@ -27,7 +27,7 @@ from corit_cli.report.casebook import Page
 from corit_cli.report.document import as_dict, heading
 from corit_cli.report.drawn import FEW, draw
 from corit_cli.serve.guard import Guard, refusal
-from corit_cli.serve.limits import Limits, Memory, Refused
+from corit_cli.serve.limits import SHUTTING_DOWN, Limits, Memory, Refused
 from corit_cli.serve.metrics import Metrics
 from corit_cli.serve.scorer import Job, Scorer, See, Wanted
 from corit_cli.serve.upload import Upload, receive
@@ -61,7 +61,8 @@ class ReportOptions(Options):
 
 
 class Service:
-    """The application ``app`` around one detector, and the ``scorer`` that has it; ``close`` ends that."""
+    """The application ``app`` around one detector, and the ``scorer`` that has it; ``close`` ends that.
+    ``abandon`` may be called from the event loop alone."""
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class Service:
         self.scorer = Scorer(detector, self.limits.waiting, workers, lambda *run: self.metrics.run(*run))
         self.metrics = Metrics(lambda: self.scorer.waiting, lambda: self.memory.taken)
         self._faces = detector.faces_by_default()
+        self._arriving: set[asyncio.Future[list[Upload]]] = set()
         self.app = self._application(token, hosts)
 
     def _application(self, token: str | None, hosts: Sequence[str]) -> FastAPI:
@@ -149,7 +151,16 @@ class Service:
     async def _received(self, request: Request) -> list[Upload]:
         """The files of a request. Raises Refused where they cannot be taken, at once where too many wait already."""
         self.scorer.check()
-        return await receive(request, self.limits, self.memory)
+        arriving = asyncio.ensure_future(receive(request, self.limits, self.memory))
+        self._arriving.add(arriving)
+        try:
+            return await arriving
+        except asyncio.CancelledError:
+            if self.scorer.alive:
+                raise
+            raise Refused(503, SHUTTING_DOWN) from None
+        finally:
+            self._arriving.discard(arriving)
 
     async def _look(self, request: Request, uploads: list[Upload], wanted: Wanted, see: See) -> None:
         """Have files looked at, and forgotten. Raises Refused where that cannot be done, or not in time."""
@@ -173,6 +184,12 @@ class Service:
             job.given_up = True
             gone.cancel()
             done.cancel()
+
+    def abandon(self) -> None:
+        """Answer all requests that are under way with an error: the service ends."""
+        self.scorer.abandon()
+        for arriving in self._arriving:
+            arriving.cancel()
 
     def close(self, seconds: float = 1.0) -> bool:
         """End the scoring thread; whether it ended within so many seconds."""

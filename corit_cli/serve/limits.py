@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 MIB = 1 << 20
+SHUTTING_DOWN = "the service is shutting down"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from corit_cli.data.stored import Stored
 from corit_cli.detection.detector import Detector
 from corit_cli.detection.verdicts import Prediction
-from corit_cli.serve.limits import Refused
+from corit_cli.serve.limits import SHUTTING_DOWN, Refused
 from corit_cli.serve.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Scorer:
             ending = [*self._queue, *self._begun]
             self._wake.notify()
         for job in ending:
-            job.fail(Refused(503, "the service is shutting down", retry_after=10))
+            job.fail(Refused(503, SHUTTING_DOWN))
 
     def join(self, seconds: float) -> bool:
         """Wait for the thread to end; whether it has."""
@@ -161,7 +161,7 @@ class Scorer:
             self._count_down(job, 1)
             if self._stopping:
                 break
-        self._end_all(Refused(503, "the service is shutting down", retry_after=10))  # none is left but then
+        self._end_all(Refused(503, SHUTTING_DOWN))  # none is left but then
         seconds = time.monotonic() - begun
         if files:
             self._pace += 0.3 * (seconds / files - self._pace)
@@ -202,7 +202,7 @@ class Scorer:
 
     def _check(self, files: int) -> None:
         if self._stopping:
-            raise Refused(503, "the service is shutting down", retry_after=10)
+            raise Refused(503, SHUTTING_DOWN)
         waiting = self._waiting()
         if waiting + files > self.most:
             soon = min(60, max(1, round(waiting * self._pace)))

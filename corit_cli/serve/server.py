@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,10 +87,12 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the server; uvicorn would raise them again afterwards."""
+        """In the main thread SIGTERM and SIGINT end the server; uvicorn would raise them again afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._loop = asyncio.get_running_loop()
         before = {sign: signal.signal(sign, self.handle_exit) for sign in (signal.SIGTERM, signal.SIGINT)}
-        loop = asyncio.get_running_loop()
-        self._loop = loop
         try:
             yield
         finally:
@@ -98,7 +101,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sign: int, frame: Any) -> None:
         if not self.should_exit:  # what is not done in a while is answered, too: that there will be no result
-            self._loop.call_soon_threadsafe(self._loop.call_later, GRACE - 1, self._service.scorer.abandon)
+            self._loop.call_soon_threadsafe(self._loop.call_later, GRACE - 1, self._service.abandon)
         super().handle_exit(sign, frame)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,6 +36,11 @@ MOST_FRAMES = 256
 #: Styles and script of the report, which the page shares.
 _REPORT = Path(__file__).parent.parent / "report"
 _PAGE = Path(__file__).parent / "page"
+_FILES = {
+    "/": _PAGE / "index.html",
+    "/page/casebook.css": _REPORT / "casebook.css",
+    "/page/casebook.js": _REPORT / "casebook.js",
+}
 #: A report runs its own script, and may do nothing else, whoever opens it.
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -92,9 +97,8 @@ class Service:
         app.add_api_route("/v1/report", self.report, methods=["POST"])
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route("/metrics", self.told, methods=["GET"])
-        for place, file in (("casebook.css", _REPORT / "casebook.css"), ("casebook.js", _REPORT / "casebook.js")):
-            app.add_api_route(f"/page/{place}", lambda file=file: FileResponse(file), methods=["GET"])
-        app.add_api_route("/", lambda: FileResponse(_PAGE / "index.html"), methods=["GET"])
+        for address, file in _FILES.items():
+            app.add_api_route(address, _giving(file), methods=["GET"])
         app.mount("/page", StaticFiles(directory=_PAGE))
         return app
 
@@ -195,6 +199,15 @@ class Service:
         """End the scoring thread; whether it ended within so many seconds."""
         self.scorer.abandon()
         return self.scorer.join(seconds)
+
+
+def _giving(file: Path) -> Callable[[], Response]:
+    """What answers with a file. It takes no argument: FastAPI would let the address set it."""
+
+    def give() -> Response:
+        return FileResponse(file)
+
+    return give
 
 
 async def _gone(request: Request) -> None:

@@ -117,7 +117,7 @@ def same_origin(headers: Headers, host: str, method: str) -> bool:
     """Whether no browser says that another site's page asks, but for a link to this one. Programs say nothing of the
     kind."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
         return False
     if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         return True

@@ -35,7 +35,7 @@ class Upload:
         self._taken += len(data)
         try:
             self.file.write(data)
-        except OSError:
+        except (OSError, MemoryError):
             raise Refused(503, "out of memory: try again soon", retry_after=5) from None
 
     def close(self) -> None:

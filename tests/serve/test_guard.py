@@ -80,6 +80,8 @@ def test_any_host_is_told_from_this_one(host: str) -> None:
         ({"origin": "OWN", "sec-fetch-site": "same-origin"}, 200),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": ""}, 403),
         ({"origin": "http://127.0.0.1:1"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate"}, 403),

@@ -208,6 +208,9 @@ def test_the_page_and_what_it_loads(running: Running) -> None:
         found = running.client.get(place)
         assert found.status_code == 200 and found.headers["x-content-type-options"] == "nosniff"
     assert not re.search(r"<script>|<style>|\son\w+=|style=", page.text)  # the policy would not run them
+    for place in ("/", "/page/casebook.css", "/page/page.js"):
+        given = {name: "/etc/passwd" for name in ("file", "path", "self")}  # gives no file but its own
+        assert running.client.get(place, params=given).content == running.client.get(place).content
     assert running.client.get("/page/../app.py").status_code == 404
     assert running.client.get("/page/%2e%2e/app.py").status_code == 404
     for gone in ("/docs", "/redoc", "/openapi.json", "/v1/detect"):

@@ -43,7 +43,7 @@ CORIT = [sys.executable, "-m", "corit_cli"]
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[int, int]]:
     """The port of a service, and its process' number; the last line tells how long it took to end."""
-    command = [*CORIT, "serve", "--port", "0", "--queue", "4096", "--timeout", "600", *options]
+    command = [*CORIT, "serve", "--port", "0", "--queue", "4096", "--timeout", "1800", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     line = next(line for line in process.stderr if line.startswith("corit serve: "))
     log: Counter[str] = Counter()
@@ -73,7 +73,7 @@ HEADERS = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 def post(port: int, content: bytes) -> tuple[int, dict]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2000)
     connection.request("POST", "/v1/detect", content, HEADERS)
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())

@@ -83,6 +83,7 @@ class Service:
         self.metrics = Metrics(lambda: self.scorer.waiting, lambda: self.memory.taken)
         self._faces = detector.faces_by_default()
         self._arriving: set[asyncio.Future[list[Upload]]] = set()
+        self._guarded = token is not None
         self.app = self._application(token, hosts)
 
     def _application(self, token: str | None, hosts: Sequence[str]) -> FastAPI:
@@ -140,8 +141,12 @@ class Service:
         return Response(text, media_type="text/html", headers=headers)
 
     def health(self) -> Response:
-        """Whether files can be looked at."""
-        return JSONResponse({"status": "ok"}) if self.scorer.alive else _error(503, "the detector does not run")
+        """Whether files can be looked at, and whether that takes a token."""
+        return (
+            JSONResponse({"status": "ok", "token": self._guarded})
+            if self.scorer.alive
+            else _error(503, "the detector does not run")
+        )
 
     def told(self) -> Response:
         """Counters as Prometheus reads them."""

@@ -50,7 +50,7 @@ def test_a_wrong_token_learns_nothing(guarded: Running, authorization: str | Non
 
 
 def test_what_is_open_without_a_token(guarded: Running) -> None:
-    assert guarded.client.get("/health").json() == {"status": "ok"}
+    assert guarded.client.get("/health").json() == {"status": "ok", "token": True}
     assert guarded.client.get("/").status_code == guarded.client.get("/page/page.js").status_code == 200
 
 

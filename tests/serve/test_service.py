@@ -99,7 +99,7 @@ def test_hostile_files_get_a_result_or_an_error(running: Running, detector: Dete
         assert answer.status_code == 200
         rows += answer.json()["results"]
     assert rows == said_by_predict(detector, files, tmp_path / "again")
-    assert running.client.get("/health").json() == {"status": "ok"}
+    assert running.client.get("/health").json() == {"status": "ok", "token": False}
     assert running.service.memory.taken == 0
 
 

@@ -4,6 +4,7 @@ const find = (id) => document.getElementById(id);
 const AT_ONCE = 2; // files on their way: while one is looked at, the next is sent
 const PATIENCE = 20; // times that a busy service is asked again
 const cards = [];
+const guarded = fetch("/health").then((answer) => answer.json()).then((health) => health.token).catch(() => false);
 let token = "";
 let working = 0;
 
@@ -47,11 +48,15 @@ async function report(files, heatmap, tell) {
   if (!heatmap) options.set("heatmap", "false");
   for (const name of ["strict", "stability"]) if (find(name).checked) options.set(name, "true");
   for (let tries = 0; ; tries++) {
+    if (!token && (await guarded)) {
+      tell("Waiting for a token");
+      await askForToken();
+    }
     try {
       return await send(`/v1/report?${options}`, files, tell);
     } catch (error) {
       if (error.status === 401) {
-        tell("Waiting for a token");
+        tell("Waiting for another token");
         await askForToken();
       } else if (error.status === 503 && error.wait && tries < PATIENCE) {
         tell(`The service is busy: trying again in ${error.wait} s`);

@@ -190,7 +190,7 @@ class Service:
             else:
                 raise Refused(504, f"no result within {self.limits.answer:g} seconds")
         finally:
-            job.given_up = True
+            self.scorer.give_up(job)
             gone.cancel()
             done.cancel()
 

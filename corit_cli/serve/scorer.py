@@ -112,6 +112,15 @@ class Scorer:
             job.finish()
             raise
 
+    def give_up(self, job: Job) -> None:
+        """Nobody waits for a job any more: what of it was not begun need not be."""
+        with self._wake:
+            job.given_up = True
+            if job not in self._queue:
+                return
+            self._queue.remove(job)
+        job.finish()
+
     def abandon(self) -> None:
         """Take no more jobs, and answer all that are not done with an error: the service ends."""
         with self._wake:

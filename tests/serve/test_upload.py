@@ -224,6 +224,21 @@ def test_clients_that_vanish(serve: Callable[..., Running], gate: Gate) -> None:
     assert 'status="499"' in running.client.get("/metrics").text
 
 
+def test_what_nobody_waits_for_leaves_the_queue(serve: Callable[..., Running], gate: Gate) -> None:
+    running, data = serve(Limits(waiting=3)), body([("a.png", PICTURE)])
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.detect, ("first.png", PICTURE))
+        assert gate.reached.wait(30)
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", running.port)) as client:
+                client.sendall(head(len(data)) + data)
+                until(lambda: running.service.scorer.waiting == 2)
+            until(lambda: running.service.scorer.waiting == 1)
+        assert running.service.memory.taken == len(PICTURE)
+        gate.open.set()
+        assert first.result().status_code == 200
+
+
 def test_clients_that_send_a_byte_at_a_time(serve: Callable[..., Running]) -> None:
     running, data = serve(Limits(arrival=0.5)), body([("a.png", PICTURE)])
     slow = [socket.create_connection(("127.0.0.1", running.port), timeout=20) for _ in range(30)]

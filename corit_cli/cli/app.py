@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, push, train
+from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, push, serve, train
 from corit_cli.cli.console import err, escape
 from corit_cli.cli.helping import ALL, Command, Plain
 from corit_cli.cli.with_ray import WithRay
@@ -75,6 +75,7 @@ def corit(
 
 
 app.command("detect", cls=WithRay)(detect.detect)
+app.command("serve", cls=Command)(serve.serve)
 app.command("train", cls=WithRay)(train.train)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("gsnr", cls=Command)(gsnr.gsnr)

@@ -14,13 +14,14 @@ import typer
 
 from corit_cli.cli import bulk, config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, out, working
-from corit_cli.cli.illustrate import FEW, Illustrator
+from corit_cli.cli.illustrate import Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
 from corit_cli.cli.outputs import check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
+from corit_cli.report.drawn import FEW
 
 if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction

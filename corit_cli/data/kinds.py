@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from corit_cli.data.stored import Buffer, Stored, opened
+from corit_cli.data.stored import Buffer, Stored, called, opened
 
 IMAGE, VIDEO, RAW, OTHER = "image", "video", "raw", "other"
 HEAD = 1024  # bytes looked at
@@ -145,6 +145,6 @@ def sniff(source: Stored) -> Kind | None:
         with opened(source) as file:
             head = file.read(HEAD)
             file.seek(-min(32, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            return kind_of(head, os.fspath(source), file.read())
+            return kind_of(head, called(source), file.read())
     except (OSError, ValueError):
         return None

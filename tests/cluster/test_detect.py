@@ -23,7 +23,6 @@ from corit_cli.bulk.index import Seen
 from corit_cli.bulk.parts import Parts, every_row
 from corit_cli.bulk.sources import listed
 from corit_cli.cli.inputs import collect
-from corit_cli.cli.rows import as_dict
 from corit_cli.cluster import detect as module
 from corit_cli.cluster.arms import FarArm
 from corit_cli.cluster.detect import Plan, detect
@@ -33,6 +32,7 @@ from corit_cli.cluster.session import room
 from corit_cli.detection.detector import Asked, Detector
 from corit_cli.errors import CoritError
 from corit_cli.progress import Progress
+from corit_cli.report.document import as_dict
 from tests.cluster.eyes import Deadly
 from tests.conftest import CORIT, Told, photograph, tiny_detector
 

@@ -32,6 +32,7 @@ def conditions(detector: Detector, looked_at: Mapping[str, Any], part: Shard, ch
         **({"origin": checkpoint.origin} if checkpoint.origin else {}),
         "detector": checkpoint.sha256,
         "backbone": checkpoint.backbone["sha256"],
+        "precision": detector.extractor.precision,
         "thresholds": asdict(checkpoint.thresholds),
         **looked_at,
         "faces": faces,

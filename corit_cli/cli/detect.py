@@ -159,7 +159,7 @@ def detect(
         predictions = (replace(prediction, path=STDIN) for prediction in predictions)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        write = [writer(detector.checkpoint, stack, as_json, as_jsonl, explain)]
+        write = [writer(detector, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
             write.append(csv_writer(detector.checkpoint, csv_file, stack))
         if heatmap is not None or html is not None:

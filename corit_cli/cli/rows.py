@@ -18,20 +18,22 @@ from corit_cli.texts import Table, printable
 
 if TYPE_CHECKING:
     from corit_cli.detection.checkpoint import Checkpoint
+    from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
     from corit_cli.report.case import About
 
 Write = Callable[["Prediction"], None]
 
 
-def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bool, explain: bool = False) -> Write:
+def writer(detector: Detector, stack: ExitStack, as_json: bool, as_jsonl: bool, explain: bool = False) -> Write:
     """What writes to standard output: JSON, JSON lines, tab-separated text in a pipe, or a table, which may ``explain``
     each verdict."""
+    checkpoint = detector.checkpoint
     if as_jsonl:
         fetched = checkpoint.identity if checkpoint.origin else {}
         return lambda p: print(json.dumps(as_dict(p) | fetched), flush=True)
     if as_json:
-        return _json_writer(checkpoint, stack)
+        return _json_writer(detector, stack)
     row = _plain_row
     if out.is_terminal:
         out.print(f"[bold]{'verdict':<9}  p(fake)   seconds  {'declared':<12}  file[/]")
@@ -133,8 +135,8 @@ def _close(file: IO[str], path: Path) -> None:
         raise unwritable(path, error) from None
 
 
-def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
-    print(json.dumps(heading(checkpoint))[:-1] + ', "results": [', end="")
+def _json_writer(detector: Detector, stack: ExitStack) -> Write:
+    print(json.dumps(heading(detector))[:-1] + ', "results": [', end="")
     stack.callback(lambda: print("\n]}"))
     separator = iter(["\n"])
 

@@ -41,6 +41,8 @@ def serve(
     ] = 120,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    config: options.Config = None,
 ) -> None:
     """Answer over HTTP what corit detect says of files: a page to drop pictures on, JSON, reports.
 
@@ -69,7 +71,7 @@ def serve(
     limits = Limits(file, request, max_files, queue, held, arrival, timeout)
     listener = listen(host, port)
     with working("loading the detector"):
-        detector = Detector.load(checkpoint, device)
+        detector = Detector.load(checkpoint, device, precision)
     if token is None and not _only_here(host):
         warn("no token is asked for, and other machines can reach this address: whoever does may use it")
     service = Service(detector, limits, token, [host, *(allow_host or [])], workers)

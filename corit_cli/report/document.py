@@ -9,7 +9,7 @@ from corit_cli.version import __version__
 
 if TYPE_CHECKING:
     from corit_cli.detection.calibration import Thresholds
-    from corit_cli.detection.checkpoint import Checkpoint
+    from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
 
 #: Of the rows that JSON holds: raised whenever a key goes or comes to mean something else (docs/detect.schema.json).
@@ -37,13 +37,15 @@ def as_dict(p: Prediction) -> dict[str, Any]:
     return row
 
 
-def heading(checkpoint: Checkpoint) -> dict[str, Any]:
+def heading(detector: Detector) -> dict[str, Any]:
     """What a document says of the detector, before its ``results``."""
+    checkpoint = detector.checkpoint
     return {
         "schema": SCHEMA,
         "corit": __version__,
         "backbone": checkpoint.backbone,
         **checkpoint.identity,
+        "precision": detector.extractor.precision,
         "thresholds": _thresholds(checkpoint.thresholds),
         "face_thresholds": checkpoint.faces and _thresholds(checkpoint.faces.thresholds),
     }

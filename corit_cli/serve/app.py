@@ -109,9 +109,8 @@ class Service:
         rows: list[dict[str, Any]] = []
         uploads = await self._received(request)
         await self._look(request, uploads, wanted, lambda _, __, prediction: rows.append(as_dict(prediction)))
-        checkpoint = self.scorer.detectors[options.strict].checkpoint
         # As the command writes it: bytes of a name that are no UTF-8 stand as escapes.
-        document = json.dumps(heading(checkpoint) | {"results": rows})
+        document = json.dumps(heading(self.scorer.detectors[options.strict]) | {"results": rows})
         return Response(document, media_type="application/json")
 
     async def report(self, request: Request, options: Annotated[ReportOptions, Query()]) -> Response:

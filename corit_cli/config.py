@@ -28,6 +28,7 @@ class Option:
         choices: the values that are allowed, if only some are.
         minimum, maximum: bounds of a number.
         parse: the command line's text to the field's value; raises CoritError.
+        spell: the field's value to a text that ``parse`` reads; None where there is none.
         many: whether it may be repeated; the field is then a tuple of texts.
         shown: how the default is written where it is no plain number, word or list of layers.
         without: another flag, without a value, that empties the field, such as ``--no-cgp``.
@@ -41,6 +42,7 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     parse: Callable[[str], Any] | None = None
+    spell: Callable[[Any], str | None] = lambda value: spelled(value)
     many: bool = False
     shown: str | None = None
     without: str = ""
@@ -95,6 +97,16 @@ def options_of(group: type[Settings]) -> Iterator[tuple[str, Option]]:
         if "option" in f.metadata:
             o: Option = f.metadata["option"]
             yield f.name, replace(o, flag=o.flag or "--" + f.name.replace("_", "-"))
+
+
+def spelled(value: Any) -> str | None:
+    """A parsed value as one would write it: ``none``, or numbers such as 4-9; None where there is nothing to write."""
+    if value == ():
+        return "none"
+    if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
+        together = len(value) > 2 and value == tuple(range(value[0], value[-1] + 1))
+        return f"{value[0]}-{value[-1]}" if together else ",".join(map(str, value))
+    return None
 
 
 def restored(group: type[T], kept: Mapping[str, Any]) -> T:

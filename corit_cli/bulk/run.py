@@ -29,8 +29,10 @@ def conditions(detector: Detector, looked_at: Mapping[str, Any], part: Shard, ch
     faces = looked_at["faces"] or detector.faces_by_default()
     return {
         "corit": __version__,
+        **({"origin": checkpoint.origin} if checkpoint.origin else {}),
         "detector": checkpoint.sha256,
         "backbone": checkpoint.backbone["sha256"],
+        "precision": detector.extractor.precision,
         "thresholds": asdict(checkpoint.thresholds),
         **looked_at,
         "faces": faces,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from corit_cli.cli.console import Bars, err, escape, working
 from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
-from corit_cli.cli.rows import as_dict
 from corit_cli.cli.with_ray import check
 from corit_cli.errors import CoritError
+from corit_cli.report.document import as_dict
 
 if TYPE_CHECKING:
     from corit_cli.bulk.stamps import Shard

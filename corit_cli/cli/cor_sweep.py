@@ -14,7 +14,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from corit_cli.cli import options, with_ray
+from corit_cli.cli import config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
@@ -95,6 +95,8 @@ def cor_sweep(
     ray: with_ray.Ray = None,
     num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Find the radius (COR) past which training with SAM collapses to random guessing, and put an interval on it.
 
@@ -126,16 +128,17 @@ def cor_sweep(
     from corit_cli.detection.detector import pick_device
     from corit_cli.model.loading import load_backbone
     from corit_cli.model.scope import parse_scope
-    from corit_cli.report.figure import check_suffix
 
     if plot is not None:
+        from corit_cli.report.figure import check_suffix
+
         check_suffix(plot)
     scope = parse_scope(tune)
     with_ray.check(ray, num_cpus)
     if ray and (theory or device == "cuda"):
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
-    images = load_samples(data or options.shipped_samples())
+    images = load_samples(data or options.shipped_samples(), warn)
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
     config = loaded.tower.config
@@ -143,6 +146,16 @@ def cor_sweep(
     known = {"baseline": lambda: baseline(config.layers), "hri": corit.plain, "corit": lambda: corit}
     models = {name: known[name]() for name in names}
     problem = Problem(images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn)
+    if dry_run:
+        if theory:
+            raise CoritError("--dry-run does not foresee --theory: leave one of them out")
+        from corit_cli.cor.foresee import foresee
+
+        kept = forecast.cache_file(None, scope.kind != "head")
+        with forecast.foreseeing():
+            seen = foresee(problem, models, scope, radii, seeds, kept)
+        written = forecast.outputs(plot=plot, runs=resume or kept_runs(), features=kept)
+        return forecast.of_sweep(len(problem), len(images), seen, written).show()
     if theory:
         return _theory(problem, seeds, plot, as_json)
 
@@ -172,6 +185,9 @@ def cor_sweep(
             plot=plot,
             title=title,
         )
+    shown = windows.over(CropConfig("native"))
+    configuration = config_file.complete(ctx, optimization=recipe, reads=corit, windows=shown)
+    config_file.save(folder / config_file.NAME, "cor-sweep", configuration)
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with working("geometry at the initial weights"):
@@ -192,6 +208,13 @@ def cor_sweep(
 def _title(scope: Scope, o: Optimization) -> str:
     what = "a head on frozen features" if scope.kind == "head" else f"{scope} tuned with a head"
     return f"{what}, {o.optimizer}, lr {o.lr:g}, {o.epochs} epochs of batches of {o.batch_size}"
+
+
+def kept_runs() -> Path:
+    """Where sweeps are kept, each in a folder of its own, unless --resume names one."""
+    from corit_cli.features.cache import default_cache_path
+
+    return default_cache_path().parent / "cor-sweep"
 
 
 @contextmanager
@@ -233,11 +256,10 @@ def _run(
 ) -> tuple[Sweep, Path]:
     """The sweep, kept in a folder as it goes; interrupted, it leaves the plot of what there is."""
     from corit_cli.cor.sweep import Journal, summary, sweep
-    from corit_cli.features.cache import default_cache_path
     from corit_cli.report.cor_plot import cor_plot
 
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    folder = resume or default_cache_path().parent / "cor-sweep" / key
+    folder = resume or kept_runs() / key
     journal = Journal(folder, about)
     try:
         with _live(tests) as (bars, tell):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
-from corit_cli.cli import options
-from corit_cli.cli.console import Bars, escape, out, print_json, print_table, warn_of_errors, working
+from corit_cli.cli import forecast, options
+from corit_cli.cli.console import Bars, escape, out, print_json, print_table, warn, warn_of_errors, working
 from corit_cli.cli.options import Given, opt
 from corit_cli.data.splits import FEWEST_UNITS, SMALL
 from corit_cli.data.windows import CropConfig
@@ -56,7 +56,7 @@ def gsnr(
             "--checkpoint -c",
             "Take what corit reads (but for faces), and its fitted head, from a detector that corit train made.",
             MEASURED,
-            metavar="FOLDER",
+            metavar="FOLDER|hf-hub:USER/NAME[@REVISION]",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -68,6 +68,8 @@ def gsnr(
     backbone: options.Backbone = "embedded",
     activation: options.Activation = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure where in the backbone the gradient carries signal, and what CoRIT does about it.
 
@@ -95,27 +97,34 @@ def gsnr(
 
     from corit_cli.data.manifest import load_samples
     from corit_cli.detection.detector import Detector, pick_device
+    from corit_cli.gsnr.foresee import foresee
     from corit_cli.gsnr.layers import study
     from corit_cli.model.loading import load_backbone
-    from corit_cli.report.figure import check_suffix
-    from corit_cli.report.gsnr_plot import gsnr_plot
 
     if plot is not None:
+        from corit_cli.report.figure import check_suffix
+
         check_suffix(plot)
-    images = load_samples(data or options.shipped_samples())
+    images = load_samples(data or options.shipped_samples(), warn)
     device = pick_device(device)
     with working("loading the backbone"):
         if checkpoint is not None:
-            detector = Detector.load(checkpoint, device).without_faces()
+            detector = Detector.load(checkpoint, device, "fp32").without_faces()
             loaded = detector.extractor.backbone
             cut = detector.checkpoint.crops if not windows.flags else CropConfig("native")
             ours = Compared("corit", detector.checkpoint.settings, detector.head)
+            detector_named = detector.checkpoint.identity
         else:
             loaded, cut = load_backbone(backbone, activation, device), CropConfig("native")
-            ours = Compared("corit", corit)
+            ours, detector_named = Compared("corit", corit), {}
     config = loaded.tower.config
     cut = replace(windows.over(cut), size=config.image_size)
     known = {"baseline": Compared("baseline", baseline(config.layers)), "corit": ours}
+    if dry_run:
+        kept = forecast.cache_file(cache, no_cache)
+        with forecast.foreseeing():
+            seen = foresee(images, loaded, [known[name] for name in names], cut, asked, device, kept)
+        return forecast.of_study(seen, forecast.outputs(csv=csv_file, plot=plot, features=kept)).show()
     with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = study(
             images,
@@ -131,9 +140,11 @@ def gsnr(
     if csv_file is not None:
         _write_csv(found, csv_file)
     if plot is not None:
+        from corit_cli.report.gsnr_plot import gsnr_plot
+
         gsnr_plot(found, plot)
     if as_json:
-        print_json(found.as_dict() | {"reading": reading(found)})
+        print_json(found.as_dict() | detector_named | {"reading": reading(found)})
     else:
         _show(found)
         out.print(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
+
+from corit_cli.cli.config_file import defaults
 
 ALL = "--help-all"
 #: By command, what ``--help`` shows; commands that are not named show all that they have.
@@ -18,29 +21,42 @@ COMMON = {
 }
 
 
-class Command(TyperCommand):
-    """A command whose help names flags without a type, and leaves out what is rarely wanted unless all is asked for."""
+class Plain:
+    """Mixed into a command: its help names flags without a type."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(Plain, TyperCommand):
+    """A command whose help leaves out what is rarely wanted unless all is asked for."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         if self.name in COMMON:
             self.epilog = f"{ALL} shows every option."
-        for parameter in self.params:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-
-    def get_help_option(self, ctx: typer.Context) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         given = args[: args.index("--")] if "--" in args else args
         if ALL in given:
             ctx.meta[ALL] = True
             args = ["--help"]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args if ctx.resilient_parsing else self._configured(ctx, args))
+
+    def _configured(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Take the defaults of a file that ``--config`` names; ``args`` with the arguments that only this has."""
+        said, _, _ = self.make_parser(ctx).parse_args(list(args))
+        if not said.get("config") or said.get("help"):
+            return args
+        ctx.default_map = found = defaults(Path(said["config"]), ctx)
+        for parameter in self.params:  # of which there may be none: the parser does not ask for defaults
+            if parameter.nargs == -1 and not said.get(parameter.name) and parameter.name in found:
+                args = [*args, *([] if "--" in args else ["--"]), *found[parameter.name]]
+        return args
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
         """As Typer does, of the common options alone unless ``--help-all`` asked."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, TypedDict, TypeVar, get_type_hints
 import typer
 
 from corit_cli.cli.console import warn
+from corit_cli.cli.outputs import check_file, check_place
 from corit_cli.config import Settings, options_of
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import PANEL as MODEL
@@ -43,10 +44,12 @@ def opt(flags: str, help: str, panel: str | None = None, **how: Any) -> Any:
 
 @dataclass(frozen=True)
 class Given(Generic[S]):
-    """What a command line says of a group of settings: values by field, and the flags that were given."""
+    """What a command line and a file say of a group of settings: values by field, the flags that were given, and the
+    values that these ask for. A complete file names every option: what it leaves as it is, it does not ask for."""
 
     values: Mapping[str, Any]
     flags: tuple[str, ...]
+    asked: Mapping[str, Any]
 
     def over(self, default: S) -> S:
         """``default`` with what was given. Raises CoritError for values that do not go together."""
@@ -110,67 +113,51 @@ def _parameters(group: str, shown: Settings, other: tuple[str, Settings] | None)
         if o.many:
             kind, default = list[str], list(default)
         elif o.parse is not None:
-            kind, default = str | None, o.shown if o.shown and unchanged else _spelled(default)
+            kind, default = str | None, o.shown if o.shown and unchanged else o.spell(default)
         yield _parameter(f"{group}_{name}", Annotated[kind, opt(o.flag, o.help, o.panel or None, **how)], default)
         if o.without:
             flag = opt(o.without, f"The same as {o.flag} none.", o.panel or None)
             yield _parameter(f"{group}_without_{name}", Annotated[bool, flag], False)
 
 
-def _spelled(value: Any) -> str | None:
-    """A parsed default as one would write it; None where there is nothing to write."""
-    if value == ():
-        return "none"
-    if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
-        together = len(value) > 2 and value == tuple(range(value[0], value[-1] + 1))
-        return f"{value[0]}-{value[-1]}" if together else ",".join(map(str, value))
-    return None
-
-
 def _given(group: str, shown: Settings, arguments: dict[str, Any], context: typer.Context) -> Given:
     """Take the group's options out of ``arguments``. Raises CoritError for texts that cannot be understood."""
 
-    def said(parameter: str) -> bool:
-        return context.get_parameter_source(parameter).name != "DEFAULT"
+    def source(parameter: str) -> str:
+        return context.get_parameter_source(parameter).name
 
-    values, flags = {}, []
+    values, flags, asked = {}, [], {}
     for name, o in options_of(type(shown)):
-        value = arguments.pop(f"{group}_{name}")
-        left_out = o.without and arguments.pop(f"{group}_without_{name}")
-        if said(f"{group}_{name}"):
-            if left_out:
+        own, without = f"{group}_{name}", f"{group}_without_{name}"
+        value, left_out = arguments.pop(own), o.without and arguments.pop(without)
+        said = source(own) != "DEFAULT"
+        if said and left_out:
+            if source(own) == source(without):
                 raise CoritError(f"give {o.flag} or {o.without}, not both")
+            said = source(own) == "COMMANDLINE"
+        if said:
             values[name] = tuple(value) if o.many else o.parse(value) if o.parse else value
-            flags.append(o.flag)
+            if source(own) == "COMMANDLINE" or values[name] != getattr(shown, name):
+                flags.append(o.flag)
+                asked[name] = values[name]
         elif left_out:
-            values[name] = ()
+            values[name] = asked[name] = ()
             flags.append(o.without)
-    return Given(values, tuple(flags))
+    return Given(values, tuple(flags), asked)
 
 
 # --- options of the commands' own -----------------------------------------------------------------
 
-
-def check_file(path: Path | None) -> Path | None:
-    """``path``. Raises CoritError unless that, if any, can be a file to write."""
-    if path is None:
-        return None
-    if str(path) == "-":
-        raise CoritError("- is no file to write: name one; /dev/stdout is standard output")
-    if not path.parent.is_dir():
-        raise CoritError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise CoritError(f"cannot write {path}: it is a folder")
-    return path
-
-
 Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
+Precision = Annotated[
+    str, opt("--precision", "Arithmetic of the model; auto: the faster one here.", RUN, **words("auto", "fp32", "bf16"))
+]
 Backbone = Annotated[
     str,
     opt(
         "--backbone",
-        "embedded (CLIP ViT-B/16, no network), an open_clip name such as ViT-L-14/openai, a Hub repository, or a "
-        ".safetensors file.",
+        "embedded (CLIP ViT-B/16, no network), an open_clip name such as ViT-L-14/openai, a Hub repository "
+        "(USER/NAME[@REVISION]), or a .safetensors file.",
         MODEL,
         metavar="NAME",
     ),
@@ -184,7 +171,17 @@ Activation = Annotated[
         **words("quick_gelu", "gelu"),
     ),
 ]
-Checkpoint = Annotated[Path | None, opt("--checkpoint -c", "A detector that corit train made.", metavar="FOLDER")]
+Checkpoint = Annotated[
+    Path | None,
+    opt("--checkpoint -c", "A detector that corit train made.", metavar="FOLDER|hf-hub:USER/NAME[@REVISION]"),
+]
+Config = Annotated[
+    Path | None,
+    opt("--config", "Options from a TOML file, keyed by their names; the command line wins.", RUN, metavar="FILE"),
+]
+DryRun = Annotated[
+    bool, opt("--dry-run", "Say what would be read, trained and written, and how long it may take; do nothing.", RUN)
+]
 Cache = Annotated[Path | None, opt("--cache", "Where features are kept.", RUN, metavar="FILE")]
 NoCache = Annotated[bool, opt("--no-cache", "Keep no features on disk.", RUN)]
 CacheSize = Annotated[float, opt("--cache-size", "Size that the cache may reach.", RUN, min=0.01, metavar="GB")]
@@ -193,7 +190,7 @@ CsvFile = Annotated[Path | None, opt("--csv", "Also a CSV file.", OUTPUT, metava
 Html = Annotated[
     Path | None, opt("--html", "Also a report to hand on, in one file.", OUTPUT, metavar="FILE", callback=check_file)
 ]
-Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE", callback=check_file)]
+Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE", callback=check_place)]
 
 
 @contextmanager
@@ -214,12 +211,12 @@ def feature_cache(file: Path | None, off: bool, gigabytes: float) -> Iterator[An
 def check_crops(given: Given, reads: Given, mode: str) -> None:
     """Raise CoritError where native windows are counted and there are none, or are to be read beside the resized one
     and are not, or faces by what reads none; ``mode`` is the command's own, ``native`` that of the instruments."""
-    if mode == "native" and reads.values.get("face"):
+    if mode == "native" and reads.asked.get("face"):
         raise CoritError("--face is for corit train: no face is read by itself here")
     mode = given.values.get("mode", mode)
-    if mode == "resize" and "crops" in given.values:
+    if mode == "resize" and "crops" in given.asked:
         raise CoritError("--crops counts native windows: --crop resize has none")
-    if mode != "both" and reads.values.get("native"):
+    if mode != "both" and reads.asked.get("native"):
         raise CoritError("--native reads native windows beside the resized one: that takes --crop both")
 
 

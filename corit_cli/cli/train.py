@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from corit_cli.cli import options, with_ray
+from corit_cli.cli import config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, out, warn, warn_of_errors
 from corit_cli.cli.options import Given, opt
+from corit_cli.cli.push import Private, push_detector
 from corit_cli.cli.train_tables import print_outcome, print_shortcuts
 from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
@@ -21,6 +22,7 @@ from corit_cli.training.settings import DATA, Recipe, TrainSettings, TuneSetting
 
 @options.expand(settings=TrainSettings(), recipe=Recipe(), tuning=TuneSettings(), reads=DETECTOR, windows=CropConfig())
 def train(
+    ctx: typer.Context,
     data: Annotated[
         Path, typer.Argument(help="A folder with real/ and fake/ (or 0_real/, 1_fake/) in it, or a manifest.")
     ],
@@ -32,6 +34,11 @@ def train(
     out_folder: Annotated[Path, opt("--out -o", "Where the checkpoint goes.", metavar="FOLDER")] = Path(
         "corit-detector"
     ),
+    push_to_hub: Annotated[
+        str | None,
+        opt("--push-to-hub", "Then put it on the Hugging Face Hub, as corit push does.", metavar="USER/NAME"),
+    ] = None,
+    private: Private = False,
     overwrite: Annotated[bool, opt("--overwrite", "Replace a checkpoint that is there.")] = False,
     resume: Annotated[bool, opt("--resume", "Go on with an interrupted run in --out, where --tune was given.")] = False,
     local: Annotated[
@@ -55,12 +62,18 @@ def train(
     refit: Annotated[
         bool, opt("--refit", "Train once more on all images, validation too, when they have validated.", DATA)
     ] = False,
+    log_dir: Annotated[
+        Path | None,
+        opt("--log-dir", "Tell TensorBoard of every epoch, besides log.csv.", options.OUTPUT, metavar="FOLDER"),
+    ] = None,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
     ray: with_ray.Ray = None,
     num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
+    config: options.Config = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Train a detector on labelled images, calibrate it, and show what it is worth.
 
@@ -81,9 +94,11 @@ def train(
         raise CoritError(
             f"{', '.join(unused)} would be ignored with --tune {tuned.scope}: leave it out, or give another --tune"
         )
-    if reads.values.get("face") and (not frozen or settings.values.get("fusion") == "early"):
+    if reads.asked.get("face") and (not frozen or settings.values.get("fusion") == "early"):
         raise CoritError("--face is a reading of its own, from the tower as it is: leave out --tune and --fusion early")
     options.check_crops(windows, reads, "both")
+    if private and push_to_hub is None:
+        raise CoritError("--private goes with --push-to-hub")
     with_ray.check(ray, num_cpus)
     if ray and (not frozen or device == "cuda"):
         raise CoritError("--ray reads images on CPUs for heads: with --tune use torchrun, and leave out --device cuda")
@@ -95,13 +110,34 @@ def train(
         raise CoritError("--view is compared with by --cgp, --inject-at and --local, and none of them is used here")
 
     from corit_cli.data.manifest import load_samples
+    from corit_cli.detection.checkpoint import FILES
+    from corit_cli.detection.detector import pick_device
+    from corit_cli.model.hub import check_login, check_name
     from corit_cli.training.distributed import launched
-    from corit_cli.training.train import STATE, check
+    from corit_cli.training.foresee import foresee
+    from corit_cli.training.train import LOG, STATE, check, prepare
     from corit_cli.training.train import train as run
 
     first = launched().rank == 0
     check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
-    samples = load_samples(data)
+    cut = windows.over(CropConfig())
+    configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
+    samples = load_samples(data, warn if first else lambda message: None)
+    if push_to_hub is not None and first and not dry_run:  # not found out after hours
+        check_name(push_to_hub)
+        check_login()
+    if dry_run:
+        how = {"val_fraction": val_fraction, "probe": probe, "refit": refit}
+        with forecast.foreseeing():
+            planned = prepare(
+                samples, chosen, made_of, tuned, corit, cut, backbone, activation, pick_device(device), **how
+            )
+            kept = forecast.cache_file(cache, no_cache)
+            found = foresee(planned, tuned, kept)
+        names = (*FILES, LOG, config_file.NAME, "validation.png")
+        written = [f"{out_folder / name}" for name in names] + [f"{kept} (features)"] * (kept is not None)
+        written += [f"{push_to_hub} on the Hub"] * (push_to_hub is not None)
+        return forecast.of_train(samples, found, written).show()
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)
@@ -116,7 +152,7 @@ def train(
                 recipe=made_of,
                 tuning=tuned,
                 reads=corit,
-                crops=windows.over(CropConfig()),
+                crops=cut,
                 backbone=backbone,
                 activation=activation,
                 local=local or (),
@@ -125,18 +161,22 @@ def train(
                 refit=refit,
                 cache=kept,
                 reading=reading,
+                log_dir=log_dir,
                 device="cpu" if ray else device,
                 progress=bars,
                 warn=warn,
             )
     if not first:
         return
+    config_file.save(out_folder / config_file.NAME, "train", configuration)
     warn_of_errors(trained.errors)
 
     from corit_cli.report.scores import validation_picture
 
     validation_picture(trained.validation, trained.probe, out_folder / "validation.png")
     print_outcome(trained, out_folder)
+    if push_to_hub is not None:
+        push_detector(out_folder, push_to_hub, private)
 
 
 @contextmanager

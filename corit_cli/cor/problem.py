@@ -103,6 +103,11 @@ class Problem:
         return self._used
 
     @property
+    def jobs(self) -> list[Job]:
+        """The images to be read."""
+        return [Job(self.samples[i].path) for i in self._wanted]
+
+    @property
     def units(self) -> list[Hashable]:
         """What each image in use belongs together with."""
         return [self._units[i] for i in self.used]
@@ -147,7 +152,7 @@ class Problem:
         cache = FeatureCache(default_cache_path(), warn=self.warn)
         try:
             extractor = Extractor(self.backbone, settings, self.crops, self.device)
-            z, errors = extract(extractor, [Job(self.samples[i].path) for i in self._wanted], cache, advance)
+            z, errors = extract(extractor, self.jobs, cache, advance)
         finally:
             cache.close()
         self._keep({self._wanted[k]: message for k, message in errors.items()})

@@ -36,7 +36,8 @@ def file_system(url: str) -> tuple[Any, str]:
 
         return url_to_fs(url)
     except Exception as error:
-        raise CoritError(f"{url} cannot be opened: {reason(error)}") from None
+        missing = "; download the file first, or install that" if isinstance(error, ImportError) else ""
+        raise CoritError(f"{url} cannot be opened: {reason(error)}{missing}") from None
 
 
 def changed(info: dict[str, Any]) -> int | None:

@@ -23,11 +23,14 @@ from corit_cli.errors import CoritError
 from corit_cli.files import write_together
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.hub import PREFIX, fetch
 from corit_cli.model.loading import state_sha256
 from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.version import __version__
 
 FORMAT = 2
+#: The files of a checkpoint, which are all that is fetched from the Hub.
+FILES = ("config.json", "model.safetensors")
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
 TOWER, LOCALIZER = "tower.", "localizer."
 
@@ -56,7 +59,8 @@ class Checkpoint:
     ``backbone`` holds ``name``, ``sha256`` and ``activation``, before any tuning; ``tuned`` the tensors that tuning
     changed (``model/scope.py``), none where only the head was trained. ``faces`` is how what the reading of faces says
     by itself is judged, ``localizer`` what heatmaps are drawn by, where there is one. ``training`` and ``data`` record
-    how and on what it was trained, ``metrics`` what it scored: they are carried along, not interpreted.
+    how and on what it was trained, ``metrics`` what it scored: they are carried along, not interpreted. ``origin`` is
+    ``hf-hub:USER/NAME@COMMIT`` where it was fetched from the Hub; it is not saved.
     """
 
     head: FusedHead
@@ -71,6 +75,7 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, Tensor] = field(default_factory=dict)
     localizer: Localizer | None = None
+    origin: str | None = None
 
     def strictly(self) -> Checkpoint:
         """The same with the strict threshold, and with the error rates that were measured there."""
@@ -85,6 +90,11 @@ class Checkpoint:
     def sha256(self) -> str:
         """Identifies the trained weights."""
         return state_sha256(self.tensors)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What outputs call it by: where on the Hub it was fetched from, if it was, and its weights."""
+        return {"detector": self.origin, "detector_sha256": self.sha256}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -135,11 +145,23 @@ class Checkpoint:
         )
 
     @classmethod
+    def find(cls, name: str | Path) -> Checkpoint:
+        """Read a checkpoint in a folder, or on the Hub: ``hf-hub:USER/NAME[@REVISION]``. Raises CoritError when it is
+        missing, damaged, of another format, or cannot be fetched."""
+        if not str(name).startswith(PREFIX):
+            return cls.load(Path(name))
+        found = fetch(str(name), FILES)
+        missing = [file for file in FILES if not (found.folder / file).is_file()]
+        if missing:
+            raise CoritError(f"{found.name} is not a corit detector: it has no {missing[0]}")
+        return replace(cls.load(found.folder), origin=found.name)
+
+    @classmethod
     def load(cls, folder: Path) -> Checkpoint:
         """Read a checkpoint. Raises CoritError when it is missing, damaged, or of another format."""
         if not folder.is_dir():
             raise CoritError(f"no checkpoint at {folder}: it is a folder that `corit train --out` makes")
-        for name in ("config.json", "model.safetensors"):
+        for name in FILES:
             if not (folder / name).is_file():
                 raise CoritError(f"{folder} is not a corit checkpoint: it has no {name}")
         try:

@@ -134,7 +134,7 @@ def summarise(checkpoint: Checkpoint, scored: Scored, by: Sequence[str] = ("sour
     labels = scored.labels
     about = {
         "corit": __version__,
-        "detector_sha256": checkpoint.sha256,
+        **checkpoint.identity,
         "backbone": checkpoint.backbone,
         "thresholds": asdict(checkpoint.thresholds),
         "data": {

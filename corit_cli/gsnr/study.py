@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from corit_cli.config import Settings, option
+from corit_cli.config import Settings, option, spelled
 from corit_cli.data.manifest import Sample
 from corit_cli.errors import CoritError
 from corit_cli.metrics import gsnr
@@ -89,6 +89,7 @@ class StudySettings(Settings):
         "Layers, as in 0,3,6-9, or all; 0 is the embedding.",
         metavar="all|LAYERS",
         parse=parse_all,
+        spell=lambda value: "all" if value is None else spelled(value),
         shown="all",
         panel=PANEL,
     )
@@ -113,6 +114,7 @@ class StudySettings(Settings):
         metavar="init|fitted|both|EPOCHS",
         shown="both",
         parse=parse_states,
+        spell=lambda value: ",".join(state.removeprefix("epoch ").replace("initial", "init") for state in value),
         panel=PANEL,
     )
     heads: int = option(

@@ -5,7 +5,7 @@ Four kinds of name reach the same :class:`VisionTower`:
 =========================  =====================================================================
 ``embedded``               OpenAI's CLIP ViT-B/16, shipped with the package; no network
 ``ViT-L-14/openai``        an open_clip architecture and pretrained tag, fetched through open_clip
-``openai/clip-vit-...``    a Hub repository holding a CLIP in safetensors (``hf-hub:`` may precede)
+``openai/clip-vit-...``    a Hub repository holding a CLIP in safetensors; ``hf-hub:`` may precede, ``@REVISION`` follow
 ``path/to/weights``        a ``.safetensors`` file, or a folder holding one, with its ``config.json``
 =========================  =====================================================================
 
@@ -28,7 +28,7 @@ from corit_cli.config import restored
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256, weights_dir
 from corit_cli.model.backbone import TowerConfig, VisionTower
-from corit_cli.model.hub import at_once, is_offline, offline
+from corit_cli.model.hub import PREFIX, NotCached, at_once, fetch, is_offline
 from corit_cli.model.names import infer_config, tower_state
 
 EMBEDDED = "embedded"
@@ -55,9 +55,7 @@ def load_backbone(name: str = EMBEDDED, activation: str | None = None, device: s
         backbone = _load_local(Path(name), activation)
     elif name.startswith((".", "/", "~")) or name.endswith((".safetensors", ".pt", ".pth", ".bin")):
         raise CoritError(f"backbone file {name} does not exist")
-    elif name.startswith("hf-hub:"):
-        backbone = _load_hub(name.removeprefix("hf-hub:"))
-    elif "/" in name and not _is_open_clip_name(name.split("/", 1)[0]):
+    elif name.startswith(PREFIX) or ("/" in name and not _is_open_clip_name(name.split("/", 1)[0])):
         backbone = _load_hub(name)
     else:
         backbone = _load_open_clip(name)
@@ -189,19 +187,10 @@ def _read_config(folder: Path) -> dict:
     return {}
 
 
-def _load_hub(repo: str) -> Backbone:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+def _load_hub(name: str) -> Backbone:
     names = ["config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"]
-    try:
-        with at_once():
-            folder = snapshot_download(repo, allow_patterns=names)
-    except LocalEntryNotFoundError:
-        raise CoritError(offline(f"Hub repository {repo}", f"hf download {repo} {' '.join(names)}")) from None
-    except Exception as error:
-        raise CoritError(f"cannot load Hub repository {repo}: {_first_line(error)}") from None
-    return replace(_load_local(Path(folder), None), name=f"hf-hub:{repo}")
+    found = fetch(name, names)
+    return replace(_load_local(found.folder, None), name=found.name)
 
 
 def _is_open_clip_name(architecture: str) -> bool:
@@ -222,13 +211,13 @@ def _load_open_clip(name: str) -> Backbone:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         raise CoritError(f"open_clip knows no weights {tag!r} for {architecture}; it has: {', '.join(tags) or 'none'}")
-    fetch = f"python -c \"import open_clip; open_clip.create_model('{architecture}', pretrained='{tag}')\""
+    command = f"python -c \"import open_clip; open_clip.create_model('{architecture}', pretrained='{tag}')\""
     try:
         with at_once():
             model = open_clip.create_model(architecture, pretrained=tag)
     except Exception as error:
         if is_offline(error):
-            raise CoritError(offline(f"open_clip weights {name}", fetch)) from None
+            raise NotCached(f"open_clip weights {name}", command) from None
         raise CoritError(f"open_clip cannot load {name}: {_first_line(error)}") from None
     tower = from_open_clip(model.visual)
     return Backbone(tower, name, tower_sha256(tower))

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Advance, hush
+from corit_cli.training.log import Epoch, Log, unlogged
 from corit_cli.training.sam import SAM, base_optimizer
 from corit_cli.training.settings import TrainSettings
 
@@ -69,9 +70,11 @@ def fit_head(
     settings: TrainSettings,
     advance: Advance = hush,
     after: Callable[[int, Head], None] = lambda epoch, head: None,
+    log: Log = unlogged,
 ) -> Head:
     """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head.
-    ``advance`` is told of every epoch, and ``after`` its number, from 1, with the head as it then is.
+    ``advance`` is told of every epoch, ``after`` its number, from 1, with the head as it then is, and ``log`` what its
+    steps saw.
     """
     torch.manual_seed(settings.seed)
     head = Head(z.shape[1], HeadKind.parse(settings.head))
@@ -88,11 +91,12 @@ def fit_head(
         return F.binary_cross_entropy_with_logits(head.layers(features).squeeze(-1), truth, weight=weight)
 
     for epoch in range(1, settings.epochs + 1):
-        total = 0.0
+        seen = Epoch(schedule.get_last_lr()[0])
         for batch in torch.randperm(len(x)).tensor_split(batches):
             rows = x.index_select(0, batch), y[batch], weights[batch]  # once for both of SAM's passes
-            total += sam.step(loss_of, [rows]).loss * len(batch)
+            seen.add(sam.step(loss_of, [rows]), len(batch))
             schedule.step()
-        advance(1, f"loss {total / len(x):.3f}")
+        advance(1, f"loss {seen.means['loss']:.3f}")
+        log(epoch=epoch, **seen.means)
         after(epoch, head)
     return head.eval()

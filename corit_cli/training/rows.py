@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from corit_cli.model.fusion import FusedHead
 from corit_cli.progress import Advance, hush
 from corit_cli.training.fusion import HeldOut, join
 from corit_cli.training.head import balance_weights, fit_head, missing
+from corit_cli.training.log import Log, unlogged
 from corit_cli.training.settings import Recipe, TrainSettings
 
 #: Parts of the sources that are held out in turn to join heads.
@@ -116,8 +118,10 @@ class TrainingSet:
             join(head, held_out.logits, held_out.labels)
         return head
 
-    def heads(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> FusedHead:
-        """As :meth:`fit`, not joined yet."""
+    def heads(
+        self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush, log: Log = unlogged
+    ) -> FusedHead:
+        """As :meth:`fit`, not joined yet. ``log`` is told of the epochs of every reading's head."""
         kept = self._kept(keep)
         readings = settings.heads_of(self.readings)
         heads = {}
@@ -127,16 +131,17 @@ class TrainingSet:
                 heads[name] = missing(z.shape[1], settings)
                 continue
             weights = self.chosen(chosen).weights(settings)
-            heads[name] = fit_head(z[chosen], self.labels[chosen], weights, settings, advance)
+            told = partial(log, reading=name)
+            heads[name] = fit_head(z[chosen], self.labels[chosen], weights, settings, advance, log=told)
         return FusedHead(heads).eval()
 
     def cross_fit(
-        self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush
+        self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush, log: Log = unlogged
     ) -> tuple[FusedHead, HeldOut]:
         """Heads on all rows to be trained on, joined by what heads say of images in ``folds`` (lists of sample numbers)
         that they never saw; and that."""
-        head = self.heads(settings, advance=advance)
-        held_out = self.held_out(folds, settings)
+        head = self.heads(settings, advance=advance, log=log)
+        held_out = self.held_out(folds, settings, log=log)
         join(head, held_out.logits, held_out.labels)
         return head, held_out
 
@@ -189,7 +194,9 @@ class TrainingSet:
         return replace(self, rows=rows, z=self.z[keep], labels=self.labels[keep], sources=sources)
 
     @torch.inference_mode()
-    def held_out(self, folds: Sequence[Sequence[int]], settings: TrainSettings, keep: Tensor | None = None) -> HeldOut:
+    def held_out(
+        self, folds: Sequence[Sequence[int]], settings: TrainSettings, keep: Tensor | None = None, log: Log = unlogged
+    ) -> HeldOut:
         """What heads on the rows that :meth:`fit` would use say of images in ``folds`` (lists of sample numbers) that
         they never saw, as they are and degraded. A fold without which only one class would be left is passed over."""
         owners = torch.tensor([row.sample for row in self.rows])
@@ -201,7 +208,7 @@ class TrainingSet:
             if len(self.labels[rest & self.trained & self.whole].unique()) < 2 or not own.any():
                 continue
             with torch.inference_mode(False):
-                head = heads[number] = self.heads(settings, rest)
+                head = heads[number] = self.heads(settings, rest, log=partial(log, fold=number + 1))
             chosen = own & usable
             numbers = torch.full((int(chosen.sum()),), number)
             rows = (owners, self.labels, ~self.originals)

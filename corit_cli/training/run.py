@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,12 @@ from corit_cli.model.settings import baseline
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
+from corit_cli.training.log import Log, unlogged
 from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
+#: Features that differ by no more than this share of the largest are those of one picture.
+SAME = 1e-4
 #: Images of each class that must show a face, as they are, for a reading of faces to be trained and judged.
 FEWEST_FACES = 10
 
@@ -57,8 +61,8 @@ class Run:
     With ``probe`` the last block's linear probe is trained on the same rows. The images are split as
     :func:`~corit_cli.data.splits.group_split` does it, ``val_fraction`` for validation where they name no split; with
     ``refit`` the detector is trained once more on both parts when it was validated. Where too few show a face,
-    ``extractor`` is left without that reading. ``reading`` reads the images if not this process. Raises CoritError when
-    a part lacks a class, and for settings that do not go together.
+    ``extractor`` is left without that reading. ``reading`` reads the images if not this process; ``log`` is told of
+    every epoch. Raises CoritError when a part lacks a class, and for settings that do not go together.
     """
 
     samples: Sequence[Sample]
@@ -72,13 +76,14 @@ class Run:
     progress: Progress = quiet
     world: World = ALONE
     reading: Read | None = None
+    log: Log = unlogged
 
     def __post_init__(self) -> None:
         self.train_part, self.val_part = group_split(self.samples, self.val_fraction, self.settings.seed)
         for name, part in (("training", self.train_part), ("validation", self.val_part)):
             if len({self.samples[i].label for i in part}) < 2:
                 raise CoritError(f"the {name} part ({len(part)} images) needs both real and fake images")
-        reads_faces = bool(self.extractor.settings.face)
+        reads_faces = self.faces_wanted = bool(self.extractor.settings.face)
         if reads_faces and self.settings.fusion == "early":
             raise CoritError("one head on all readings needs all of every image: with --fusion early give --no-face")
         if not reads_faces and any(parse_forge(spec).of_faces for spec in self.recipe.forge):
@@ -98,7 +103,8 @@ class Run:
         return self.world.extract(extractor, jobs, self.cache if cached else None, advance, self.reading)
 
     def read(self) -> Images:
-        """Plan what is trained on and read it all. Raises CoritError when a class has no readable image left."""
+        """Plan what is trained on and read it all. Raises CoritError when a class has no readable image left, or all
+        images look the same."""
         for spec in self.recipe.forge:
             parse_forge(spec).check()
         samples = self.samples
@@ -118,6 +124,9 @@ class Run:
             kept = [k for k in kept if every[k].reading is None]
         errors = {every[k].sample: message for k, message in failed.items()}
         width = self.extractor.backbone.tower.config.width
+        seen = z[[k for k in kept if every[k].job.variant == ORIGINAL]].nan_to_num()
+        if len(seen) and (seen - seen[0]).abs().max() <= SAME * seen.abs().max():
+            raise CoritError("the detector sees the same in every image: there is nothing to learn")
         data = TrainingSet.of(samples, [every[k] for k in kept], z[kept], self.extractor.readings)
         return Images(
             data=data,
@@ -186,15 +195,15 @@ def train_head(run: Run) -> Trained:
     images = run.read()
     heads = len(run.settings.heads_of(run.extractor.readings))
 
-    def trained(part: Sequence[int], title: str) -> Trained:
+    def trained(part: Sequence[int], title: str, stage: str) -> Trained:
         chosen, advance = images.of(part), run.progress(title, heads * run.settings.epochs)
-        head, held_out = chosen.data.cross_fit(run.folds(part), run.settings, advance)
+        head, held_out = chosen.data.cross_fit(run.folds(part), run.settings, advance, partial(run.log, stage=stage))
         return outcome(run, chosen, head, chosen.z_val, held_out)
 
-    first = trained(run.train_part, "head")
+    first = trained(run.train_part, "head", "head")
     if not run.refit:
         return first
-    again = trained(sorted([*run.train_part, *run.val_part]), "head, on all images")
+    again = trained(sorted([*run.train_part, *run.val_part]), "head, on all images", "refit")
     return replace(first, checkpoint=again.checkpoint)
 
 

@@ -30,10 +30,13 @@ def base_optimizer(
 class Step:
     """What one step saw: floats for a single model, tensors of the shape of ``rho`` for a population.
 
-    The loss at w, and the cosine of the gradients at w and at the perturbed point (1 where nothing was perturbed).
+    The loss at w and at the perturbed point, the norm of the gradient at w, and the cosine between the gradients there
+    (where nothing was perturbed, the same loss twice, and 1).
     """
 
     loss: float | Tensor
+    perturbed: float | Tensor
+    norm: float | Tensor
     cosine: float | Tensor
 
 
@@ -103,23 +106,26 @@ class SAM:
         parameters = self.parameters
         self.optimizer.zero_grad(set_to_none=True)
         if self.rho.any():
-            total, ascent, ascent_norm = self._sharp_backward(loss, micro_batches, parameters)
+            total, perturbed, ascent, norm = self._sharp_backward(loss, micro_batches, parameters)
             descent = _gradients(parameters)
             dots = [torch.linalg.vecdot(self._rows(a), self._rows(d)) for a, d in zip(ascent, descent, strict=True)]
-            ratio = torch.stack(dots).sum(0) / (ascent_norm * self._norm(descent)).clamp_min(1e-30)
-            cosine = torch.where((self.rho.to(ascent_norm) > 0) & (ascent_norm > 0), ratio, 1.0)
+            ratio = torch.stack(dots).sum(0) / (norm * self._norm(descent)).clamp_min(1e-30)
+            cosine = torch.where((self.rho.to(norm) > 0) & (norm > 0), ratio, 1.0)
         else:
-            total = self._backward(loss, micro_batches)
+            total = perturbed = self._backward(loss, micro_batches)
+            norm = self._norm(_gradients(parameters))
             cosine = torch.ones_like(total)
         self.optimizer.step()
-        return Step(total, cosine) if self.rho.ndim else Step(float(total), float(cosine))
+        seen = (total, perturbed, norm, cosine)
+        return Step(*seen) if self.rho.ndim else Step(*torch.stack(seen).tolist())  # a GPU is waited for once
 
     def _sharp_backward(
         self, loss: Callable[[Any], Tensor], micro_batches: Sequence[Any], parameters: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Leave the gradients at the perturbed points in ``p.grad``; return loss, gradients and their norm at w."""
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """Leave the gradients at the perturbed points in ``p.grad``; return the loss at w and there, and the gradients
+        at w and their norm."""
         batches = [[one] for one in micro_batches] if self.per_micro_batch else [micro_batches]
-        losses, ascent = [], None
+        losses, perturbed, ascent = [], [], None
         for batch in batches:
             descent = [_own(p.grad) for p in parameters]  # summed over the batches before
             self.optimizer.zero_grad(set_to_none=True)
@@ -131,12 +137,14 @@ class SAM:
             else:
                 torch._foreach_add_(ascent, gradients)
             if not norm.isfinite().any():  # there is no direction: these gradients stay
+                perturbed.append(losses[-1])
                 break
             with self._perturbed(parameters, gradients, norm):
                 for p, gradient in zip(parameters, descent, strict=True):
                     p.grad = gradient
-                self._backward(loss, batch)
-        return torch.stack(losses).sum(0), ascent, norm if len(batches) == 1 else self._norm(ascent)
+                perturbed.append(self._backward(loss, batch))
+        norm = norm if len(batches) == 1 else self._norm(ascent)
+        return torch.stack(losses).sum(0), torch.stack(perturbed).sum(0), ascent, norm
 
     def _backward(self, loss: Callable[[Any], Tensor], micro_batches: Sequence[Any]) -> Tensor:
         """Add the gradients of ``micro_batches`` to ``p.grad`` and return their loss."""

@@ -34,9 +34,11 @@ from corit_cli.files import content_sha256
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import draw_low_rank, parse_scope, thaw, tuned_backbone, tuned_tensors
 from corit_cli.model.settings import HeadKind
 from corit_cli.training.fusion import HeldOut, join
+from corit_cli.training.log import Epoch
 from corit_cli.training.resume import State, moments, restore_moments
 from corit_cli.training.rows import TrainingSet
 from corit_cli.training.run import Run, Trained, outcome
@@ -47,7 +49,6 @@ from corit_cli.training.settings import TUNE_LR, TrainSettings, TuneSettings
 ASIDE = 0.2
 #: The head begins at its optimum on the untuned features and then follows with this share of its own step size.
 HEAD_SHARE = 0.01
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = False) -> Trained:
@@ -83,7 +84,8 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     aside = images.data.chosen(~in_fit & images.data.originals)
     if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
-    model.head = fitted.heads(settings, advance=run.progress("head", len(model.head.names) * settings.epochs))
+    advance = run.progress("head", len(model.head.names) * settings.epochs)
+    model.head = fitted.heads(settings, advance=advance, log=partial(run.log, stage="head"))
     model.to(extractor.device)
 
     history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)
@@ -124,7 +126,8 @@ def tune(
 ) -> list[dict[str, float]]:
     """The training loop: ``model`` is left with the weights of the epoch whose loss on ``aside`` was lowest.
 
-    Returns the mean losses by epoch, ``loss`` and ``held_out``; the first entry, before any step, has no ``loss``.
+    Returns what ``training/log.py`` says of every epoch, losses over all processes; the first entry, before any step,
+    has ``held_out`` alone.
     """
     n, device, settings, world = len(fitted.rows), model.device, run.settings, run.world
     if min(n, tuning.batch_size) < world.size:
@@ -143,6 +146,8 @@ def tune(
         model.take(before.weights)
         restore_moments(optimizer, before.optimizer)
         generator.set_state(before.random)
+    for epoch, seen in enumerate(history):
+        run.log(stage="tune", epoch=epoch, **seen)
 
     def loss(one: MicroBatch) -> Tensor:
         """Its share of the weighted mean over the whole batch, times the processes, over which DDP averages."""
@@ -157,19 +162,22 @@ def tune(
         shares = [world.share(batch) for batch in batches]
         advance = run.progress(f"epoch {epoch} of {tuning.epochs}", sum(map(len, shares)) + 1)
         windows = decoded([fitted.rows[i].job for share in shares for i in share.tolist()], model.crops, tuning)
-        total = 0.0
+        steps_seen = Epoch(tuning.lr * _share_left((epoch - 1) / tuning.epochs))
         for number, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             done = ((epoch - 1) * steps + number) / (tuning.epochs * steps)
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * done)) / 2
+                group["lr"] = group["initial_lr"] * _share_left(done)
             seen = torch.stack(list(islice(windows, len(share))))  # (b, w, S, S, 3) uint8
             pieces = list(zip(share.split(tuning.micro_batch), seen.split(tuning.micro_batch), strict=True))
             micro_batches = [MicroBatch(rows, x, len(batch), rows is pieces[-1][0]) for rows, x in pieces]
-            total += float(sam.step(loss, micro_batches).loss) * len(batch) / world.size
+            steps_seen.add(sam.step(loss, micro_batches), len(batch))
             advance(len(share))
-        mean = float(world.total(torch.tensor(total, dtype=torch.float64))) / n
+        means = steps_seen.means
+        names = ("loss", "perturbed")  # gradients are the mean of all processes' already
+        shares = torch.tensor([means[name] for name in names], dtype=torch.float64) / world.size
+        means |= zip(names, world.total(shares).tolist(), strict=True)
         held_out = held_out_loss(run, model, aside, tuning)
-        history.append({"loss": mean, "held_out": held_out})
+        history.append(means | {"held_out": held_out})
         if not math.isfinite(held_out):
             raise CoritError(f"the training diverged in epoch {epoch}: lower --tune-lr or --tune-rho")
         if best_epoch(history) == epoch:
@@ -183,7 +191,8 @@ def tune(
                 history=history,
             )
             now.save(path, about)
-        advance(1, f"loss {mean:.4f}, on sources set aside {held_out:.4f}")
+        run.log(stage="tune", epoch=epoch, **history[-1])
+        advance(1, f"loss {means['loss']:.4f}, on sources set aside {held_out:.4f}")
     model.take(best)
     return history
 
@@ -203,7 +212,7 @@ class Model(nn.Module):
         self.readers = [Reader(r.windows, CoRIT(self.tower, r.corit.settings)) for r in extractor.readers]
         kind, widths = HeadKind.parse(settings.head), settings.heads_of(extractor.readings)
         self.head = FusedHead({name: Head(width, kind) for name, width in widths.items()})
-        self.crops, self.precision = extractor.crops, PRECISIONS[tuning.precision]
+        self.crops, self.precision = extractor.crops, tuning.precision
         if tuning.grad_checkpoint:
             for block in self.tower.blocks[max(0, self.frozen_blocks) : end]:
                 # Nothing in a block is random, so there is no random state to bring back.
@@ -223,7 +232,7 @@ class Model(nn.Module):
         """Windows (n, 3, S, S) to features (n, F_r)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_blocks < 0):
             state = corit.start(images)
-        with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             with torch.no_grad():
                 state = corit.run(state, min(max(0, self.frozen_blocks), corit.end))
             state = corit.run(state, corit.end)
@@ -285,6 +294,11 @@ def _losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").mean(1)
 
 
+def _share_left(done: float) -> float:
+    """What a cosine schedule leaves of the step size when so much is ``done``, from 0 to 1."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
 def best_epoch(history: Sequence[dict[str, float]]) -> int:
     """The epoch, from 1, with the lowest held-out loss, the first of several."""
     return min(range(1, len(history)), key=lambda k: history[k]["held_out"])
@@ -292,13 +306,6 @@ def best_epoch(history: Sequence[dict[str, float]]) -> int:
 
 def _patience_is_over(history: Sequence[dict[str, float]], patience: int) -> bool:
     return 0 < patience <= len(history) - 1 and len(history) - 1 - best_epoch(history) >= patience
-
-
-def pick_precision(name: str, device: str) -> str:
-    """``auto`` to bf16 on a GPU that computes in it, else fp32; other names stay."""
-    if name != "auto":
-        return name
-    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def set_aside(samples: Sequence[Sample], train_part: Sequence[int], seed: int) -> list[int]:

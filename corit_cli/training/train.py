@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from corit_cli.data.faults import find_faults
 from corit_cli.data.forge import Forge, parse_forge
@@ -20,12 +22,15 @@ from corit_cli.model.settings import DETECTOR, CoRITSettings
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import launched, world
 from corit_cli.training.localizer import contrasts_for, localize
+from corit_cli.training.log import EpochLog
 from corit_cli.training.run import FEWEST_FACES, Run, Trained, train_head
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
 from corit_cli.training.tower import train_tower
 
 #: What an unfinished run with ``tuning`` leaves in its folder.
 STATE = "resume.safetensors"
+#: What every training tells of its epochs, beside the checkpoint.
+LOG = "log.csv"
 
 
 def train(
@@ -47,6 +52,7 @@ def train(
     refit: bool = False,
     cache: FeatureCache | None = None,
     reading: Read | None = None,
+    log_dir: str | Path | None = None,
     device: str = "auto",
     progress: Progress = quiet,
     warn: Callable[[str], None] = lambda message: None,
@@ -72,28 +78,30 @@ def train(
         refit: train on the validation images too, once they have validated; not with ``tuning``.
         cache: where features are kept; None reads them anew.
         reading: reads images for the heads (``cluster/reading.py``); None does it here.
+        log_dir: folder that TensorBoard is told of every epoch in, besides ``log.csv`` beside the checkpoint.
         device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
         progress, warn: told of the work, and of what went wrong without ending it.
 
     Raises CoritError for data or settings that do not fit, before images are read if possible.
     """
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
-    recipe, tuned = replace(recipe, seed=settings.seed), tuning.scope != "head"
-    reads = replace(reads, face=()) if tuned or settings.fusion == "early" else reads
-    folder = None if out is None else Path(out)
+    tuned, folder = tuning.scope != "head", None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
-    samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
+    samples = load_samples(Path(data), warn) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
-    with world(device) as processes:
-        loaded = load_backbone(backbone, activation, device)
-        crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
-        extractor = Extractor(loaded, reads, crops, device)
-        run = Run(
+    log = EpochLog(folder / LOG if folder and first and tuned else None, Path(log_dir) if log_dir and first else None)
+    with closing(log), world(device) as processes:
+        run = prepare(
             samples,
-            extractor,
-            settings=settings,
-            recipe=recipe,
+            settings,
+            recipe,
+            tuning,
+            reads,
+            crops,
+            backbone,
+            activation,
+            device,
             val_fraction=val_fraction,
             probe=probe,
             refit=refit,
@@ -101,6 +109,7 @@ def train(
             reading=reading,
             progress=progress,
             world=processes,
+            log=log,
         )
         faults = find_faults(samples, run.train_part, run.val_part)
         for fault in faults.words if first else ():
@@ -117,7 +126,7 @@ def train(
         trained.checkpoint.data["leaked"] = faults.leaked
     if trained.checkpoint.calibration.slope <= 0:
         warn("nothing was learned: on images held out the scores do not tell the classes apart")
-    if reads.face and not trained.checkpoint.settings.face:
+    if run.faces_wanted and not trained.checkpoint.settings.face:
         warn(f"faces are not read by themselves: that takes {FEWEST_FACES} real and as many fake images that show one")
     if folder is not None:
         trained.checkpoint.save(folder, overwrite or tuned)
@@ -126,8 +135,31 @@ def train(
         if folder is not None:
             trained.checkpoint.save(folder, overwrite=True)
     if folder is not None:
+        log.save(folder / LOG)
         (folder / STATE).unlink(missing_ok=True)
     return trained
+
+
+def prepare(
+    samples: Sequence[Sample],
+    settings: TrainSettings,
+    recipe: Recipe,
+    tuning: TuneSettings,
+    reads: CoRITSettings,
+    crops: CropConfig | None,
+    backbone: str,
+    activation: str | None,
+    device: str,
+    **how: Any,
+) -> Run:
+    """The training that :func:`train` does, its backbone loaded and its images dealt, none read; ``how`` as Run has
+    it."""
+    if tuning.scope != "head" or settings.fusion == "early":
+        reads = replace(reads, face=())
+    loaded = load_backbone(backbone, activation, device)
+    crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
+    recipe = replace(recipe, seed=settings.seed)
+    return Run(samples, Extractor(loaded, reads, crops, device), settings=settings, recipe=recipe, **how)
 
 
 def check(

@@ -20,6 +20,9 @@ from corit_cli.training.resume import State
 from tests.cli.conftest import one_line_error
 from tests.conftest import TINY, photograph, random_tower
 
+#: What a training leaves in its folder.
+MADE = ["config.json", "log.csv", "model.safetensors", "run.toml", "validation.png"]
+
 
 def test_train_then_detect(corit, dataset: Path, tmp_path: Path) -> None:
     detector = tmp_path / "detector"
@@ -226,7 +229,7 @@ def test_tune_then_detect(corit, environment, dataset: Path, folder: Path, tmp_p
     assert two.stderr.count("epoch 1 of 1") == two.stderr.count("Shortcuts") == 1
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
-    assert sorted(os.listdir(tmp_path / "two")) == ["config.json", "model.safetensors", "validation.png"]
+    assert sorted(os.listdir(tmp_path / "two")) == MADE
 
     found = corit("detect", next(dataset.rglob("*.png")), "-c", tmp_path / "two", "--json")
     assert found.returncode == 0 and json.loads(found.stdout)["results"][0]["verdict"]
@@ -252,4 +255,8 @@ def test_an_interrupted_run_is_gone_on_with(
     assert unclear.exit_code == 2 and "interrupted run" in unclear.stderr
     resumed = CliRunner().invoke(app, [*arguments, "--resume"])
     assert resumed.exit_code == 0 and "epoch 2 of 2" in resumed.stderr and "epoch 1 of 2" not in resumed.stderr
-    assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "validation.png"]
+    assert sorted(os.listdir(out)) == MADE
+    told = (out / "log.csv").read_text()
+    assert [line.split(",")[3] for line in told.splitlines() if line.startswith("tune,")] == ["0", "1", "2"]
+    whole = CliRunner().invoke(app, [*arguments, "--overwrite"])
+    assert whole.exit_code == 0 and (out / "log.csv").read_text() == told  # as if it had never stopped

@@ -22,7 +22,6 @@ from corit_cli.bulk.index import Seen
 from corit_cli.bulk.parts import Parts, every_row
 from corit_cli.bulk.sources import listed
 from corit_cli.cli.inputs import collect
-from corit_cli.cli.rows import as_dict
 from corit_cli.cluster import detect as module
 from corit_cli.cluster.arms import FarArm
 from corit_cli.cluster.detect import Plan, detect
@@ -31,6 +30,7 @@ from corit_cli.cluster.reading import FarReading
 from corit_cli.cluster.session import room
 from corit_cli.detection.detector import Asked, Detector
 from corit_cli.errors import CoritError
+from corit_cli.report.document import as_dict
 from tests.cluster.eyes import Deadly
 from tests.conftest import CORIT, Told, photograph, tiny_detector
 

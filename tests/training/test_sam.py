@@ -116,7 +116,7 @@ def test_without_a_radius_it_is_the_plain_optimizer() -> None:
         plain.zero_grad()
         loss_of(twin, x, y)(None).backward()
         plain.step()
-        assert step.cosine == 1.0
+        assert step.cosine == 1.0 and step.perturbed == step.loss and step.norm > 0
     assert all(torch.equal(a, b) for a, b in zip(values(model), values(twin), strict=True))
 
 
@@ -128,7 +128,8 @@ def test_the_log_is_what_happened() -> None:
     expected = [float(loss(None).detach()), float(torch.cosine_similarity(g, d, dim=0))]
     step = SAM(sgd(model), 0.5).step(loss)
     assert [step.loss, step.cosine] == pytest.approx(expected, rel=1e-9)
-    assert type(step.loss) is type(step.cosine) is float
+    assert step.norm == pytest.approx(float(g.norm()), rel=1e-9) and step.perturbed > step.loss
+    assert type(step.loss) is type(step.perturbed) is type(step.norm) is type(step.cosine) is float
     assert step.cosine < 0.999
 
 
@@ -223,6 +224,8 @@ def test_a_parameter_that_some_parts_do_not_use() -> None:
     step = sam.step(lambda p: (p**2).sum(), [a, b])  # gradients 2 and 4, each moved by 0.5: 3 and 5
     assert (a.item(), b.item()) == (-2.0, -3.0)
     assert step.cosine == pytest.approx((2 * 3 + 4 * 5) / (20 * 34) ** 0.5)
+    assert (step.loss, step.perturbed) == (1**2 + 2**2, 1.5**2 + 2.5**2)
+    assert step.norm == pytest.approx((2**2 + 4**2) ** 0.5)
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": True}, {"friendly": 0.8}, {"per_micro_batch": True}])

@@ -1,0 +1,164 @@
+"""``--config FILE.toml``: options in a file, keyed as on the command line, which wins; and a run's complete file.
+
+Keys are the long names of options without dashes (``tune-lr``) and the names of arguments (``data``), values text,
+numbers, true or false, and lists for what may be repeated. Paths are taken as they would be on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+import typer
+
+from corit_cli.config import Settings, options_of
+from corit_cli.errors import CoritError
+from corit_cli.files import is_special, write_atomically
+from corit_cli.model.hub import PREFIX
+from corit_cli.version import __version__
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: The configuration of a run, beside its checkpoint or in the folder of its sweep.
+NAME = "run.toml"
+#: What no complete configuration holds: secrets, and what a repetition must be asked for anew.
+UNKEPT = frozenset(("config", "dry-run", "overwrite", "push-to-hub", "private", "token"))
+
+#: Options whose text may be a path.
+PLACES = frozenset(("backbone", "paths", "out"))
+
+
+def key_of(parameter: Any) -> str:
+    """What a parameter of a command is called in a file; empty where it has no place there."""
+    longs = [name[2:] for name in parameter.opts if name.startswith("--")]
+    if parameter.param_type_name == "argument":
+        return parameter.name
+    return longs[0] if longs and longs[0] not in ("help", "help-all") else ""
+
+
+def defaults(file: Path, ctx: typer.Context) -> dict[str, Any]:
+    """What ``file`` says of the parameters of a command, by parameter. Raises CoritError for what it cannot say."""
+    try:
+        with file.open("rb") as opened:
+            said = tomllib.load(opened)
+    except OSError as error:
+        raise CoritError(f"cannot read {file}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CoritError(f"{file} is no TOML: {' '.join(str(error).split())}") from None
+    known = {key_of(p): p for p in ctx.command.params if key_of(p) not in ("", "config")}
+    hints = get_type_hints(inspect.unwrap(ctx.command.callback))
+    out = {}
+    for key, value in said.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f": did you mean {near[0]}?" if near else f"; see corit {ctx.info_name} --help-all"
+            raise CoritError(f"{file}: corit {ctx.info_name} has no option {key!r}{hint}")
+        parameter = known[key]
+        _check_type(f"{file}: {key}", value, hints[parameter.name])
+        out[parameter.name] = value
+        try:
+            parameter.process_value(ctx, value)
+        except typer.BadParameter as error:
+            raise CoritError(f"{file}: {key}: {error.message}") from None
+    return out
+
+
+def _check_type(called: str, value: Any, hint: Any) -> None:
+    """Raise CoritError unless ``value``, of TOML, is of the type of a parameter."""
+    (hint,) = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)] if _is_union(hint) else (hint,)
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise CoritError(f"{called} takes a list, as in [{_shown(value)}], not {_shown(value)}")
+        for one in value:
+            _check_type(f"each of {called}", one, get_args(hint)[0])
+        return
+    kinds, words = {
+        bool: ((bool,), "true or false"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
+    }.get(hint, ((str,), "text"))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
+        raise CoritError(f"{called} takes {words}, not {_shown(value)}")
+
+
+def _is_union(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+def _shown(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+# --- the complete configuration of a run ----------------------------------------------------------
+
+
+def complete(ctx: typer.Context, **groups: Settings) -> dict[str, Any]:
+    """Every option of a run by key, with the settings that its groups came to. What is unset is left out, as are
+    secrets; paths are absolute."""
+    resolved: dict[str, Any] = {}
+    for group, settings in groups.items():
+        options = dict(options_of(type(settings)))
+        for f in fields(settings):
+            if f.name in options:
+                value = getattr(settings, f.name)
+                parse = options[f.name].parse
+                resolved[f"{group}_{f.name}"] = options[f.name].spell(value) if parse else value
+                resolved[f"{group}_without_{f.name}"] = None
+    out = {}
+    for parameter in ctx.command.params:
+        key = key_of(parameter)
+        value = (resolved if parameter.name in resolved else ctx.params).get(parameter.name)
+        resumed = key == "resume" and isinstance(value, bool)
+        if key and key not in UNKEPT and value is not None and not resumed:
+            out[key] = _plain(value, is_place=key in PLACES)
+    return out
+
+
+def _plain(value: Any, is_place: bool = False) -> Any:
+    """As TOML has it. A text that ``is_place`` is a path if something is there."""
+    if isinstance(value, list | tuple):
+        return [_plain(one, is_place) for one in value]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value) if str(value).startswith(PREFIX) else os.path.abspath(value)
+    if is_place and os.path.lexists(value):
+        return os.path.abspath(value)
+    return _without_credentials(value) if isinstance(value, str) else value
+
+
+def _without_credentials(text: str) -> str:
+    """A URL without user, password and query, which may hold a signature; other texts as they are."""
+    if "://" not in text:
+        return text
+    url = urlsplit(text)
+    return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def save(path: Path, command: str, configuration: Mapping[str, Any]) -> None:
+    """Write a complete configuration. Raises CoritError when it cannot be written."""
+    import tomli_w
+
+    head = f"# corit {__version__}: corit {command} --config {path.name}\n"
+    write_atomically(path, lambda temporary: temporary.write_text(head + tomli_w.dumps(configuration), "utf-8"))
+
+
+def save_beside(
+    report: Path | None, command: str, configuration: Mapping[str, Any], checkpoint: str | None = None
+) -> None:
+    """As :func:`save`, under a report's name with the suffix ``.toml``; not where that is no regular file. A
+    ``checkpoint`` from the Hub is named with the commit that was used."""
+    configuration = configuration if checkpoint is None else {**configuration, "checkpoint": checkpoint}
+    if report is not None and not is_special(report):
+        save(report.with_suffix(".toml"), command, configuration)

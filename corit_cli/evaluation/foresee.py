@@ -1,0 +1,63 @@
+"""What an evaluation would cost, without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.robustness import CHAINS, parse_chains
+from corit_cli.data.variants import ORIGINAL, Variant
+from corit_cli.detection.detector import Detector
+from corit_cli.evaluation import protocols
+from corit_cli.evaluation.evaluate import of_split
+from corit_cli.features.cache import Job
+from corit_cli.features.foresee import lacking, seconds_each
+from corit_cli.training.foresee import head_seconds
+from corit_cli.training.rows import INNER_FOLDS, plan
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The images, features to be taken and those in the cache, heads to be trained, and seconds for both."""
+
+    samples: Sequence[Sample]
+    to_read: int
+    cached: int
+    heads: int
+    reading: float
+    fitting: float
+
+
+def foresee(
+    data: Path,
+    checkpoint: str | Path | None,
+    split: str | None,
+    robustness: str | None,
+    names: Sequence[str],
+    cache: Path | None,
+    device: str,
+    precision: str,
+) -> Foreseen:
+    """As :func:`~corit_cli.evaluation.evaluate.evaluate` takes it, with features kept in ``cache``."""
+    samples = load_samples(data)
+    samples = samples if split is None else of_split(samples, split)
+    detector = Detector.load(checkpoint, device, precision).without_faces()
+    protocols.check(detector.checkpoint, samples, names)
+    chains = () if robustness is None else parse_chains(robustness)
+    variants = [ORIGINAL, *(Variant(chain=CHAINS[name]) for name in chains)]
+    jobs = [Job(s.path, variant) for s in samples for variant in variants]
+    heads, fitting = 0, 0.0
+    if names:
+        settings, recipe = protocols.recipe_of(detector.checkpoint)
+        rows = plan(samples, range(len(samples)), recipe)
+        jobs += [row.job for row in rows]
+        readings = detector.extractor.readings
+        turns = sum(len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names)
+        turns *= 1 + (INNER_FOLDS if len(readings) > 1 else 0)
+        heads = turns * len(settings.heads_of(readings))
+        fitting = turns * head_seconds(settings, readings, len(rows))
+    missing = lacking(detector.extractor, jobs, cache)
+    each = seconds_each(detector.extractor, missing)
+    return Foreseen(samples, len(missing), len(set(jobs)) - len(missing), heads, each * len(missing), fitting)

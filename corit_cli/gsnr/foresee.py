@@ -1,0 +1,59 @@
+"""What a study of gradients would cost, without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from corit_cli.data.manifest import Sample
+from corit_cli.data.windows import CropConfig
+from corit_cli.features.cache import Job
+from corit_cli.features.extractor import Extractor
+from corit_cli.features.foresee import lacking, seconds_each
+from corit_cli.gsnr.layers import FIT_SHARE
+from corit_cli.gsnr.study import Compared, StudySettings
+from corit_cli.model.loading import Backbone
+from corit_cli.model.settings import CoRITSettings
+
+#: A pass backwards through a tower, in passes forwards.
+BACKWARDS = 2
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Images at most, those whose class tokens are not cached, passes backwards, and seconds."""
+
+    images: int
+    to_read: int
+    backwards: int
+    seconds: float
+
+
+def foresee(
+    samples: Sequence[Sample],
+    backbone: Backbone,
+    models: Sequence[Compared],
+    crops: CropConfig,
+    settings: StudySettings,
+    device: str,
+    cache: Path | None,
+) -> Foreseen:
+    """As :func:`~corit_cli.gsnr.layers.study` takes it, with features kept in ``cache``; the images are the first that
+    could be drawn."""
+    images = min(len(samples), (1 + FIT_SHARE) * settings.samples)
+    jobs = [Job(sample.path) for sample in samples[:images]]
+    depth = backbone.tower.config.layers
+    tower = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=tuple(range(1, depth + 1)))
+    extractor = Extractor(backbone, tower, crops, device)
+    missing, each = lacking(extractor, jobs, cache), seconds_each(extractor, jobs)
+    forwards, backwards = len(missing), 0
+    for model in models:
+        passes = 1 + len(model.settings.views) if model.settings.contrasted else 1
+        forwards += (passes - 1) * images
+        if settings.wrt != "head":
+            states = sum(len(settings.states_of(draw)) for draw in range(settings.heads))
+            turns = states * (2 if settings.by else 1) * min(settings.samples, len(samples))
+            backwards += turns
+            forwards += turns * (passes + BACKWARDS)
+    return Foreseen(images, len(missing), backwards, forwards * each)

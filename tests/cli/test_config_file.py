@@ -1,0 +1,146 @@
+"""``--config``: options from a file, and the complete one of a run."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from corit_cli.cli.app import app
+from corit_cli.cli.config_file import UNKEPT, _without_credentials, key_of, save, tomllib
+from corit_cli.config import options_of
+from corit_cli.cor.settings import Optimization
+from corit_cli.data.windows import CropConfig
+from corit_cli.errors import CoritError
+from corit_cli.gsnr.study import StudySettings
+from corit_cli.model.settings import DETECTOR, METHOD, CoRITSettings
+from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
+
+COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep", "push")
+GROUPS = (
+    *(TrainSettings(), Recipe(), Recipe(match_codec=(75, 95)), Recipe(match_codec=(90, 90)), TuneSettings("ln")),
+    *(METHOD, DETECTOR, CoRITSettings(inject_at=(3, 5, 6)), CropConfig(), Optimization()),
+    *(StudySettings(), StudySettings((0, 3, 4, 5)), StudySettings(states=("initial", "epoch 2", "fitted"))),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_a_file_and_every_option_has_a_key_of_its_own(command: str) -> None:
+    parameters = get_command(app).get_command(None, command).params
+    keys = [key_of(parameter) for parameter in parameters if key_of(parameter)]
+    assert "config" in keys and len(keys) == len(set(keys)) > 3
+
+
+@pytest.mark.parametrize("settings", GROUPS, ids=lambda settings: type(settings).__name__)
+def test_what_is_spelled_is_read_back(settings) -> None:
+    for name, option in options_of(type(settings)):
+        value = getattr(settings, name)
+        if option.parse is not None:
+            text = option.spell(value)
+            assert value is None if text is None else option.parse(text) == value, (name, text)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "words"),
+    [
+        ("train", "fold = 3", ["bad.toml: corit train has no option 'fold': did you mean folds?"]),
+        ("train", "qqq = 3", ["has no option 'qqq'; see corit train --help-all"]),
+        ("train", 'folds = "3"', ["folds takes a whole number, not '3'"]),
+        ("train", "folds = true", ["folds takes a whole number, not true"]),
+        ("train", "rho = 'big'", ["rho takes a number"]),
+        ("train", "probe = 1", ["probe takes true or false, not 1"]),
+        ("train", 'degrade = "jpeg"', ["degrade takes a list, as in ['jpeg']"]),
+        ("train", "degrade = [1]", ["each of", "degrade takes text, not 1"]),
+        ("train", "cgp = 4", ["cgp takes text, not 4"]),
+        ("train", "folds = 1", ["bad.toml: folds: ", "2"]),
+        ("train", "[tune]\nscope = 'ln'", ["tune takes text"]),
+        ("train", "folds 3", ["is no TOML"]),
+        ("train", "config = 'x.toml'", ["has no option 'config'"]),
+        ("detect", "fail-on = 'sunday'", ["fail-on: "]),
+        ("detect", "frames = 0", ["frames: "]),
+        ("gsnr", "sample = 3", ["did you mean samples?"]),
+        ("evaluate", "spilt = 'val'", ["did you mean split?"]),
+        ("cor-sweep", "rhos = '0.1'", ["did you mean rho?"]),
+        ("push", "privat = true", ["did you mean private?"]),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(command: str, text: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    result = CliRunner().invoke(app, [command, "--config", str(tmp_path / "bad.toml")])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in ["error: ", "bad.toml", *words]), result.stderr
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "no.toml")])
+    assert result.exit_code == 2 and "cannot read" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    """What the values came to is told by the first error that they make."""
+    (tmp_path / "run.toml").write_text('data = "nowhere"\ntune = "ln"\nfolds = 5\ncgp = "4"\nno-face = true\n')
+    config = ["--config", str(tmp_path / "run.toml")]
+
+    def error(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["train", *arguments, *config])
+        assert result.exit_code == 2, result.output
+        return result.stderr
+
+    assert "--folds would be ignored with --tune ln" in error()
+    assert "nowhere does not exist" in error("--tune", "head")
+    assert "elsewhere does not exist" in error("elsewhere", "--tune", "head")
+    assert "nowhere does not exist" in error("--tune", "head", "--no-cgp")
+    assert "not both" in error("--tune", "head", "--no-cgp", "--cgp", "3")
+
+
+def test_sources_of_detect_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('paths = ["gone", "lost"]\n')
+    config = ["--config", str(tmp_path / "run.toml"), "--fail-on"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "run.toml").write_text(f'paths = ["{empty}", "{empty}"]\n')
+    result = CliRunner().invoke(app, ["detect", *config, "fake"])
+    assert result.exit_code == 2 and f"no images or videos in {empty}, {empty}" in result.stderr
+    missing = CliRunner().invoke(app, ["detect"])
+    assert missing.exit_code == 2 and "Missing argument" in missing.stderr
+
+
+@given(
+    st.text(string.ascii_letters, min_size=1),
+    st.text(string.ascii_letters + string.digits, min_size=8),
+    st.sampled_from(["https", "s3", "http"]),
+)
+def test_credentials_of_urls_are_never_kept(user: str, secret: str, scheme: str) -> None:
+    for url in (f"{scheme}://{user}:{secret}@host/a.jpg", f"{scheme}://host/a.jpg?Signature={secret}"):
+        assert _without_credentials(url) == f"{scheme}://host/a.jpg"
+    assert _without_credentials("photo@home?.jpg") == "photo@home?.jpg"
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    configuration = {"data": 'a\n"b"', "folds": 3, "rho": 0.1, "probe": False, "degrade": ["jpeg", "it's"]}
+    save(tmp_path / "run.toml", "train", configuration)
+    assert tomllib.loads((tmp_path / "run.toml").read_text()) == configuration
+    with pytest.raises(CoritError, match="cannot write"):
+        save(tmp_path / "none" / "run.toml", "train", configuration)
+
+
+def test_the_complete_configuration_gives_the_same_bytes(corit, folder: Path, dataset: Path, tmp_path: Path) -> None:
+    tiny = ["--backbone", folder / "tower.safetensors", "--native", "none", "--no-face", "--integrate", "2-3"]
+    tiny += ["--cgp", "1-2", "--folds", 3, "--no-probe", "--degrade", "jpeg", "--rho", "0.3"]
+    first = corit("train", dataset, *tiny, "--out", tmp_path / "a", "--overwrite")
+    assert first.returncode == 0, first.stderr
+    kept = tomllib.loads((tmp_path / "a" / "run.toml").read_text())
+    known = {key_of(p) for p in get_command(app).get_command(None, "train").params}
+    assert set(kept) <= known - UNKEPT and kept["rho"] == 0.3 and kept["cgp"] == "1,2" and kept["native"] == "none"
+    again = corit("train", "--config", tmp_path / "a" / "run.toml", "--out", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    for name in ("model.safetensors", "config.json", "log.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert tomllib.loads((tmp_path / "b" / "run.toml").read_text()) == kept | {"out": str(tmp_path / "b")}
+    there = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "a" / "run.toml")])
+    assert there.exit_code == 2 and "already exists" in there.stderr

@@ -1,0 +1,103 @@
+"""Troubles with the Hub, said in one line: its real client against a server of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.errors import CoritError
+from corit_cli.model.hub import check_login, check_name, fetch, is_offline, upload
+from tests.hub_server import TOKEN, Hub, Repository, hub
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub with some repositories, in place of the real one, and an empty cache."""
+    with hub() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        found.repositories["user/other"] = Repository()
+        found.repositories["user/other"].commit({"README.md": b"no detector"})
+        found.repositories["user/hidden"] = Repository(private=True, commits={"1" * 40: {"config.json": b"{}"}})
+        found.repositories["user/gated"] = Repository(gated=True)
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("user/nowhere", "there is none of this name, or it is private"),
+        ("user/hidden", "there is none of this name, or it is private"),
+        ("user/gated", "grants access one by one"),
+        ("user/other", "is not a corit detector: it has no config.json"),
+        ("user/other@v9", "user/other@v9: it has no such revision"),
+        ("a/b/c", "cannot load Hub repository a/b/c"),
+        ("", "cannot load Hub repository"),
+        ("../../etc@main", "cannot load Hub repository"),
+    ],
+)
+def test_what_cannot_be_fetched(server: Hub, name: str, words: str) -> None:
+    with pytest.raises(CoritError, match=words) as caught:
+        Checkpoint.find(f"hf-hub:{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_is_out_of_order_is_not_an_offline_one(server: Hub) -> None:
+    server.broken = True
+    with pytest.raises(CoritError, match="the Hub answered 500") as caught:
+        Checkpoint.find("hf-hub:user/other")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_pushed(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(CoritError, match="takes a token: log in with `hf auth login`, or set HF_TOKEN"):
+        check_login()
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(CoritError, match="does not take this token"):
+        check_login()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert check_login() == "user"
+    with pytest.raises(CoritError, match="cannot push to someone/x: this token has no right"):
+        upload("someone/x", {"README.md": b"x"}, "message")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for action in (check_login, lambda: upload("user/x", {"README.md": b"x"}, "message")):
+        with pytest.raises(CoritError, match="the network cannot be reached") as caught:
+            action()
+        assert TOKEN not in str(caught.value)
+    assert set(server.repositories) == {"user/other", "user/hidden", "user/gated"}
+
+
+def test_a_token_sees_what_is_private(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    found = fetch("user/hidden", ["config.json"])
+    assert found.name == f"hf-hub:user/hidden@{'1' * 40}" and (found.folder / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["x", "a/b/c", "/b", "a/", "a/b@main", "../b", "a b/c", ""])
+def test_names_that_no_repository_has(name: str) -> None:
+    with pytest.raises(CoritError, match="USER/NAME"):
+        check_name(name)
+
+
+def test_names_of_repositories() -> None:
+    assert check_name("hf-hub:user/my-detector.v2") == check_name("user/my-detector.v2") == "user/my-detector.v2"
+
+
+def test_what_means_that_there_is_no_network() -> None:
+    assert is_offline(ConnectionError("connection refused")) and not is_offline(ValueError("too long"))
+    try:
+        raise ValueError("too long") from TimeoutError("timed out")
+    except ValueError as error:
+        assert is_offline(error)

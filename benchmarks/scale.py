@@ -77,9 +77,9 @@ def overhead(root: Path, count: int) -> None:
     folder, checkpoint = pictures(root / "many", count, (48, 40)), save_tiny_detector(root / "tiny")
     from corit_cli.bulk.run import score
     from corit_cli.bulk.table import Table
-    from corit_cli.cli.rows import as_dict
     from corit_cli.detection.detector import Detector
     from corit_cli.progress import hush
+    from corit_cli.report.document import as_dict
 
     detector = Detector.load(checkpoint, "cpu")
     paths = sorted(map(str, folder.rglob("*.jpg")))

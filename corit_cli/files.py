@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,12 +25,24 @@ def weights_dir() -> Path:
     raise CoritError("the package's weights/ folder is missing: install corit again, or give --backbone")
 
 
+def cache_dir() -> Path:
+    """Where what can be had again is kept: ``corit`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corit"
+
+
+def model_card() -> Path | None:
+    """What the shipped detector can and cannot do, in words; None where that was not installed."""
+    package = Path(__file__).resolve().parent
+    places = (package / "model-card.md", package.parent / "docs" / "model-card.md")
+    return next((place for place in places if place.is_file()), None)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
 
-    A link stays, and the file that it leads to is replaced. What is there and no regular file, such as a device or a
-    pipe, stays too, and what was written is copied into it. Raises CoritError when the disk is full or the folder
-    cannot be written; ``path`` is then as it was.
+    A link stays, and the file that it leads to is replaced, by one that the same people may read. What is there and no
+    regular file, such as a device or a pipe, stays too, and what was written is copied into it. Raises CoritError when
+    the disk is full or the folder cannot be written; ``path`` is then as it was.
     """
     if not is_special(path):
         write_together({path: write})
@@ -61,13 +75,15 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     new: dict[Path, Path] = {}
     path = next(iter(writers))
     try:
-        resolved = {path.resolve(): write for path, write in writers.items()}  # a link stays one
+        resolved = {Path(os.path.realpath(path)): write for path, write in writers.items()}  # a link stays one
         for path, write in resolved.items():
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             if is_special(path) or path.is_dir():
                 raise CoritError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}")
             new[path] = _temporary(path)
             write(new[path])
-            new[path].chmod(0o666 & ~_umask())
+            new[path].chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         if len(new) == 1:
             new[path].replace(path)
         else:
@@ -117,6 +133,8 @@ def content_sha256(path: Path) -> str | None:
     """SHA-256 of a file's bytes, or None when it cannot be read."""
     digest = hashlib.sha256()
     try:
+        if not path.is_file():  # a pipe might never give a byte
+            return None
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)

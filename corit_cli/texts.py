@@ -8,8 +8,15 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
-#: Control characters, line ends and turns of direction of any kind, and bytes that are no UTF-8.
-_UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: What a spreadsheet takes for the beginning of a formula, wide or not.
+_FORMULA = "=+\\-@＝＋－＠"
+#: Control characters, line ends and turns of direction of any kind, byte order marks, bytes that are no UTF-8, and what
+#: some spreadsheets take for the end of a cell, where the rest would be a formula.
+_UNSAFE = re.compile(
+    f"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]|[;|](?=\\W*[{_FORMULA}])"
+)
+#: An apostrophe or, behind blanks and characters that cannot be seen, a formula.
+_BEGINNING = re.compile(f"'|[\\s\u00ad\u180e\u200b-\u200d\u2060-\u2064]*[{_FORMULA}]")
 _SPELLED = re.compile(r"\\(?:\\|u[0-9a-f]{4}|x[0-9a-f]{2}|[nrt])")
 
 
@@ -21,13 +28,17 @@ def printable(text: str) -> str:
 def cell(text: str) -> str:
     """``text`` as it may stand in a cell of CSV, valid UTF-8 that no spreadsheet runs and no terminal obeys.
 
-    A text that begins with =, +, - or @, or holds control characters or undecodable bytes, is written after an
-    apostrophe and with these, and backslashes, spelled out as in Python; so is one that begins with an apostrophe.
-    All others stay as they are. :func:`uncell` gives the text back.
+    A text that begins with =, +, - or @, in any width, or holds control characters or undecodable bytes, or a semicolon
+    with a formula behind it, is written after an apostrophe and with these, and backslashes, spelled out as in Python;
+    so is one that begins with an apostrophe. All others stay as they are. :func:`uncell` gives the text back.
     """
-    if text[:1] not in ("=", "+", "-", "@", "'") and not _UNSAFE.search(text):
+    if not _BEGINNING.match(text) and not _UNSAFE.search(text):
         return text
-    return "'" + _UNSAFE.sub(lambda found: repr(found[0])[1:-1], text.replace("\\", "\\\\"))
+    return "'" + _UNSAFE.sub(lambda found: _spelled(found[0]), text.replace("\\", "\\\\"))
+
+
+def _spelled(character: str) -> str:
+    return repr(character)[1:-1] if character not in ";|" else f"\\x{ord(character):02x}"
 
 
 def uncell(text: str) -> str:

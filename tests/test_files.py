@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corit_cli.errors import CoritError
-from corit_cli.files import content_sha256, write_atomically, write_together
+from corit_cli.files import content_sha256, model_card, write_atomically, write_together
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -45,6 +45,12 @@ def test_what_is_written_can_be_read_by_all_whom_the_umask_lets(tmp_path: Path) 
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").read_text() == "new" and (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_model_card_is_found_and_goes_into_the_package() -> None:
+    assert model_card().read_text().startswith("# ")
+    built = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert '"docs/model-card.md" = "corit_cli/model-card.md"' in built
 
 
 def test_a_digest_is_of_what_is_in_a_file(tmp_path: Path) -> None:
@@ -88,3 +94,12 @@ def test_folders_and_devices_are_not_replaced_with_others(tmp_path: Path) -> Non
         with pytest.raises(CoritError, match=f"cannot write .*{name}: it is {why}"):
             write_together({tmp_path / "a": lambda p: p.write_text("a"), tmp_path / name: lambda p: p.write_text("b")})
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+def test_links_in_a_circle_and_the_people_who_may_read_stay(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CoritError, match=r"cannot write .*symbolic links"):
+        write_atomically(tmp_path / "loop", lambda path: path.write_text("new"))
+    (tmp_path / "private").touch(0o600)
+    write_atomically(tmp_path / "private", lambda path: path.write_text("new"))
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600 and (tmp_path / "loop").is_symlink()

@@ -27,6 +27,7 @@ ORDER = (
     ("evaluation", "gsnr", "cor"),
     ("cluster",),
     ("report",),
+    ("serve",),
     ("cli",),
 )
 RANK = {name: rank for rank, line in enumerate(ORDER) for name in line}

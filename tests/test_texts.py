@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from corit_cli.texts import Table, cell, printable, uncell
 #: Any text that a file's name may decode to, undecodable bytes among it, often with what is dangerous at the front.
 NAMES = st.builds(
     str.__add__,
-    st.sampled_from(["", "=", "+", "-", "@", "'", "\t", "\r\n", "\x1b[31m", "\\", "\udcff"]),
+    st.sampled_from(["", *"=+-@＝＋－＠'", "\ufeff=", " =", "a;=", "a| =", "\t", "\r\n", "\x1b[31m", "\\", "\udcff"]),
     st.text(st.characters(), max_size=20),
 )
 
@@ -20,8 +21,9 @@ NAMES = st.builds(
 def test_a_cell_is_safe_and_gives_its_text_back(text: str) -> None:
     written = cell(text)
     assert uncell(written) == text
-    assert written[:1] not in ("=", "+", "-", "@")
-    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e" for c in written)
+    for cell_of_some_spreadsheet in re.split("[;|]", written):
+        assert cell_of_some_spreadsheet.strip()[:1] not in tuple("=+-@＝＋－＠")
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\ufeff" for c in written)
     written.encode()  # valid UTF-8
 
 
@@ -31,9 +33,18 @@ def test_different_texts_have_different_cells(a: str, b: str) -> None:
 
 
 def test_ordinary_names_stay_as_they_are() -> None:
-    for name in ("a.jpg", "dir/фото 日本.jpg", "Screenshot 1.00.00\u202fPM.png", "a 'b'.png", "", "C:\\x.png"):
+    for name in (
+        "a.jpg",
+        "dir/фото 日本.jpg",
+        "Screenshot 1.00.00\u202fPM.png",
+        "a 'b'.png",
+        "",
+        "C:\\x.png",
+        "a;b - c.jpg",
+    ):
         assert cell(name) == name
     assert cell("=1+1.jpg") == "'=1+1.jpg" and cell("-\\\n") == r"'-\\\n"
+    assert cell("a;=1+1.jpg") == r"'a\x3b=1+1.jpg"
 
 
 @given(st.lists(st.tuples(NAMES, st.one_of(st.none(), st.floats(allow_nan=False), st.integers())), max_size=5))

@@ -10,16 +10,19 @@ import io
 import json
 import os
 import posixpath
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.rows import Row, counted
-from corit_cli.bulk.table import check_conditions, stands
-from corit_cli.data.urls import file_system, is_url
+from corit_cli.bulk.table import Present, check_conditions, conditions_text, hold, write_conditions
+from corit_cli.data.urls import file_system, is_url, reason
 from corit_cli.errors import CoritError
 
 #: Rows that parts have when they were put together at the end.
@@ -34,33 +37,38 @@ class Parts:
     folder: str
 
     @classmethod
-    def begin(cls, folder: str, about: dict[str, Any], resume: bool) -> Parts:
-        """Begin a folder, or see to it that it was begun under the same conditions.
+    def begin(cls, folder: str, about: dict[str, Any], resume: bool, stack: ExitStack) -> Parts:
+        """Begin a folder, or see to it that it was begun under the same conditions. On a disk it is kept for this
+        process until ``stack`` closes; at a URL nobody else is kept out.
 
         Raises CoritError when rows are there and ``resume`` is not given, or were made under other conditions.
         """
         parquet.arrow()
         parts = cls(folder if is_url(folder) else os.path.abspath(folder))
-        conditions = parts._get("run.json")
-        if conditions is None and parts._list(""):
+        if parts._list("") and parts._get("run.json") is None:
             raise CoritError(f"{folder} holds other files: name a new folder")
-        if conditions is not None and not resume:
+        held = hold(Path(parts._place[1], "run.json"), folder, stack) if parts._on_disk else None
+        kept = held.read() if held else parts._get("run.json")
+        if kept and not resume:
             raise CoritError(f"{folder} is there already: go on with it by --resume, or name another")
-        if conditions is None:
-            parts._put("run.json", json.dumps(about, indent=1).encode() + b"\n")
+        if kept:
+            check_conditions(folder, kept, about)
+        elif held:
+            write_conditions(held, about)
         else:
-            check_conditions(folder, conditions.decode(errors="replace"), about)
+            parts._put("run.json", conditions_text(about))
         return parts
 
     def write(self, rows: Sequence[Row], replaces: Sequence[str] = ()) -> str:
-        """Write a part and return its name, which its files decide: the same rows a second time replace the first."""
+        """Write a part and return its name, which its files decide: the same rows a second time replace the first. One
+        that ``replaces`` others has a name that never was before: it is none of those."""
         data = io.BytesIO()
         found = parquet.table(rows)
         if replaces:
             found = found.replace_schema_metadata({_REPLACES: json.dumps(list(replaces)).encode()})
         parquet.arrow().parquet.write_table(found, data, compression="zstd")
         digest = hashlib.sha256("\n".join(row["path"] for row in rows).encode("utf-8", "surrogatepass")).hexdigest()
-        name = f"{'merged' if replaces else 'part'}-{digest[:20]}.parquet"
+        name = f"merged-{uuid.uuid4().hex}.parquet" if replaces else f"part-{digest[:20]}.parquet"
         self._put(f"parts/{name}", data.getvalue())
         return name
 
@@ -78,27 +86,31 @@ class Parts:
         """Put the files whose rows stand into ``seen``, and take the other rows out; returns how many stand, by
         verdict.
 
-        Rows go when their file has changed (paths start from ``base``), was seen before, or had an error and is to be
-        tried again.
+        Rows go when their file has changed (paths start from ``base``) or is gone, was seen before, or had an error and
+        is to be tried again. Raises CoritError, and changes nothing, when all files are gone.
         """
         counts: Counter[str] = Counter()
         for name in self._list("parts"):
             if name.startswith("."):  # of a process that was killed
                 self._remove(name)
         self._finish_merging()
+        present = Present(checksum)
+        waiting: list[tuple[str, list[Row]]] = []  # until it is known that the archive is there at all
         for name in self.names():
             rows = list(self.read(name))
             left = []
             for row in rows:
-                at = row | {"path": located(row["path"], base)}
-                if not (row["error"] and retry_errors) and stands(at, checksum) and seen.add(row["path"]):
+                stands = present.stands(row | {"path": located(row["path"], base)})
+                if not (row["error"] and retry_errors) and stands and seen.add(row["path"]):
                     left.append(row)
             if len(left) < len(rows):
-                if left:
-                    self.write(left)
-                self._remove(name)
+                waiting.append((name, left))
+            if present.found:
+                self._rewrite(waiting)
             for row in left:
                 counts.update(counted(row))
+        present.check(self.folder)
+        self._rewrite(waiting)
         return counts
 
     def merge(self) -> Counter[str]:
@@ -134,14 +146,19 @@ class Parts:
         for name in names:
             self._remove(name)
 
+    def _rewrite(self, waiting: list[tuple[str, list[Row]]]) -> None:
+        while waiting:
+            name, rows = waiting.pop()
+            self._replace([name], rows)
+
     def _finish_merging(self) -> None:
         fs, root = self._place
         there = set(self.names())
         for name in sorted(there):
-            if name.startswith("merged-"):
+            if name in there and name.startswith("merged-"):
                 with fs.open(f"{root}/parts/{name}", "rb") as file:
                     said = (parquet.arrow().parquet.read_schema(file).metadata or {}).get(_REPLACES, b"[]")
-                for old in there.intersection(json.loads(said)) - {name}:
+                for old in there.intersection(json.loads(said)):
                     self._remove(old)
                     there.discard(old)
 
@@ -152,12 +169,20 @@ class Parts:
         fs, path = file_system(self.folder)
         return fs, path.rstrip("/")
 
+    @property
+    def _on_disk(self) -> bool:
+        return not is_url(self.folder) or self.folder.startswith(("file://", "local://"))
+
     def _list(self, below: str) -> list[str]:
         fs, root = self._place
+        path = f"{root}/{below}".rstrip("/")
+        fs.invalidate_cache(path)  # other processes write here
         try:
-            return [posixpath.basename(path.rstrip("/")) for path in fs.ls(f"{root}/{below}".rstrip("/"), detail=False)]
+            return [posixpath.basename(found.rstrip("/")) for found in fs.ls(path, detail=False)]
         except FileNotFoundError:
             return []
+        except Exception as error:  # whatever a file system raises
+            raise CoritError(f"{path} cannot be listed: {reason(error)}") from None
 
     def _get(self, name: str) -> bytes | None:
         fs, root = self._place
@@ -171,18 +196,18 @@ class Parts:
         fs, root = self._place
         path = f"{root}/{name}"
         try:
-            if is_url(self.folder) and not self.folder.startswith(("file://", "local://")):
+            if not self._on_disk:
                 fs.pipe_file(path, data)
                 return
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            new = f"{os.path.dirname(path)}/.{os.getpid()}-{os.path.basename(path)}"
+            new = f"{os.path.dirname(path)}/.{uuid.uuid4().hex}-{os.path.basename(path)}"
             with open(new, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, path)
-        except OSError as error:
-            raise CoritError(f"cannot write {path}: {error.strerror or error}") from None
+        except Exception as error:  # whatever a file system raises
+            raise CoritError(f"cannot write {path}: {reason(error)}") from None
 
     def _remove(self, name: str) -> None:
         fs, root = self._place

@@ -68,7 +68,8 @@ class JsonLines:
             row = json.loads(record)
         except ValueError:
             return None
-        return row if isinstance(row, dict) and isinstance(row.get("path"), str) else None
+        whole = isinstance(row, dict) and isinstance(row.get("path"), str) and {"verdict", "error"} <= row.keys()
+        return row if whole else None
 
     def records(self, file: IO[bytes]) -> Iterator[bytes]:
         return (line for line in file if line.endswith(b"\n"))

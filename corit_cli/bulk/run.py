@@ -48,7 +48,7 @@ def score(
     ``predict`` gives one prediction a path, in order, and ``describe`` makes a row of it. A file's stamp is taken
     before it is read: one that is changed meanwhile is scored again when the table is taken up.
     """
-    stamps: deque[Stamp] = deque()
+    stamps: deque[Stamp | None] = deque()
 
     def stamped() -> Iterator[str]:
         look = ahead(lambda path: (path, stamp(path, table.checksum)), table.todo(paths), workers=4, window=64)
@@ -63,9 +63,10 @@ def score(
     table.finish()
 
 
-def with_stamp(row: Row, found: Stamp) -> Row:
+def with_stamp(row: Row, found: Stamp | None) -> Row:
     """A row with the state of the file that it is about; a checksum only where one was taken."""
-    return row | {name: value for name, value in asdict(found).items() if name != "sha256" or value is not None}
+    known = asdict(found or Stamp())
+    return row | {name: value for name, value in known.items() if name != "sha256" or value is not None}
 
 
 class Counting:
@@ -74,11 +75,13 @@ class Counting:
     def __init__(self, items: Iterable[object], less: int = 0) -> None:
         self._items, self._less = items, less
         self._found: int | None = None
-        threading.Thread(target=self._count, daemon=True).start()
+        self.thread = threading.Thread(target=self._count, daemon=True)
+        self.thread.start()
 
     def _count(self) -> None:
         try:
-            self._found = sum(1 for _ in self._items) - self._less
+            found = sum(1 for _ in self._items) - self._less
+            self._found = found if found >= 0 else None  # rows were kept that are of other files
         except Exception:  # whoever reads the files will be told
             self._found = None
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from corit_cli.bulk import parquet
 from corit_cli.data.images import IMAGE_SUFFIXES
 from corit_cli.data.manifest import PATH_NAMES
-from corit_cli.data.urls import file_system, is_url
+from corit_cli.data.urls import file_system, is_url, reason
 from corit_cli.data.video import VIDEO_SUFFIXES
 from corit_cli.errors import CoritError
 
@@ -47,10 +47,21 @@ def _named_in(file: str) -> Iterator[str]:
     suffix = posixpath.splitext(file)[1].lower()
     try:
         with _opened(file) as stream:
-            for path in {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix](stream):
+            for number, path in enumerate({".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix](stream), 1):
+                if not _may_name_a_file(path):
+                    raise ValueError(f"file {number} of it has no name that a file can have")
                 yield path if is_url(path) or os.path.isabs(path) or not folder else f"{folder}/{path}"
-    except (UnicodeDecodeError, csv.Error, ValueError, OSError) as error:
-        raise CoritError(f"{file} is not a readable list of files: {error}") from None
+    except CoritError:
+        raise
+    except Exception as error:  # a file system is foreign code
+        raise CoritError(f"{file} is not a readable list of files: {reason(error)}") from None
+
+
+def _may_name_a_file(path: object) -> bool:
+    try:
+        return isinstance(path, str) and bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False
 
 
 def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
@@ -72,10 +83,7 @@ def _jsonl(stream: IO[bytes]) -> Iterator[str]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} is no object")
-            path = row[_column(row)]
-            if not isinstance(path, str):
-                raise ValueError(f"line {number} names no file")
-            yield path
+            yield row[_column(row)]
 
 
 def _parquet(stream: IO[bytes]) -> Iterator[str]:
@@ -84,7 +92,8 @@ def _parquet(stream: IO[bytes]) -> Iterator[str]:
         file = pa.parquet.ParquetFile(stream)
         column = _column(file.schema_arrow.names)
         for batch in file.iter_batches(parquet.GROUP, columns=[column]):
-            yield from (str(path) for path in batch.column(0).to_pylist() if path)
+            for path in filter(None, batch.column(0).to_pylist()):
+                yield os.fsdecode(path) if isinstance(path, bytes) else path
     except pa.ArrowException as error:
         raise ValueError(str(error).splitlines()[0]) from None
 
@@ -101,20 +110,34 @@ def _column(names: Iterable[str]) -> str:
 def _at_url(url: str, recursive: bool) -> Iterator[str]:
     fs, path = file_system(url)
     try:
-        if any(character in path for character in "*?["):
-            yield from (fs.unstrip_protocol(found) for found in sorted(fs.glob(path)) if fs.isfile(found))
+        if any(character in path for character in "*?[") and not fs.exists(path):
+            found = (fs.unstrip_protocol(file) for file in sorted(fs.glob(path)) if fs.isfile(file))
+            first = next(found, url)  # as it is where it stands for nothing: to become an error
+            yield first
+            yield from found
         elif fs.isdir(path):
             yield from (fs.unstrip_protocol(found) for found in _folder(fs, path, recursive))
         else:
             yield url
-    except OSError as error:
-        raise CoritError(f"{url} cannot be listed: {error.strerror or error}") from None
+    except Exception as error:  # a file system is foreign code
+        raise CoritError(f"{url} cannot be listed: {reason(error)}") from None
 
 
 def _folder(fs: Any, folder: str, recursive: bool) -> Iterator[str]:
-    """As on this machine: in order, hidden names left out, and only what ends as images and videos do."""
-    for here, folders, files in fs.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(files):
-            if not name.startswith(".") and posixpath.splitext(name)[1].lower() in SUFFIXES:
-                yield f"{here.rstrip('/')}/{name}"
+    """As on this machine: in order, hidden names left out, and only what ends as images and videos do. A folder below
+    that cannot be listed is given as if it were a file, to become an error."""
+    below = []
+    for found in sorted(fs.ls(folder, detail=True), key=lambda found: found["name"]):
+        path = found["name"].rstrip("/")
+        name = posixpath.basename(path)
+        if not name or name.startswith(".") or path == folder.rstrip("/"):
+            continue
+        if found["type"] == "directory":
+            below.append(path)
+        elif posixpath.splitext(name)[1].lower() in SUFFIXES:
+            yield path
+    for path in below if recursive else ():
+        try:
+            yield from _folder(fs, path, recursive)
+        except Exception:
+            yield path

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corit_cli.data.urls import changed, fetch, file_system, is_url
-from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256
 
 
@@ -27,24 +26,27 @@ class Stamp:
         return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
 
 
-def stamp(path: str, checksum: bool = False) -> Stamp:
-    """The present state of a file; with ``checksum`` all of it is read."""
-    if is_url(path):
-        return _at_url(path, checksum)
+def stamp(path: str, checksum: bool = False) -> Stamp | None:
+    """The present state of a file, None where nothing can be known of it; with ``checksum`` all of it is read."""
     try:
-        found = os.stat(path)
-    except (OSError, ValueError):
+        return _at_url(path, checksum) if is_url(path) else _on_disk(path, checksum)
+    except (FileNotFoundError, NotADirectoryError):
         return Stamp()
+    except Exception:  # a disk or a server does not answer; and a file system is foreign code
+        return None
+
+
+def _on_disk(path: str, checksum: bool) -> Stamp:
+    if "\0" in path:
+        raise FileNotFoundError
+    found = os.stat(path)
     return Stamp(found.st_size, found.st_mtime_ns, content_sha256(Path(path)) if checksum else None)
 
 
 def _at_url(url: str, checksum: bool) -> Stamp:
-    try:
-        fs, path = file_system(url)
-        info = fs.info(path)
-        content = hashlib.sha256(fetch(url)).hexdigest() if checksum else None
-    except (OSError, CoritError):
-        return Stamp()
+    fs, path = file_system(url)
+    info = fs.info(path)
+    content = hashlib.sha256(fetch(url)).hexdigest() if checksum else None
     return Stamp(info.get("size"), changed(info), content)
 
 

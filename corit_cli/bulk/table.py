@@ -20,10 +20,10 @@ from typing import IO, Any
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, counted, stamp_of
-from corit_cli.bulk.stamps import stamp
+from corit_cli.bulk.stamps import Stamp, stamp
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import ahead
-from corit_cli.files import write_atomically
+from corit_cli.files import unwritable, write_atomically
 
 FORMS: dict[str, type[Csv | JsonLines]] = {".jsonl": JsonLines, ".csv": Csv, ".parquet": JsonLines}
 #: Seconds after which rows are on the disk for good, power cut or not.
@@ -40,7 +40,7 @@ class Table(AbstractContextManager["Table"]):
     rows there are of each verdict, ``error`` among them; ``seen`` has the files that have one or are to get one.
 
     Raises CoritError for another suffix, when something is there and ``resume`` is not given, when it was begun under
-    other conditions, and when another process writes to it.
+    other conditions, when another process writes to it, and when every file that it has a row of is gone.
     """
 
     def __init__(
@@ -52,15 +52,16 @@ class Table(AbstractContextManager["Table"]):
         retry_errors: bool = False,
         checksum: bool = False,
     ) -> None:
-        self.path, self.retry_errors, self.checksum = path, retry_errors, checksum
+        self.path, self.retry_errors, self.checksum = path.resolve(), retry_errors, checksum  # a link stays one
         self.counts: Counter[str] = Counter()
         self.seen = Seen()
-        self._form, self._file = form_of(path), rows_file(path)
+        self._form, self._file = form_of(self.path), rows_file(self.path)
+        self._present = Present(checksum)
         self._stack = ExitStack()
         self._stack.enter_context(self.seen)
         self._synced = time.monotonic()
         try:
-            begin(path, about, resume, self._stack)
+            begin(self.path, about, resume, self._stack)
             self._take_up()
             self._out = self._stack.enter_context(self._file.open("ab", buffering=0))
         except BaseException:
@@ -99,13 +100,19 @@ class Table(AbstractContextManager["Table"]):
     def _take_up(self) -> None:
         """Keep, of the rows that are there, those that stand."""
         new = self._file.with_name(f".{self._file.name}.new")
-        with new.open("wb") as file:
-            file.write(self._form.header())
-            for record in self._standing():
-                file.write(record)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._file)
+        try:
+            with new.open("wb") as file:
+                file.write(self._form.header())
+                for record in self._standing():
+                    file.write(record)
+                file.flush()
+                os.fsync(file.fileno())
+            self._present.check(self.path)
+            new.replace(self._file)
+        except OSError as error:
+            raise unwritable(self._file, error) from None
+        finally:
+            new.unlink(missing_ok=True)
 
     def _standing(self) -> Iterator[bytes]:
         if not self._file.exists() and self.path.exists():  # finished Parquet
@@ -128,12 +135,30 @@ class Table(AbstractContextManager["Table"]):
         return [(record, row) for record, row in decoded if row is not None and self._stands(row)]
 
     def _stands(self, row: Row) -> bool:
-        return not (row["error"] and self.retry_errors) and stands(row, self.checksum)
+        return self._present.stands(row) and not (row["error"] and self.retry_errors)
 
 
-def stands(row: Row, checksum: bool) -> bool:
-    """Whether a row is about its file as it is now."""
-    return stamp_of(row).same_file(stamp(row["path"], checksum))
+class Present:
+    """Tells whether the files of rows are as they were, and whether any of them is there at all (``found``)."""
+
+    def __init__(self, checksum: bool) -> None:
+        self.checksum, self.found, self._lost = checksum, False, False
+
+    def stands(self, row: Row) -> bool:
+        """Whether a row is about its file as it is now; so it is where nothing can be known of that."""
+        kept, now = stamp_of(row), stamp(row["path"], self.checksum)
+        if now is None:
+            return True
+        self.found |= now != Stamp()
+        self._lost |= now == Stamp() != kept
+        return kept.same_file(now)
+
+    def check(self, table: object) -> None:
+        """Raise CoritError when all files are gone: their disk is away, rather."""
+        if self._lost and not self.found:
+            raise CoritError(
+                f"not one file that {table} has a row of is there: is a disk away? Else name another table"
+            )
 
 
 def form_of(path: Path) -> Form:
@@ -154,17 +179,53 @@ def rows_file(path: Path) -> Path:
 
 def begin(path: Path, about: dict[str, Any], resume: bool, stack: ExitStack) -> None:
     """Begin a table, or see to it that it was begun under the same conditions, and keep other processes out."""
+
+    def is_there() -> bool:
+        there = path.exists() or rows_file(path).exists()
+        if there and not resume:
+            raise CoritError(f"{path} is there already: go on with it by --resume, or name another")
+        return there
+
     conditions = path.with_name(path.name + ".run.json")
-    there = path.exists() or rows_file(path).exists()
-    if there and not resume:
-        raise CoritError(f"{path} is there already: go on with it by --resume, or name another")
-    if not there:
-        write_atomically(conditions, lambda new: new.write_text(json.dumps(about, indent=1) + "\n"))
-    check_conditions(path, conditions.read_text() if conditions.is_file() else "", about)
-    lock(path, stack.enter_context(conditions.open("rb")))
+    if is_there() and not conditions.is_file():
+        check_conditions(path, b"", about)
+    held = hold(conditions, path, stack)
+    if is_there():  # now that no other process can begin it
+        check_conditions(path, held.read(), about)
+    else:
+        write_conditions(held, about)
 
 
-def check_conditions(name: object, kept: str, about: dict[str, Any]) -> None:
+def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
+    """The file of conditions of a table, made if need be, for this process alone until ``stack`` closes. Raises
+    CoritError where another process has it, or it cannot be made."""
+    try:
+        conditions.parent.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(conditions.open("a+b"))
+    except OSError as error:
+        raise unwritable(conditions, error) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CoritError(f"{table} is being written to by another process") from None
+    except OSError:  # a file system without locks
+        pass
+    file.seek(0)
+    return file
+
+
+def write_conditions(held: IO[bytes], about: dict[str, Any]) -> None:
+    """Fill the file that :func:`hold` gave; it stays the same one, by which others know that it is held."""
+    held.truncate(0)
+    held.write(conditions_text(about))
+    held.flush()
+
+
+def conditions_text(about: dict[str, Any]) -> bytes:
+    return json.dumps(about, indent=1).encode() + b"\n"
+
+
+def check_conditions(name: object, kept: bytes, about: dict[str, Any]) -> None:
     """Raise CoritError unless the text ``kept`` beside a table says that it was begun under the same ``about``."""
     told = json.loads(json.dumps(about))
     try:
@@ -180,16 +241,6 @@ def check_conditions(name: object, kept: str, about: dict[str, Any]) -> None:
             f"{name} was begun with {key} {found.get(key)}, not {told.get(key)}: repeat what it was begun with, or "
             "name another"
         )
-
-
-def lock(path: Path, file: IO[bytes]) -> None:
-    """Keep ``file`` for this process while it is open. Raises CoritError where another one has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CoritError(f"{path} is being written to by another process") from None
-    except OSError:  # a file system without locks
-        pass
 
 
 def _groups(records: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -10,20 +10,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, push, train
+from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, push, serve, train
 from corit_cli.cli.console import err, escape
-from corit_cli.cli.helping import Command
+from corit_cli.cli.helping import ALL, Command, Plain
 from corit_cli.cli.with_ray import WithRay
 from corit_cli.errors import CoritError
 from corit_cli.texts import forgive_encodings
 from corit_cli.version import __version__
 
 
-class Commands(TyperGroup):
+class Commands(Plain, TyperGroup):
     """Turns what a user can mend into one line and an exit code."""
 
     def invoke(self, ctx: typer.Context) -> object:
         try:
+            if sys.stdout is None:
+                raise CoritError("standard output is closed: there is nowhere to write to")
             return super().invoke(ctx)
         except CoritError as error:
             message, code = str(error), 2
@@ -35,6 +37,9 @@ class Commands(TyperGroup):
             message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
         err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
         raise typer.Exit(code)
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--help"] if args[:1] == [ALL] else args)
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         """A file where a command should stand is most likely to be looked at."""
@@ -70,6 +75,7 @@ def corit(
 
 
 app.command("detect", cls=WithRay)(detect.detect)
+app.command("serve", cls=Command)(serve.serve)
 app.command("train", cls=WithRay)(train.train)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 app.command("gsnr", cls=Command)(gsnr.gsnr)

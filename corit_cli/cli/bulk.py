@@ -10,15 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from corit_cli.cli.console import Bars, err, escape, working
 from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
-from corit_cli.cli.rows import as_dict
 from corit_cli.cli.with_ray import check
 from corit_cli.errors import CoritError
+from corit_cli.report.document import as_dict
 
 if TYPE_CHECKING:
     from corit_cli.bulk.stamps import Shard
@@ -68,7 +69,8 @@ class Many:
         if given:
             raise CoritError(f"{', '.join(given)} does not go with --out, which writes a table instead")
         check(self.ray, self.num_cpus)
-        if self.ray is not None and PurePosixPath(self.out).suffix in (".jsonl", ".csv", ".parquet"):
+        is_file = PurePosixPath(self.out).suffix in (".jsonl", ".csv", ".parquet") or os.path.isfile(self.out)
+        if self.ray is not None and is_file:
             raise CoritError(f"with --ray a folder is written, not a file: name one instead of {self.out}")
 
     @property
@@ -103,11 +105,22 @@ class Found:
 
         return (path for path in listed(self.sources, self.recursive, collected) if path in part)
 
-    def check(self, counts: Counter[str], part: Shard) -> None:
-        """Raise CoritError where there is no file at all."""
-        if not counts and part.count == 1:
+    def some(self, part: Shard, left: Left | None = None) -> Iterator[str]:
+        """As :meth:`paths`. Raises CoritError at once where there is no file at all."""
+        paths = self.paths(part, left)
+        first = list(islice(paths, 1))
+        if not first and part.count == 1:
             hint = "" if self.recursive else " (see --recursive)"
             raise CoritError(f"no images or videos in {', '.join(self.sources)}{hint}")
+        return chain(first, paths)
+
+    @property
+    def folder(self) -> str | None:
+        """Where relative sources start from, if there are any."""
+        from corit_cli.data.urls import is_url
+
+        fixed = (source == STDIN or is_url(source) or os.path.isabs(source) for source in self.sources)
+        return None if all(fixed) else os.getcwd()
 
 
 def into_table(
@@ -120,6 +133,8 @@ def into_table(
     from corit_cli.bulk.table import Table
 
     if many.ray is not None:
+        if workers is not None:
+            raise CoritError("with --ray images are decoded by the cluster's workers: leave out --workers")
         return _into_folder(many, detector, found, looked_at)
     part, out = many.part, Path(many.out or "")
     check_file(out)
@@ -127,20 +142,20 @@ def into_table(
     def predict(paths: Iterable[str]) -> Iterator[Prediction]:
         return detector.predict(paths, workers, **looked_at)
 
-    about = conditions(detector, looked_at, part, many.checksum)
+    about = conditions(detector, looked_at, part, many.checksum) | {"folder": found.folder}
     how = {"resume": many.resume, "retry_errors": many.retry_errors, "checksum": many.checksum}
     predict(())  # options that do not go together are refused before anything is written
+    paths = found.some(part, left)
     with Table(out, about, **how) as table, Bars() as bars:
         kept = number_of(table.counts)
         total = None if STDIN in found.sources else Counting(found.paths(part), less=kept).total
         try:
             advance = bars(f"detecting ({kept} rows kept)" if kept else "detecting", total)
-            score(table, found.paths(part, left), predict, as_dict, advance)
+            score(table, paths, predict, as_dict, advance)
         except KeyboardInterrupt:
             rows, file = number_of(table.counts), escape(str(out))
             err.print(f"{rows} rows are kept in {file}: repeat the command with --resume to go on", soft_wrap=True)
             raise
-        found.check(table.counts, part)
         return table.counts
 
 
@@ -148,6 +163,7 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
     """As :func:`into_table`, on a Ray cluster, into a folder of parts."""
     if STDIN in found.sources:
         raise CoritError("with --ray files are listed on the cluster: give a list in a file instead of -")
+    found.some(many.part)
     from corit_cli.cluster.session import session
 
     with working("looking for the cluster"):
@@ -175,15 +191,14 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
             many.num_cpus or 1,
             "cuda" if on_gpu else "cpu",
         )
-        about = conditions(detector, looked_at, part, many.checksum)
-        parts = Parts.begin(many.out or "", about, many.resume)
+        about = conditions(detector, looked_at, part, many.checksum) | {"folder": found.folder}
+        parts = Parts.begin(many.out or "", about, many.resume, stack)
         try:
             with Bars() as bars:
                 counts = detect(ray, detector, plan, parts, retry_errors=many.retry_errors, progress=bars)
         except KeyboardInterrupt:
             err.print(f"rows are kept in {escape(many.out or '')}: repeat the command with --resume to go on")
             raise
-        found.check(counts, part)
         nodes = sum(node["Alive"] for node in ray.nodes())
         took = {"seconds": round(time.monotonic() - begun, 1), "nodes": nodes, "device": plan.device}
         parts.summarise({"rows": number_of(counts), "verdicts": dict(sorted(counts.items())), "last_run": took} | about)

@@ -138,7 +138,7 @@ def cor_sweep(
     if ray and (theory or device == "cuda"):
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
-    images = load_samples(data or options.shipped_samples())
+    images = load_samples(data or options.shipped_samples(), warn)
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
     config = loaded.tower.config

@@ -14,12 +14,14 @@ import typer
 
 from corit_cli.cli import bulk, config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, out, working
-from corit_cli.cli.illustrate import FEW, Illustrator
+from corit_cli.cli.illustrate import Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
+from corit_cli.cli.outputs import check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
+from corit_cli.report.drawn import FEW
 
 if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction
@@ -92,6 +94,7 @@ def detect(
     num_cpus: with_ray.NumCpus = None,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     config: options.Config = None,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -114,6 +117,8 @@ def detect(
         raise CoritError("give --frames or --rate, not both")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
+    if heatmap is not None and str(heatmap) == "-":
+        raise CoritError("--heatmap takes a folder: - is none")
     many = bulk.Many(table, resume, retry_errors, checksum, shard, ray, num_cpus, device)
     ways = {"json": as_json, "jsonl": as_jsonl, "csv": csv_file is not None, "html": html is not None}
     many.check(**ways, heatmap=heatmap is not None, explain=explain, list_skipped=list_skipped)
@@ -129,6 +134,7 @@ def detect(
         total = len(files)
         if not files and not left.files:
             raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
+    check_apart({"--csv": csv_file, "--html": html, "--out": table and Path(table)}, files if total else paths)
 
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
@@ -138,12 +144,12 @@ def detect(
         if image is not None:
             raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
         with forecast.foreseeing():
-            detector = Detector.load(checkpoint, device)
+            detector = Detector.load(checkpoint, device, precision)
             written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, table=table)
             found = forecast.of_detect(detector, files, looked_at, written)
         return found.show()
     with working("loading the detector"):
-        detector = Detector.load(checkpoint, "cpu" if ray else device)
+        detector = Detector.load(checkpoint, "cpu" if ray else device, precision)
         detector = detector.strictly() if strict else detector
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)
@@ -189,7 +195,7 @@ def _end(seen: Counter[str], left: Left, fail_on: FailOn | None, summary: bool) 
     kinds = {kind: seen[kind] for kind in ("fake", "uncertain", "real", "error") if seen[kind]}
     if summary and sum(kinds.values()) > 1:
         declare = [f"{seen[kind]} declared {kind}" for kind in (AI_GENERATED, AI_EDITED) if seen[kind]]
-        err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare))
+        err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare), soft_wrap=True)
     for line in left.lines():
         err.print(escape(line), soft_wrap=True)
     fake = seen["fake"] or seen[AI_GENERATED]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corit_cli.cli import config_file, forecast, options
-from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn_of_errors
+from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn, warn_of_errors
 from corit_cli.cli.options import opt
+from corit_cli.cli.outputs import check_apart
 from corit_cli.data.robustness import FAMILIES, parse_chains
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def evaluate(
     no_cache: options.NoCache = False,
     cache_size: options.CacheSize = 4.0,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     config: options.Config = None,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -79,6 +81,7 @@ def evaluate(
     groups = [] if by == "none" else options.listed(by, ("source", "generator"), "--by")
     if robustness is not None:
         parse_chains(robustness)  # a mistake shows before anything is loaded
+    check_apart({"--csv": csv_file, "--html": html}, [data, *(scores or ())])
 
     from corit_cli.evaluation.evaluate import evaluate as measure
 
@@ -87,7 +90,7 @@ def evaluate(
 
         kept = forecast.cache_file(cache, no_cache)
         with forecast.foreseeing():
-            seen = foresee(data, checkpoint, split, robustness, protocol or (), kept, device)
+            seen = foresee(data, checkpoint, split, robustness, protocol or (), kept, device, precision)
         written = forecast.outputs(csv=csv_file, report=html, features=kept)
         return forecast.of_evaluate(seen, written).show()
 
@@ -102,7 +105,9 @@ def evaluate(
             scores=scores or (),
             cache=store,
             device=device,
+            precision=precision,
             progress=bars,
+            warn=warn,
         )
     warn_of_errors(found.scored.errors)
     if csv_file is not None:
@@ -122,7 +127,7 @@ def _show(found: Evaluation) -> None:
     """Notes, then every table."""
     from corit_cli.report.evaluation import grids, thresholds_text
 
-    out.print(f"Verdicts: {thresholds_text(found.about)}.", soft_wrap=True)
+    out.print(f"Verdicts: {escape(thresholds_text(found.about))}.", soft_wrap=True)
     for note in found.notes:
         out.print(f"Note: {escape(note)}.", soft_wrap=True)
     for grid in grids(found):

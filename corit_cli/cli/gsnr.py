@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 
 from corit_cli.cli import forecast, options
-from corit_cli.cli.console import Bars, escape, out, print_json, print_table, warn_of_errors, working
+from corit_cli.cli.console import Bars, escape, out, print_json, print_table, warn, warn_of_errors, working
 from corit_cli.cli.options import Given, opt
 from corit_cli.data.splits import FEWEST_UNITS, SMALL
 from corit_cli.data.windows import CropConfig
@@ -105,11 +105,11 @@ def gsnr(
         from corit_cli.report.figure import check_suffix
 
         check_suffix(plot)
-    images = load_samples(data or options.shipped_samples())
+    images = load_samples(data or options.shipped_samples(), warn)
     device = pick_device(device)
     with working("loading the backbone"):
         if checkpoint is not None:
-            detector = Detector.load(checkpoint, device).without_faces()
+            detector = Detector.load(checkpoint, device, "fp32").without_faces()
             loaded = detector.extractor.backbone
             cut = detector.checkpoint.crops if not windows.flags else CropConfig("native")
             ours = Compared("corit", detector.checkpoint.settings, detector.head)

@@ -21,22 +21,24 @@ COMMON = {
 }
 
 
-class Command(TyperCommand):
-    """A command whose help names flags without a type, and leaves out what is rarely wanted unless all is asked for."""
+class Plain:
+    """Mixed into a command: its help names flags without a type."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(Plain, TyperCommand):
+    """A command whose help leaves out what is rarely wanted unless all is asked for."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         if self.name in COMMON:
             self.epilog = f"{ALL} shows every option."
-        for parameter in self.params:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-
-    def get_help_option(self, ctx: typer.Context) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         given = args[: args.index("--")] if "--" in args else args

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 
 from corit_cli.cli.console import warn
 from corit_cli.errors import CoritError
+from corit_cli.report.drawn import FEW, draw
+from corit_cli.report.heatmap import save_overlay
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
 
-#: A report on so many files or fewer shows heatmaps without being asked: they take longer than the verdicts.
-FEW = 8
 #: Bytes of an image's name that its heatmap's keeps; file systems take 255.
 LONGEST_STEM = 200
 
@@ -72,61 +70,17 @@ class Illustrator(AbstractContextManager["Illustrator"]):
 
     def add(self, prediction: Prediction) -> None:
         """Draw what there is to draw of one file."""
-        image, painted, frames = None, None, {}
-        if prediction.error is None:
-            image, painted, frames = self._film(prediction) if prediction.video else self._picture(prediction)
-        if self._casebook is not None:
-            missing = None
-            if image is not None and painted is None:
-                missing = self._why(prediction)
-            self._casebook.add(prediction, image, painted, frames, missing)
-
-    def _why(self, prediction: Prediction) -> str:
-        """Why there is no heatmap of a picture."""
-        if prediction.video is not None:
-            return "heatmaps are drawn of still pictures alone"
-        if self.detector.checkpoint.localizer is None:
-            return "this detector was not taught to draw any"
-        if not self.mapped:
-            return f"they are drawn for up to {FEW} files, looked at as a whole, or with --heatmap"
-        return "the picture is smaller than the windows that the detector reads"
-
-    def _picture(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
-        from corit_cli.data.images import ImageError, read_image
-        from corit_cli.report.heatmap import paint, save_overlay
-
-        try:
-            image = read_image(prediction.path)
-        except ImageError as error:  # it was there a moment ago
-            warn(f"{prediction.path}: {error}")
-            return None, None, {}
-        if not self.mapped:
-            return image, None, {}
-        try:
-            found = self.detector.heatmap(image)
-        except CoritError as error:  # too small
-            warn(f"{prediction.path}: {error}")
-            return image, None, {}
-        if self.folder is not None:
+        if prediction.video is not None and self._casebook is None:
+            return
+        why = f"they are drawn for up to {FEW} files, looked at as a whole, or with --heatmap"
+        drawn = draw(self.detector, prediction, prediction.path, self.mapped, self.frames, self.rate, why)
+        if drawn.fault is not None:
+            warn(f"{prediction.path}: {drawn.fault}")
+        if self.folder is not None and drawn.heatmap is not None:
             path = heatmap_path(self.folder, prediction.path, self._taken)
-            save_overlay(image, found, prediction.probability, prediction.verdict, path)
-        return image, paint(image, found), {}
-
-    def _film(self, prediction: Prediction) -> tuple[Image | None, Image | None, dict[int, Image]]:
-        from corit_cli.data.pages import sample_pages
-        from corit_cli.data.video import sample_frames
-
-        if self._casebook is None:
-            return None, None, {}
-        wanted = {moment.frame for moment in prediction.video.suspicious()}
-        try:
-            asked = prediction.path, self.frames, self.rate
-            sampled = sample_frames(*asked) if prediction.video.kind == "video" else sample_pages(*asked).frames
-            frames = {frame.number: frame.image for frame in sampled if frame.number in wanted}
-        except CoritError as error:
-            warn(f"{prediction.path}: {error}")
-            frames = {}
-        return next(iter(frames.values()), None), None, frames
+            save_overlay(drawn.image, drawn.heatmap, prediction.probability, prediction.verdict, path)
+        if self._casebook is not None:
+            self._casebook.add(prediction, drawn.image, drawn.painted, drawn.frames, drawn.no_heatmap)
 
 
 def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:

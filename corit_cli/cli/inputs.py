@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 from corit_cli.data.images import IMAGE_SUFFIXES
 from corit_cli.data.kinds import HEAD, IMAGE, OTHER, kind_of, sniff
@@ -19,18 +22,26 @@ GLOB_CHARACTERS = frozenset("*?[")
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 #: How an image that comes on standard input is called.
 STDIN = "-"
+#: Bytes of an image that may come there.
+LARGEST = 1 << 29
+#: Bytes by which images are known, and how those begin that hold a line's end among them.
+ENOUGH = 16
+_MAYBE_IMAGE = re.compile(rb"[\xff\x89\0-\x1f]|P[1-6f]\s")
 #: Control characters that no list of file names holds.
 _BINARY = frozenset(range(32)) - set(b"\t\n\r\f\x1b")
 
 
 @dataclass
 class Left:
-    """What was left out of folders: how many files of each kind, which with ``keep``, and folders not looked into."""
+    """What was left out of folders: how many files of each kind, which with ``keep``, folders not looked into, links to
+    folders, and hidden files and folders."""
 
     keep: bool = False
     kinds: Counter[str] = field(default_factory=Counter)
     files: list[tuple[str, str]] = field(default_factory=list)
     folders: int = 0
+    links: int = 0
+    hidden: int = 0
     searched: list[str] = field(default_factory=list)
 
     def add(self, path: str) -> None:
@@ -38,7 +49,7 @@ class Left:
         self.kinds[suffix or "without suffix"] += 1
         if self.keep:
             kind = sniff(path)
-            self.files.append((path, f"skipped: {kind.refusal if kind and kind.remedy else 'no image or video'}"))
+            self.files.append((path, kind.refusal if kind and kind.remedy else "no image or video"))
 
     def lines(self) -> Iterator[str]:
         """What a user is told, a line each."""
@@ -53,6 +64,18 @@ class Left:
         if self.folders:
             folders = "1 folder" if self.folders == 1 else f"{self.folders} folders"
             yield f"did not look into {folders} (--recursive does)"
+        if self.links:
+            yield f"did not follow {self.links} {'link to a folder' if self.links == 1 else 'links to folders'}"
+        if self.hidden:
+            yield f"left out {self.hidden} hidden {'file or folder' if self.hidden == 1 else 'files or folders'}"
+
+    def take(self, other: Left) -> None:
+        """Count what ``other`` holds as well."""
+        self.kinds += other.kinds
+        self.files += other.files
+        self.folders += other.folders
+        self.links += other.links
+        self.hidden += other.hidden
 
 
 def collect(paths: Sequence[str], recursive: bool, left: Left | None = None, null: bool = False) -> Iterator[str]:
@@ -94,16 +117,16 @@ def _folder(folder: str, recursive: bool, left: Left) -> Iterator[str]:
         left.searched.append(folder)
         below = Left(left.keep)
         yield from _walked(folder, True, below)
-    left.kinds += below.kinds
-    left.files += below.files
-    left.folders += below.folders
+    left.take(below)
 
 
 def _walked(folder: str, recursive: bool, left: Left) -> Iterator[str]:
     unreadable: list[str] = []
     for here, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(error.filename)):
         inside = sorted(f for f in folders if not f.startswith("."))
+        left.hidden += len(folders) - len(inside) + sum(file.startswith(".") for file in files)
         left.folders += 0 if recursive else len(inside)
+        left.links += sum(os.path.islink(os.path.join(here, f)) for f in inside) if recursive else 0
         folders[:] = inside if recursive else []
         for file in sorted(files):
             if file.startswith("."):
@@ -134,16 +157,50 @@ def image_on_stdin(null: bool = False) -> bytes | None:
     if sys.stdin is None or sys.stdin.closed:
         raise CoritError("standard input is closed: give files, or a list of them on standard input")
     try:
-        head = sys.stdin.buffer.peek(HEAD)[:HEAD]
+        head = _looked_ahead()
     except OSError as error:
         raise CoritError(f"standard input cannot be read: {error.strerror or error}") from None
-    if null or not _BINARY & set(head):
-        return None
     kind = kind_of(head)
+    if null and kind is not None and (_BINARY - {0}) & set(head):
+        raise CoritError(f"standard input holds no file names: it is {kind.name}; leave out --null")
+    if null or not (_BINARY & set(head) or (kind is not None and _MAYBE_IMAGE.match(head))):
+        return None
     if kind is not None and kind.media == IMAGE:
-        return sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise CoritError(f"an image on standard input may have up to {LARGEST >> 20} MB: save it first")
+        return data
     what = f"it is {kind.name}" if kind else "give --null for names with zero bytes between"
     raise CoritError(f"standard input holds no list of file names and no image: {what}")
+
+
+class _Ahead(io.RawIOBase):
+    """A stream whose first bytes have been looked at."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head, self._rest = head, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        block = self._head[: len(room)] or self._rest.read1(len(room))  # type: ignore[attr-defined]
+        self._head = self._head[len(block) :]
+        room[: len(block)] = block
+        return len(block)
+
+
+def _looked_ahead() -> bytes:
+    """The first bytes on standard input, from which they can be read again: enough to know an image by, however slowly
+    they come. A name is not kept waiting for the next one."""
+    stream, head = sys.stdin.buffer, b""
+    while len(head) < ENOUGH and not (b"\n" in head and not _MAYBE_IMAGE.match(head)):
+        block = stream.read1(HEAD)
+        if not block:
+            break
+        head += block
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(_Ahead(head, stream)))
+    return head[:HEAD]
 
 
 def _listed(null: bool) -> Iterator[str]:

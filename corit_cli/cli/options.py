@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, TypedDict, TypeVar, get_type_hints
 import typer
 
 from corit_cli.cli.console import warn
+from corit_cli.cli.outputs import check_file, check_place
 from corit_cli.config import Settings, options_of
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import PANEL as MODEL
@@ -147,21 +148,10 @@ def _given(group: str, shown: Settings, arguments: dict[str, Any], context: type
 
 # --- options of the commands' own -----------------------------------------------------------------
 
-
-def check_file(path: Path | None) -> Path | None:
-    """``path``. Raises CoritError unless that, if any, can be a file to write."""
-    if path is None:
-        return None
-    if str(path) == "-":
-        raise CoritError("- is no file to write: name one; /dev/stdout is standard output")
-    if not path.parent.is_dir():
-        raise CoritError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise CoritError(f"cannot write {path}: it is a folder")
-    return path
-
-
 Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
+Precision = Annotated[
+    str, opt("--precision", "Arithmetic of the model; auto: the faster one here.", RUN, **words("auto", "fp32", "bf16"))
+]
 Backbone = Annotated[
     str,
     opt(
@@ -200,7 +190,7 @@ CsvFile = Annotated[Path | None, opt("--csv", "Also a CSV file.", OUTPUT, metava
 Html = Annotated[
     Path | None, opt("--html", "Also a report to hand on, in one file.", OUTPUT, metavar="FILE", callback=check_file)
 ]
-Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE", callback=check_file)]
+Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE", callback=check_place)]
 
 
 @contextmanager

@@ -5,50 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
-from corit_cli.files import unwritable
+from corit_cli.files import model_card, unwritable
+from corit_cli.report.document import as_dict, heading
 from corit_cli.report.meaning import footer, meaning, next_steps
 from corit_cli.report.words import looked_at, place, together
 from corit_cli.texts import Table, printable
-from corit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from corit_cli.detection.calibration import Thresholds
     from corit_cli.detection.checkpoint import Checkpoint
     from corit_cli.detection.verdicts import Prediction
     from corit_cli.report.case import About
 
 Write = Callable[["Prediction"], None]
-
-
-#: Of the rows that JSON holds: raised whenever a key goes or comes to mean something else (docs/detect.schema.json).
-SCHEMA = 2
-
-
-def as_dict(p: Prediction) -> dict[str, Any]:
-    """What JSON says of a file. Seconds are left out: the same command gives the same bytes."""
-    row: dict[str, Any] = {
-        "path": p.path,
-        "probability": p.probability,
-        "verdict": p.verdict,
-        "error": p.error,
-        "declared": p.declared and p.declared.kind,
-        "ground": p.declared and p.declared.ground,
-        "notes": list(p.notes),
-        "faces": None if p.faces is None else [asdict(face) for face in p.faces],
-    }
-    if p.parts is not None:
-        row["parts"] = p.parts
-    for name in ("stability", "video", "provenance"):
-        part = getattr(p, name)
-        if part is not None:
-            row[name] = asdict(part)
-    return row
 
 
 def writer(checkpoint: Checkpoint, stack: ExitStack, as_json: bool, as_jsonl: bool, explain: bool = False) -> Write:
@@ -83,7 +56,7 @@ def _about(checkpoint: Checkpoint) -> About:
 
 def print_footer(checkpoint: Checkpoint) -> None:
     """One dim line on what the verdicts above mean."""
-    out.print(f"[dim]{escape(footer(_about(checkpoint)))}[/]")
+    out.print(f"[dim]{escape(footer(_about(checkpoint), model_card()))}[/]", soft_wrap=True)
 
 
 def explanation(p: Prediction, about: About) -> list[str]:
@@ -161,15 +134,7 @@ def _close(file: IO[str], path: Path) -> None:
 
 
 def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
-    head = {
-        "schema": SCHEMA,
-        "corit": __version__,
-        "backbone": checkpoint.backbone,
-        **checkpoint.identity,
-        "thresholds": _thresholds(checkpoint.thresholds),
-        "face_thresholds": checkpoint.faces and _thresholds(checkpoint.faces.thresholds),
-    }
-    print(json.dumps(head)[:-1] + ', "results": [', end="")
+    print(json.dumps(heading(checkpoint))[:-1] + ', "results": [', end="")
     stack.callback(lambda: print("\n]}"))
     separator = iter(["\n"])
 
@@ -179,15 +144,11 @@ def _json_writer(checkpoint: Checkpoint, stack: ExitStack) -> Write:
     return write
 
 
-def _thresholds(t: Thresholds) -> dict[str, float]:
-    return {"real": t.real, "fake": t.fake}
-
-
 def _plain_row(p: Prediction) -> None:
     probability = "" if p.probability is None else f"{p.probability:.4f}"
-    said = p.declared.kind if p.declared else ""
-    cells = (kind_of(p), probability, f"{p.seconds:.2f}", printable(p.path), p.error or "", said, "; ".join(p.notes))
-    print(*cells, sep="\t")
+    said, ground = (p.declared.kind, p.declared.ground) if p.declared else ("", "")
+    cells = (kind_of(p), probability, f"{p.seconds:.2f}", p.path, p.error or "", said, ground, "; ".join(p.notes))
+    print(*map(printable, cells), sep="\t")
 
 
 def _table_row(p: Prediction) -> None:

@@ -122,7 +122,7 @@ def train(
     check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
     cut = windows.over(CropConfig())
     configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
-    samples = load_samples(data)
+    samples = load_samples(data, warn if first else lambda message: None)
     if push_to_hub is not None and first and not dry_run:  # not found out after hours
         check_name(push_to_hub)
         check_login()

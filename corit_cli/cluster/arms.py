@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from corit_cli.cluster.session import room
+
 if TYPE_CHECKING:
     from corit_cli.cor.arms import HeadArm, TunedArm
     from corit_cli.cor.collapse import Run
@@ -26,6 +28,7 @@ class FarArm:
     threads: int
 
     def __post_init__(self) -> None:
+        room(self.ray, self.threads)
         self.name = self.arm.name
         self._sent = self.ray.put(self.arm)
         self._train = self.ray.remote(num_cpus=self.threads)(_train)

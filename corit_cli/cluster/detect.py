@@ -27,8 +27,9 @@ from corit_cli.bulk.rows import Row, number_of
 from corit_cli.bulk.run import Counting, with_stamp
 from corit_cli.bulk.stamps import Stamp, stamp
 from corit_cli.cluster.ledger import Ledger, carefully
-from corit_cli.cluster.session import ray_module
+from corit_cli.cluster.session import ray_module, room
 from corit_cli.data.opencv import single_threaded
+from corit_cli.data.urls import reason
 from corit_cli.data.video import is_video
 from corit_cli.detection.eye import Eye
 from corit_cli.detection.verdicts import Prediction
@@ -47,6 +48,10 @@ ACTOR, READER = 0.8, 0.1
 WRITERS = 4
 #: Times that the files are listed and those without a row done; more than one where the list changed on the way.
 PASSES = 3
+
+
+#: A path, the state of its file, and what was seen in it.
+Looked = tuple[str, Stamp | None, Extracted[str]]
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,9 @@ def detect(
     """Add the rows that ``parts`` lacks, or has of files that have changed since; returns the number of rows of each
     verdict, ``error`` among them.
 
-    A worker's death costs no row: what it was doing is done again by another one, and a file that killed its worker
-    twice gets an error. ``eye`` is the detector's own unless it is given. Raises CoritError where rows are missing at
-    the end nevertheless.
+    A worker's death costs no row: what it was doing is done again by another one, and a file that killed its worker,
+    in its batch and then alone, gets an error. ``eye`` is the detector's own unless it is given. Raises CoritError
+    where no node has room for a worker, where the files cannot be listed, and where rows are missing at the end.
     """
     shipped, eye = Shipped.of(detector, ray), eye or detector.eye(plan.asked)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,8 +134,7 @@ def _once(ray: ModuleType, shipped: Shipped, eye: Eye, plan: Plan, parts: Parts,
     context.target_max_block_size = 1  # byte: every group is a block, and is passed on as soon as it is there
     context.enable_progress_bars = False
     on_gpu = plan.device == "cuda"
-    total = ray.cluster_resources()
-    actors = max(1, int(total.get("GPU", 0) if on_gpu else total.get("CPU", 1) / plan.cpus))
+    actors = room(ray, 1, "GPU") if on_gpu else room(ray, plan.cpus)
     each = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": ACTOR * plan.cpus}
     as_blocks = {"batch_size": None, "batch_format": "pyarrow"}
     listing = _Listing(partial(_list, plan, known, ledger))
@@ -144,11 +148,14 @@ def _once(ray: ModuleType, shipped: Shipped, eye: Eye, plan: Plan, parts: Parts,
     rows = found.map_batches(partial(_write, parts), num_cpus=0, compute=few, **as_parts)
     written: dict[str, int] = {}
     errors = 0
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for part in batch.to_pylist():
-            written[part["part"]] = part["rows"]
-            errors += part["errors"]
-            advance(part["rows"], note=f"{errors} error{'' if errors == 1 else 's'}" if errors else "")
+    try:
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for part in batch.to_pylist():
+                written[part["part"]] = part["rows"]
+                errors += part["errors"]
+                advance(part["rows"], note=f"{errors} error{'' if errors == 1 else 's'}" if errors else "")
+    except ray.exceptions.RayTaskError as error:  # of a worker, whose traceback says nothing to the user
+        raise CoritError(reason(error.cause)) from None
     return ray.get(ledger.listed.remote()) == sum(written.values())
 
 
@@ -187,13 +194,13 @@ def _look(plan: Plan, eye: Eye, ledger: Any, block: Any) -> Any:
     if eye.faces != "off":
         single_threaded()
 
-    def look(path: str) -> tuple[str, Stamp, Extracted[str]]:
+    def look(path: str) -> Looked:
         place = located(path, plan.base)
         found = stamp(place, plan.checksum)
         # A video is read where the model is.
         return path, found, Extracted(place) if is_video(place) else loaded(eye.look, place)
 
-    def give_up(path: str, why: str) -> tuple[str, Stamp, Extracted[str]]:
+    def give_up(path: str, why: str) -> Looked:
         place = located(path, plan.base)
         return path, stamp(place, plan.checksum), Extracted(place, error=why)
 
@@ -212,18 +219,18 @@ class _Model:
         self.detector = shipped.open(ray_module()).on(plan.device)
 
     def __call__(self, block: Any) -> Any:
-        items: list[tuple[str, Stamp, Extracted[str]]] = _unpickled(block)
+        items: list[Looked] = _unpickled(block)
         rows = carefully(self.ledger, "scoring", items, lambda item: item[0], self._score, self._give_up)
         return _pickled(rows)
 
-    def _score(self, items: list[tuple[str, Stamp, Extracted[str]]]) -> list[Row]:
+    def _score(self, items: list[Looked]) -> list[Row]:
         found = self.detector.predict_seen([seen for _, _, seen in items], self.plan.asked)
         return [
             with_stamp(self.plan.describe(replace(prediction, path=path)), state)
             for (path, state, _), prediction in zip(items, found, strict=True)
         ]
 
-    def _give_up(self, item: tuple[str, Stamp, Extracted[str]], why: str) -> Row:
+    def _give_up(self, item: Looked, why: str) -> Row:
         path, state, _ = item
         return with_stamp(self.plan.describe(Prediction(path, None, None, 0.0, why)), state)
 

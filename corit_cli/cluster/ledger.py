@@ -1,8 +1,8 @@
-"""Who was working on what when a worker died: so that a file that kills its worker twice is left alone.
+"""Who was working on what when a worker died: so that a file that kills its workers is left alone.
 
 Ray does a piece of work again whose worker was killed. The first time a whole batch is done at once. Where a batch was
 begun before and not ended, its files are done one by one, each noted before it is touched; a file that was noted and
-not ended is the one that did it.
+not ended is the one that did it, and is not touched again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from corit_cli.cluster.session import ray_module
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: What is said of a file that killed its worker twice.
-KILLED = "the process that read it was killed twice"
+#: What is said of a file that killed its worker, in its batch and then alone.
+KILLED = "the process that read it was killed"
 
 
 class Ledger:
@@ -64,7 +64,7 @@ def carefully(
     work: Callable[[list[T]], list[R]],
     give_up: Callable[[T, str], R],
 ) -> list[R]:
-    """What ``work`` makes of ``items``, in order; ``give_up`` of those that killed their worker twice.
+    """What ``work`` makes of ``items``, in order; ``give_up`` of those that killed their worker.
 
     ``ledger`` is an actor of :class:`Ledger`; ``work`` makes one result an item, alike in batches and alone.
     """
@@ -78,7 +78,7 @@ def carefully(
             key = f"{stage} {name(item)}"
             before = ray.get(ledger.touch.remote(ended, key))
             found += [give_up(item, KILLED)] if before else work([item])
-            ended = key
+            ended = None if before else key
         ray.get(ledger.touch.remote(ended, None))
     ray.get(ledger.end.remote(batch))
     return found

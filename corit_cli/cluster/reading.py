@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+from corit_cli.cluster.session import room
 from corit_cli.features.cache import Job, read_jobs
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.stream import Extracted
@@ -26,8 +27,8 @@ class FarReading:
 
     def __call__(self, extractor: Extractor, jobs: Sequence[Job]) -> Iterator[Extracted[Job]]:
         """Readings in order, with no more tasks ahead than keep all workers busy."""
+        ahead = 2 * room(self.ray, self.threads)
         sent, task = self.ray.put(extractor), self.ray.remote(num_cpus=self.threads)(_read)
-        ahead = 2 * max(1, int(self.ray.cluster_resources().get("CPU", 1) / self.threads))
         waiting: deque[Any] = deque()
         for start in range(0, len(jobs), SHARD):
             shard = [replace(job, path=job.path.absolute()) for job in jobs[start : start + SHARD]]

@@ -67,10 +67,10 @@ def _keep_quiet() -> None:
     """Leave standard error to this command: Ray has logs of its own."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns that this will be its way
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # its errors are raised as well
     warnings.filterwarnings("ignore", module=r"ray\.")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -111,6 +111,15 @@ def check_nodes(ray: ModuleType) -> None:
         if version != __version__:
             has = "has no corit" if version is None else f"has corit {version}"
             raise CoritError(f"node {_name(node)} {has}: install corit {__version__} in its Python")
+
+
+def room(ray: ModuleType, cpus: float, kind: str = "CPU") -> int:
+    """How many workers of so many CPUs (or of what ``kind`` says) the nodes have room for. Raises CoritError where no
+    node has room for one: Ray would wait for such a node."""
+    found = sum(int(node["Resources"].get(kind, 0) / cpus) for node in ray.nodes() if node["Alive"])
+    if not found:
+        raise CoritError(f"no node of the cluster has {cpus:g} {kind}s for a worker: see --num-cpus")
+    return found
 
 
 def _name(node: dict) -> str:

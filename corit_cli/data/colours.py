@@ -6,8 +6,10 @@ import io
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageStat
 
+#: The largest standard deviation, over all pixels of a colour, of a picture that shows nothing.
+FLAT = 2.0
 _PROFILED = ("RGB", "CMYK", "L", "LAB")  # modes that ICC profiles are applied to as they are
 
 
@@ -28,6 +30,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if transform is not None:
         return ImageCms.applyTransform(image, transform)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels. Only where a few pixels say so
+    are all of them looked at."""
+    thinned = image.resize([min(side, 128) for side in image.size], Image.Resampling.NEAREST)
+    return all(max(ImageStat.Stat(one).stddev) < FLAT for one in (thinned, image))
 
 
 @lru_cache(maxsize=16)

@@ -53,6 +53,7 @@ def declared(claims: Iterable[Claim]) -> Declared | None:
     for kind in _SAID:
         found = [claim for claim in claims if claim.says == kind]
         if found:
-            by = next((claim.by for claim in found if claim.by), None)
-            return Declared(kind, by, " ".join(c.text for c in found), any(c.verified for c in found))
+            verified = [claim for claim in found if claim.verified]
+            by = next((claim.by for claim in verified or found if claim.by), None)
+            return Declared(kind, by, " ".join(c.text for c in found), bool(verified))
     return None

@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from corit_cli.data.colours import is_flat
+from corit_cli.data.images import ImageError, read_image
 from corit_cli.data.manifest import Sample
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256
@@ -26,8 +28,9 @@ class Faults:
 def find_faults(samples: Sequence[Sample], train_part: Sequence[int], val_part: Sequence[int]) -> Faults:
     """The faults of ``samples`` as they are dealt to training and validation.
 
-    Only files of the same size are read, to see whether they are the same. Raises CoritError when every image of a
-    class is one of the other, too: nothing could be learned.
+    Files of the same size are read, to see whether they are the same, and of each class images up to the first that
+    shows something. Raises CoritError when every image of a class is one of the other, too, or is blank: nothing could
+    be learned.
     """
     found = Faults()
     missing = [s.path for s in samples if not os.path.isfile(s.path)]
@@ -43,6 +46,8 @@ def find_faults(samples: Sequence[Sample], train_part: Sequence[int], val_part: 
         own = {i for i, s in enumerate(samples) if s.label == label}
         if own and own <= mixed:
             raise CoritError(f"every {kind} image is, byte for byte, in the other class too: there is nothing to learn")
+        if _all_flat([samples[i] for i in sorted(own)]):
+            raise CoritError(f"every {kind} image is blank, or nearly one flat colour: there is nothing to learn")
     if both:
         pairs = [" and ".join(str(samples[i].path) for i in group[:2]) for group in both]
         found.words.append(f"{len(both)} images stand in both classes: {_first(pairs)}")
@@ -57,6 +62,20 @@ def find_faults(samples: Sequence[Sample], train_part: Sequence[int], val_part: 
             f"good: {names}"
         )
     return found
+
+
+def _all_flat(samples: Sequence[Sample]) -> bool:
+    """Whether none of the images that can be read shows anything, and some can be read."""
+    readable = False
+    for sample in samples:
+        try:
+            image = read_image(sample.path)
+        except ImageError:
+            continue
+        if not is_flat(image):
+            return False
+        readable = True
+    return readable
 
 
 def _same(samples: Sequence[Sample]) -> list[list[int]]:

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -63,7 +64,7 @@ _silence_libtiff()
 
 # Large images are decoded one at a time: at the limit one takes up to 2 GB, and several threads read at once.
 _LARGE = 48_000_000  # pixels
-_one_large = threading.Lock()
+_one_large = threading.RLock()
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -87,11 +88,12 @@ class ImageError(CoritError):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image as 8-bit RGB; ``notes`` on faults that were looked past; how many ``pages`` (or frames) its file has."""
+    """An image as 8-bit RGB; ``notes`` on faults that were looked past; whether its file has ``several`` pages or
+    frames."""
 
     image: Image.Image
     notes: tuple[str, ...] = ()
-    pages: int = 1
+    several: bool = False
 
 
 def read_image(source: Source) -> Image.Image:
@@ -109,7 +111,7 @@ def decode(source: Source) -> Decoded:
     not an image, larger than ``MAX_PIXELS``, or with a side shorter than ``MIN_SIDE``; an array is not (H, W, 3) of
     uint8."""
     decoded, notes = _forgiving(_decoded, source)
-    return Decoded(decoded.image, decoded.notes + notes, decoded.pages)
+    return Decoded(decoded.image, decoded.notes + notes, decoded.several)
 
 
 def _decoded(source: Source) -> Decoded:
@@ -122,7 +124,7 @@ def _decoded(source: Source) -> Decoded:
             notes = _checked(image, source)
         rgb = upright(image, copy=isinstance(source, Image.Image | np.ndarray))
         many = image.format in _LEAFED and not isinstance(source, Image.Image)
-    return Decoded(rgb, notes, _pages(source) if many else 1)
+    return Decoded(rgb, notes, many and _several(source))
 
 
 def upright(image: Image.Image, copy: bool = False) -> Image.Image:
@@ -135,13 +137,13 @@ def upright(image: Image.Image, copy: bool = False) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _pages(source: Stored) -> int:
-    """How many pages or frames a file has. It is opened anew: to count them Pillow walks away from the first one."""
+def _several(source: Stored) -> bool:
+    """Whether a file has several pages or frames. It is opened anew: Pillow may walk away from the first one."""
     try:
         with open_image(source) as image:
-            return int(getattr(image, "n_frames", 1))
+            return bool(getattr(image, "is_animated", False))
     except ImageError:  # damaged after the first frame
-        return 1
+        return False
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,12 @@ def _forgiving(read: Callable[[Source], T], source: Source) -> tuple[T, tuple[st
     except ImageError as error:
         if error.__cause__ is None or isinstance(source, Image.Image | np.ndarray):  # it is sound, and refused
             raise
-        for data, note in _mended(source):
-            with suppress(ImageError):
-                return read(data), (note,)
+        for failed in (error, error.__cause__):
+            traceback.clear_frames(failed.__traceback__)  # which hold the pixels as far as they came
+        with _one_large:
+            for data, note in _mended(source):
+                with suppress(ImageError):
+                    return read(data), (note,)
         raise
 
 

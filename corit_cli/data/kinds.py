@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from corit_cli.data.stored import Buffer, Stored, opened
+from corit_cli.data.stored import Buffer, Stored, called, opened
 
 IMAGE, VIDEO, RAW, OTHER = "image", "video", "raw", "other"
 HEAD = 1024  # bytes looked at
@@ -48,6 +49,11 @@ _AVIF = Kind(IMAGE, "an AVIF image")
 _MP4, _AVI, _MPEG, _OGG = _named(VIDEO, *(f"an {n} video" for n in ("MP4", "AVI", "MPEG", "Ogg")))
 _MATROSKA, _FLV, _WMV = _named(VIDEO, *(f"a {n} video" for n in ("Matroska", "Flash", "Windows Media")))
 _VECTOR = Kind(OTHER, "a drawing, not a photograph", "save it as PNG first")
+_SOUND = Kind(OTHER, "a sound recording", "nothing in it can be looked at")
+#: How the first stream of an Ogg file begins where that is sound; films have another one beside it.
+_SOUNDS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
+#: Of a text that begins with P1 there are many; its width and height, or a comment, make it a picture.
+_PNM_HEAD = re.compile(rb"P[1-6f]\s+(#|\d+\s+(#|\d+\s))")
 #: First bytes, where they begin.
 _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\xff\xd8\xff", _JPEG),
@@ -77,7 +83,8 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"<svg", _VECTOR),
     (0, b"PK\x03\x04", Kind(OTHER, "a ZIP archive or an office document", "unpack it first")),
     (0, b"\x1f\x8b", Kind(OTHER, "a packed file", "unpack it first")),
-    (0, b"ID3", Kind(OTHER, "a sound recording", "nothing in it can be looked at")),
+    (0, b"ID3", _SOUND),
+    (0, b"fLaC", _SOUND),
     (0, b"v/1\x01", Kind(OTHER, "an OpenEXR image", "save it as PNG or TIFF first")),
     *((3, size + name, _MP4) for size in (b"\x08", b"\0") for name in (b"wide", b"free", b"skip")),
     *((4, name, _MP4) for name in (b"moov", b"mdat")),
@@ -95,7 +102,11 @@ def kind_of(head: bytes, name: str = "", tail: bytes = b"") -> Kind | None:
     suffix = Path(name).suffix.lower()
     if head[4:8] == b"ftyp":
         end = min(int.from_bytes(head[:4], "big"), len(head))
+        if head[8:12] in (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B "):
+            return _SOUND
         return _of_brands({head[i : i + 4] for i in (8, *range(16, end, 4))})
+    if head[:4] == b"OggS" and head[28:].startswith(_SOUNDS) and b"theora" not in head:
+        return _SOUND
     if head[:4] == b"RIFF":
         return {b"WEBP": _WEBP, b"AVI ": _AVI}.get(head[8:12])
     for offset, magic, kind in _MAGIC:
@@ -103,7 +114,7 @@ def kind_of(head: bytes, name: str = "", tail: bytes = b"") -> Kind | None:
             return _RAW if kind is _TIFF and suffix in _RAW_SUFFIXES else kind
     if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
         return _BMP
-    if head[:1] == b"P" and head[1:2] in b"123456f" and head[2:3].isspace():
+    if _PNM_HEAD.match(head):
         return _PNM
     for start, size in ((0, 188), (4, 192)):  # packets of a transport stream, with a time stamp before each or without
         if head[start : start + 2 * size + 1 : size] == b"GGG":
@@ -134,6 +145,6 @@ def sniff(source: Stored) -> Kind | None:
         with opened(source) as file:
             head = file.read(HEAD)
             file.seek(-min(32, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            return kind_of(head, os.fspath(source), file.read())
+            return kind_of(head, called(source), file.read())
     except (OSError, ValueError):
         return None

@@ -8,20 +8,23 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from corit_cli.data.images import IMAGE_SUFFIXES
+from corit_cli.data.kinds import IMAGE, sniff
 from corit_cli.errors import CoritError
 
 _CLASSES = {
-    **dict.fromkeys(("real", "0_real", "nature", "authentic", "original", "pristine", "0"), 0),
+    **dict.fromkeys(("real", "0_real", "nature", "authentic", "original", "pristine", "0", "reals", "genuine"), 0),
     **dict.fromkeys(("fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1"), 1),
+    **dict.fromkeys(("fakes", "deepfake", "deepfakes"), 1),
 }
 #: Words that may stand beside a class in a folder's name.
-_BESIDE = frozenset(("images", "image", "imgs", "img", "photos", "pictures", "faces", "frames", "data", "set"))
+_BESIDE = frozenset(("images", "image", "imgs", "img", "photos", "pictures", "faces", "frames", "data", "set", "art"))
 _LABELS = {**_CLASSES, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -49,12 +52,13 @@ class Sample:
     video_id: str = ""
 
 
-def load_samples(data: Path) -> list[Sample]:
+def load_samples(data: Path, warn: Callable[[str], object] = lambda message: None) -> list[Sample]:
     """The labelled images of a folder or a manifest, sorted by path.
 
     * A folder, nested in any way in which some folder's name gives the class (0 and 1 only where no word does). The
       first folder above it, splits aside, is the source, and for fakes the generator; a fake class with nothing above
-      it takes its generator from the first folder below. Images outside are left out.
+      it takes its generator from the first folder below. Images outside are left out, which ``warn`` is told. What is
+      an image is told by its first bytes or its suffix.
     * A ``.csv`` with a header, a ``.jsonl``, or a ``.json`` list of objects, with the columns path and label and any
       of source, generator, split and video_id. Relative paths start from the manifest's folder.
     * DeepfakeBench's ``.json``: dataset, label, split, perhaps compression, video, frames.
@@ -64,7 +68,7 @@ def load_samples(data: Path) -> list[Sample]:
     """
     data = Path(data)
     if data.is_dir():
-        samples = list(_from_folder(data))
+        samples = list(_from_folder(data, warn))
     elif not data.is_file():
         raise CoritError(f"{data} does not exist: give a folder, or a .csv, .jsonl or .json manifest")
     elif data.suffix.lower() in (".csv", ".jsonl", ".json"):
@@ -86,8 +90,9 @@ def load_samples(data: Path) -> list[Sample]:
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _from_folder(root: Path) -> Iterator[Sample]:
+def _from_folder(root: Path, warn: Callable[[str], object]) -> Iterator[Sample]:
     images = classified = 0
+    outside: Counter[str] = Counter()
     for path in _image_files(root):
         images += 1
         folders = path.relative_to(root).parts[:-1]
@@ -95,6 +100,7 @@ def _from_folder(root: Path) -> Iterator[Sample]:
         classes = [_class_of(name) for name in names]
         found = [i for i, label in enumerate(classes) if label is not None]
         if not found:
+            outside[f"in {'/'.join(folders[:2])}/" if folders else "in no folder"] += 1
             continue
         classified += 1
         words = {classes[i] for i in found if not names[i].isdigit()}
@@ -116,19 +122,24 @@ def _from_folder(root: Path) -> Iterator[Sample]:
             f"no folder under {root} says which of its {images} images are fake: "
             f"name folders for real images one of {real}; for fakes one of {fake}"
         )
+    if outside:
+        where = ", ".join(f"{count} {place}" for place, count in outside.most_common(3))
+        more = ", ..." if len(outside) > 3 else ""
+        warn(f"{outside.total()} images lie in folders that name no class and are left out: {where}{more}")
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[-_ .]+", name)
+    return [word for word in re.split(r"[-_ .()]+", name) if word]
 
 
 def _class_of(name: str) -> int | None:
     """The class that a folder's name in small letters gives: by itself, as in ``real``, or with words that say
-    nothing of it, as in ``training_real``."""
+    nothing of it, as in ``training_real``, or as several words of one class."""
     if name in _CLASSES:
         return _CLASSES[name]
-    words = [word for word in _words(name) if word not in _SPLITS and word not in _BESIDE]
-    return _CLASSES.get(words[0]) if len(words) == 1 and not words[0].isdigit() else None
+    words = [word for word in _words(name) if word not in _SPLITS and word not in _BESIDE and not word.isdigit()]
+    classes = {_CLASSES.get(word) for word in words}
+    return classes.pop() if len(classes) == 1 else None
 
 
 def _image_files(root: Path) -> Iterator[Path]:
@@ -136,7 +147,14 @@ def _image_files(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         folders[:] = [f for f in folders if f[0] != "." and not here.resolve().is_relative_to((here / f).resolve())]
-        yield from (here / f for f in files if f[0] != "." and Path(f).suffix.lower() in IMAGE_SUFFIXES)
+        yield from (here / f for f in files if f[0] != "." and _is_image(here / f))
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    kind = sniff(path)
+    return kind is not None and kind.media == IMAGE
 
 
 # --- manifests ------------------------------------------------------------------------------------

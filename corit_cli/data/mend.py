@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-import numpy as np
 from PIL import Image
 
 from corit_cli.data import jpeg
@@ -63,19 +62,22 @@ def _nearly_whole(data: bytes) -> bool:
     if found.end or not found.complete:
         return False
     try:
-        whole, blocks = _pixels(data + jpeg.END)
+        whole, blocks = _rows(data + jpeg.END)
         for tail in _TAILS:
-            rows = np.flatnonzero((whole != _pixels(data[:-tail] + jpeg.END)[0]).any(axis=(1, 2)))
-            if len(rows):
+            less, _ = _rows(data[:-tail] + jpeg.END)
+            changed = next((i for i, (row, other) in enumerate(zip(whole, less, strict=True)) if row != other), None)
+            if changed is not None:
                 last = (len(whole) - 1) // blocks * blocks
-                return bool(rows[0] >= last - 2)  # colours are interpolated over two rows at most
+                return changed >= last - 2  # colours are interpolated over two rows at most
     except Exception:  # of a decoder, on a file that is known to be damaged
         return False
     return True  # nothing that is seen depends on them
 
 
-def _pixels(data: bytes) -> tuple[np.ndarray, int]:
-    """The pixels (H, W, C) of a JPEG, and how many rows of them its blocks take."""
+def _rows(data: bytes) -> tuple[list[int], int]:
+    """A hash of every row of a JPEG's pixels, so that never two large pictures are held at once, and how many rows its
+    blocks take."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         blocks = 8 * max(layer[2] for layer in image.layer)
-        return np.atleast_3d(np.asarray(image)), blocks
+        bands = (image.crop((0, top, image.width, top + 1)) for top in range(image.height))
+        return [hash(band.tobytes()) for band in bands], blocks

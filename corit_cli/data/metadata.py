@@ -47,6 +47,7 @@ class Raw:
             self.exif.setdefault(key, value)
 
     def add_xmp(self, packet: bytes) -> None:
+        self.cut |= len(packet) >= MAX_BLOCK
         for name, text in _xmp(packet):
             self.xmp.setdefault(name, text)
 
@@ -169,8 +170,8 @@ def _scan_bmff(raw: Raw, read: Read) -> None:
             content = size - head - 16 if size else MAX_MANIFEST
             if kind == _C2PA_BOX:
                 raw.manifest = read(offset + head + 16, min(max(content, 0), MAX_MANIFEST))
-            elif kind == _XMP_BOX and content <= MAX_BLOCK:
-                raw.add_xmp(read(offset + head + 16, max(content, 0)))
+            elif kind == _XMP_BOX:
+                raw.add_xmp(read(offset + head + 16, min(max(content, 0), MAX_BLOCK)))
         if size < head:  # 0: to the end of the file
             return
         offset += size

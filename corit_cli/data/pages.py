@@ -1,64 +1,112 @@
 """Frames of animated pictures and pages of documents: a few of them, as :mod:`corit_cli.data.video` takes them of
-films."""
+films.
+
+What a file says of the number of its frames is not believed, and of those that are taken one is held at a time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image
 
-from corit_cli.data.images import MIN_SIDE, ImageError, Source, open_image, upright
+from corit_cli.data.images import MAX_PIXELS, MIN_SIDE, ImageError, Source, open_image, upright
 from corit_cli.data.video import Frame
 
-#: Pixels of all frames together that are decoded; of a longer animation the beginning is looked at.
+#: Pixels of all frames together that are decoded, and frames that are walked over; of a longer animation the beginning
+#: is looked at.
 MOST_PIXELS = 1_000_000_000
+MOST_FRAMES = 10_000
+#: Frames that are taken at the most.
+MOST_TAKEN = 512
 
 
 @dataclass
 class Pages:
-    """The frames of an animated picture or the pages of a file, ``count`` of them. ``seconds`` it lasts, as far as
-    it was read; 0 for pages, which have no time. ``kind`` is animation or pages. ``warning`` says what was not
-    looked at."""
+    """An animated picture or the pages of a file, ``count`` of them as it says. ``seconds`` it lasts, as far as it was
+    read; 0 for pages, which have no time. ``kind`` is animation or pages. ``warning`` says what was not looked at."""
 
-    kind: str
-    count: int
-    frames: list[Frame]
+    kind: str = "animation"
+    count: int = 0
     seconds: float = 0.0
     warning: str | None = None
 
+    @property
+    def all(self) -> str:
+        """How many there are, in words."""
+        return f"{self.count} {'pages' if self.kind == 'pages' else 'frames'}"
 
-def sample_pages(source: Source, frames: int = 32, rate: float | None = None) -> Pages:
-    """Frames spread evenly over an animated picture, or those shown every 1 / ``rate`` seconds; pages of a document.
+
+def sample_pages(
+    source: Source, frames: int = 32, rate: float | None = None, about: Pages | None = None
+) -> Iterator[Frame]:
+    """Frames spread evenly over an animated picture or the pages of a document and, with a ``rate``, those shown every
+    1 / ``rate`` seconds as well: short ones and pages, which have no time, would else be judged by their first.
 
     A frame counts as shown from the time on that the ones before it take. Pages smaller than ``MIN_SIDE`` are passed
-    over. Raises ImageError when not one can be read.
+    over. Where the file ends early the frames are spread anew over those that are there, so that they may come out of
+    order. ``about`` is filled in on the way. Raises ImageError when not one can be read.
     """
+    about = about or Pages()
     with open_image(source) as image:
-        count = image.n_frames
-        within = max(1, min(count, MOST_PIXELS // max(image.width * image.height, 1)))
-        wanted = {(2 * i + 1) * within // (2 * frames) for i in range(frames)}
-        found, seconds, due, warning = [], 0.0, 0.0, None
-        if within < count:
-            warning = f"only the first {within} of {count} frames were looked at"
-        for number in range(within):
-            try:
-                image.seek(number)
-                take = number in wanted if rate is None else seconds >= due - 1e-6
-                if take and min(image.size) >= MIN_SIDE and not _is_preview(image):
-                    found.append(Frame(number, round(seconds, 3), upright(image, copy=True)))
-                    due += 0 if rate is None else 1 / rate
-                else:
-                    image.load()  # the next frame may be drawn on this one
-            except Exception as error:  # of a decoder
-                if not found:
-                    raise
-                warning = f"only {number} of {count} frames can be read ({error})"
-                break
-            seconds += _duration(image)
-        if not found:
-            raise ImageError("no page of it is large enough to judge")
-        kind = "pages" if image.format in ("TIFF", "HEIF") else "animation"
-        return Pages(kind, count, found, round(seconds, 3), warning)
+        about.kind = "pages" if image.format in ("TIFF", "HEIF") else "animation"
+        about.count = image.n_frames
+        frame = 1 if about.kind == "pages" else image.width * image.height  # pages need not be decoded to be passed
+        reach = max(1, min(about.count, MOST_FRAMES, MOST_PIXELS // max(frame, 1)))
+    if reach < about.count:
+        about.warning = f"only the first {reach} of {about.all} were looked at"
+    taken: set[int] = set()
+    while reach:
+        walk = _Walk(about, taken, reach, min(frames, MOST_TAKEN), rate)
+        yield from walk.frames(source)
+        reach = walk.ended if walk.ended < reach else 0
+    if not taken:
+        raise ImageError("no page of it is large enough to judge")
+
+
+@dataclass
+class _Walk:
+    """One way through the first ``reach`` frames of a file, of which as many as ``most`` are ``taken``. ``ended`` says
+    how many there were."""
+
+    about: Pages
+    taken: set[int]
+    reach: int
+    most: int
+    rate: float | None
+    ended: int = 0
+
+    def frames(self, source: Source) -> Iterator[Frame]:
+        wanted = {(2 * i + 1) * self.reach // (2 * self.most) for i in range(self.most)} - self.taken
+        pixels, seconds, due = 0, 0.0, 0.0
+        with open_image(source) as image:
+            for number in range(self.reach):
+                try:
+                    image.seek(number)
+                    size = image.width * image.height
+                    take = number in wanted
+                    if self.rate is not None and seconds >= due - 1e-6 and len(self.taken) < MOST_TAKEN:
+                        take, due = number not in self.taken, due + 1 / self.rate
+                    take = take and min(image.size) >= MIN_SIDE and not _is_preview(image)
+                    if take or self.about.kind == "animation":  # the next frame may be drawn on this one
+                        pixels += size
+                        if size > MAX_PIXELS or pixels > MOST_PIXELS:
+                            raise ImageError("together they are too large")
+                        image.load()
+                    shown = upright(image, copy=True) if take else None
+                except Exception as error:  # of a decoder
+                    if number == 0:
+                        raise
+                    self.about.warning = f"only {number} of {self.about.all} can be read ({error})"
+                    break
+                if shown is not None:
+                    self.taken.add(number)
+                    yield Frame(number, round(seconds, 3), shown)
+                    del shown
+                seconds += _duration(image)
+                self.ended = number + 1
+        self.about.seconds = round(seconds, 3)
 
 
 def _duration(image: Image.Image) -> float:

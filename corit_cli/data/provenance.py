@@ -6,12 +6,12 @@ never mixed into a probability. No pixel is decoded and nothing is fetched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from corit_cli.data.c2pa import SOURCE_TYPES, Manifest, read_manifest
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED, CAMERA, Declared, declared
+from corit_cli.data.generators import PERSONS, PROGRAMS, ai_editor_in, generator_in, is_editor, model_of, settings_of
 from corit_cli.data.images import FileInfo, ImageError, inspect
 from corit_cli.data.metadata import POSITION, PREVIEW, TEXT_TAGS, Raw, clean, gather, is_bmff, text_of, user_comment
 from corit_cli.data.stored import Stored
@@ -79,47 +79,6 @@ def read_provenance(file: Stored) -> Provenance:
     return _describe(file, info, raw)
 
 
-_WEB_UI = (r"\bSteps\b\W{1,3}\d", r"\b(Sampler|CFG scale)\b", r"\bSeed\b")
-# A generator by the field its settings stand in and by what must all occur there.
-_PARAMETERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("SwarmUI", "parameters|UserComment", ("sui_image_params",)),
-    ("Fooocus", "fooocus_scheme", ()),
-    ("InvokeAI", "invokeai_metadata|invokeai_graph|sd-metadata|[Dd]ream", ()),
-    ("NovelAI", "Comment", ('"sampler"', '"seed"')),
-    ("ComfyUI", "prompt|Make|Model|ImageDescription|UserComment|XMP .*", ('"class_type"',)),
-    ("ComfyUI", "workflow|Make|Model|ImageDescription|UserComment", ('"(last_node_id|nodes)"',)),
-    # The text that the AUTOMATIC1111 web UI writes, and many programs after it.
-    ("a Stable Diffusion program", "parameters|[Cc]omment|(XMP )?UserComment|ImageDescription", _WEB_UI),
-    ("Midjourney", ".*[Dd]escription", ("Job ID: [0-9a-f-]{36}|--v(ersion)? [0-9]",)),
-)
-_GENERATORS = re.compile(
-    r"NovelAI|Midjourney|DALL[-·. ]?E|Stable ?Diffusion|Firefly|Made with Google AI|Edited with Google AI|ComfyUI|"
-    r"InvokeAI|Fooocus|Leonardo\.? ?AI|Ideogram|Bing Image Creator|Microsoft Designer|FLUX\.\d|Draw Things|ChatGPT|"
-    r"OpenAI|GPT-4o|Imagen \d|Gemini|SwarmUI|DreamStudio|Recraft|Playground ?AI|Black Forest Labs|"
-    r"Made with AI|Imagined with AI|Generated with AI|AI[- ]generated|AUTOMATIC1111|Stable Cascade|Easy Diffusion|"
-    r"NightCafe|Artbreeder|Craiyon|Civitai|SeaArt|TensorArt|Tensor\.Art|Kandinsky|Hunyuan|Seedream|Qwen-Image|"
-    r"Nano Banana|Meta AI|Grok|Adobe Express AI|Krea\.?ai|This Person Does Not Exist",
-    re.IGNORECASE,
-)
-# Programs that are there to change pictures with a model.
-_AI_EDITORS = re.compile(
-    r"FaceApp|Facetune|Remini|Reface|Lensa|Luminar Neo|Topaz|Gigapixel|FaceFusion|DeepFaceLab|FaceSwap|SimSwap|"
-    r"Photoleap|Clipdrop|Pixelcut|Generative Fill|Magic Editor|Generative Edit|Real-?ESRGAN|GFPGAN|CodeFormer|Upscayl|"
-    r"MyHeritage",
-    re.IGNORECASE,
-)
-_EDITORS = re.compile(
-    r"Photoshop|Lightroom|Capture One|GIMP|Affinity Photo|Pixelmator|Snapseed|PicsArt|Canva|Luminar|"
-    r"paint\.net|darktable|RawTherapee|PhotoScape|Pixlr|Fotor|Meitu|YouCam|BeautyPlus|ACDSee|PaintShop",
-    re.IGNORECASE,
-)
-# Where settings name the model: of ComfyUI, of the AUTOMATIC1111 web UI and its like, of InvokeAI and others.
-_MODELS = re.compile(
-    r'"(?:ckpt_name|unet_name|model_name|sd_model_name)"\s*:\s*"([^"]{1,200})"|\bModel: ([^,\n]{1,200})|'
-    r'"model"\s*:\s*(?:\{[^{}]{0,300}?"name"\s*:\s*)?"([^"]{1,200})"'
-)
-# Fields in which a program, or a service, gives its own name.
-_SIGNATURES = ("Software", "Source", "Title", "CreatorTool", "Credit", "AISystemUsed", "Artist", "Author", "generator")
 _SHOWN = 160  # characters of a text quoted in a sentence
 
 
@@ -129,7 +88,7 @@ def _describe(file: Stored, info: FileInfo, raw: Raw) -> Provenance:
         exif["UserComment"] = user_comment(raw.exif["exif", 0x9286])
     texts = {**raw.texts, **raw.xmp, **{name: text for name, text in exif.items() if text}}
     texts = {name: text for name, text in texts.items() if text.strip()}
-    generator, parameters = _generator(texts)
+    generator, parameters = settings_of(texts)
     make, model = (clean(exif.get(name) or "") if name not in parameters else "" for name in ("Make", "Model"))
     # Many cameras repeat the maker in the model's name.
     camera = model if make and model.lower().startswith(make.split()[0].lower()) else f"{make} {model}".strip()
@@ -150,7 +109,7 @@ def _describe(file: Stored, info: FileInfo, raw: Raw) -> Provenance:
         c2pa=read_manifest(file, raw.manifest),
         jpeg_quality=info.jpeg_quality,
         jpeg_tables=raw.jpeg_tables,
-        model=_model(parameters),
+        model=(clean(model_of(parameters) or "")[:_SHOWN]) or None,
     )
     findings = tuple(_findings(provenance, texts, raw.cut))
     if all(finding.kind == "note" for finding in findings):
@@ -159,24 +118,6 @@ def _describe(file: Stored, info: FileInfo, raw: Raw) -> Provenance:
         )
         findings = (Finding("note", nothing), *findings)
     return replace(provenance, findings=findings, declared=declared(findings))
-
-
-def _generator(texts: dict[str, str]) -> tuple[str | None, dict[str, str]]:
-    """The generator that wrote its settings into the file, and the fields they stand in."""
-    found: dict[str, str] = {}
-    maker = None
-    for name, field_name, content in _PARAMETERS:
-        for key, text in texts.items():
-            if re.fullmatch(field_name, key) and all(re.search(part, text) for part in content):
-                maker = maker or name
-                found.setdefault(key, text)
-    return maker, found
-
-
-def _model(parameters: dict[str, str]) -> str | None:
-    """The first model that a generator's settings name."""
-    found = (match for text in parameters.values() if (match := _MODELS.search(text)))
-    return next((clean(next(filter(None, match.groups())))[:_SHOWN] for match in found), None)
 
 
 def _findings(p: Provenance, texts: dict[str, str], cut: bool) -> Iterator[Finding]:
@@ -192,23 +133,20 @@ def _findings(p: Provenance, texts: dict[str, str], cut: bool) -> Iterator[Findi
         model = f", model {_quote(p.model)}" if p.model else ""
         text = f"The file carries the settings of {p.generator}{model} (in {fields})."
         yield Finding("generator", text, AI_GENERATED, f"{p.generator}{model}")
-    signed = {key: clean(texts[key]) for key in _SIGNATURES if key in texts and key not in p.parameters}
+    signed = {key: clean(texts[key]) for key in (*PROGRAMS, *PERSONS) if key in texts and key not in p.parameters}
     signed |= {"Credit": p.credit} if p.credit else {}
     for key, text in signed.items():
-        if match := _GENERATORS.search(text):
-            says = AI_EDITED if match[0].lower().startswith("edited") else AI_GENERATED
-            yield Finding("generator", f"The field {key} names a generator: {_quote(text)}.", says, match[0])
-        elif match := _AI_EDITORS.search(text):
+        if name := generator_in(key, text):
+            says = AI_EDITED if name.lower().startswith("edited") else AI_GENERATED
+            yield Finding("generator", f"The field {key} names a generator: {_quote(text)}.", says, name)
+        elif name := ai_editor_in(key, text):
             text = f"The field {key} names a program that edits with models: {_quote(text)}."
-            yield Finding("software", text, AI_EDITED, match[0])
-    for key in ("Software", "CreatorTool"):
-        text = signed.get(key, "")
-        if text and not _GENERATORS.search(text) and not _AI_EDITORS.search(text):
-            if _EDITORS.search(text):
-                ending = ", a program for editing; what was changed, if anything, it does not say."
-                yield Finding("software", f"The file was saved by {_quote(text)}{ending}", "edited")
-            else:
-                yield Finding("software", f"The field {key} names {_quote(text)}.")
+            yield Finding("software", text, AI_EDITED, name)
+        elif key in ("Software", "CreatorTool") and is_editor(text):
+            ending = ", a program for editing; what was changed, if anything, it does not say."
+            yield Finding("software", f"The file was saved by {_quote(text)}{ending}", "edited")
+        elif key in ("Software", "CreatorTool"):
+            yield Finding("software", f"The field {key} names {_quote(text)}.")
     if p.camera:
         lens = f" with the lens {_quote(p.lens)}" if p.lens else ""
         taken = f", taken {_quote(p.taken)}" if p.taken else ""

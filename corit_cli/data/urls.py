@@ -23,14 +23,21 @@ def is_url(path: str) -> bool:
     return bool(_URL.match(path))
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, in a line. A file system is foreign code, which may raise anything."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(text.splitlines()), type(error).__name__)
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system of ``url``, and the path in it. Raises CoritError where it is not installed or known."""
     try:
         from fsspec.core import url_to_fs
 
         return url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise CoritError(f"{url} cannot be opened: {error}") from None
+    except Exception as error:
+        missing = "; download the file first, or install that" if isinstance(error, ImportError) else ""
+        raise CoritError(f"{url} cannot be opened: {reason(error)}{missing}") from None
 
 
 def changed(info: dict[str, Any]) -> int | None:
@@ -52,17 +59,22 @@ def fetch(url: str) -> bytes:
         return fs.cat_file(path)
     except FileNotFoundError:
         raise ImageError("no such file") from None
-    except OSError as error:
-        raise ImageError(f"cannot be read ({error.strerror or error})") from None
+    except Exception as error:
+        raise ImageError(f"cannot be read ({reason(error)})") from None
 
 
 @contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """A path that programs which know no URLs can open: ``path`` itself, or that of a copy for the time being."""
-    if not is_url(path):
+    """A path that programs which know no URLs, and no names but text, can open: ``path`` itself, or that of a copy, or
+    of a link, for the time being."""
+    if not is_url(path) and path.encode(errors="replace").decode() == path:
         yield path
         return
+    suffix = PurePosixPath(path).suffix
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / PurePosixPath(path).name
-        copy.write_bytes(fetch(path))
+        copy = Path(folder) / f"copy{suffix if suffix.isascii() else ''}"
+        if is_url(path):
+            copy.write_bytes(fetch(path))
+        else:
+            copy.symlink_to(Path(path).absolute())
         yield str(copy)

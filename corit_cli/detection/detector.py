@@ -30,6 +30,7 @@ from corit_cli.features.extractor import Extractor, pool
 from corit_cli.features.stream import Extracted, forward, stream
 from corit_cli.files import weights_dir
 from corit_cli.model.loading import load_backbone
+from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import tuned_backbone
 
 DEFAULT_DETECTOR = "detector"
@@ -53,9 +54,11 @@ class Detector:
         self.contrasts = places and Extractor(extractor.backbone, places.settings, places.crops, extractor.device.type)
 
     @classmethod
-    def load(cls, checkpoint: str | Path | None = None, device: str = "auto") -> Detector:
+    def load(cls, checkpoint: str | Path | None = None, device: str = "auto", precision: str = "auto") -> Detector:
         """The shipped detector, that in a ``checkpoint`` folder, or one on the Hub (``hf-hub:USER/NAME[@REVISION]``),
         on ``cpu``, ``cuda`` or whichever is there.
+
+        ``precision`` is that of the tower's products: fp32, bf16, or whichever this machine is faster with.
 
         Raises CoritError when the checkpoint is missing, damaged or cannot be fetched, or its backbone is not the one
         it was trained on.
@@ -71,7 +74,7 @@ class Detector:
                 f"(SHA-256 {found.backbone['sha256'][:12]} against {backbone.sha256[:12]})"
             )
         backbone = tuned_backbone(backbone, found.tuned)
-        extractor = Extractor(backbone, found.settings, found.crops, device)
+        extractor = Extractor(backbone, found.settings, found.crops, device, pick_precision(precision, device))
         if extractor.width != found.head.features:
             raise CoritError(f"{folder}: its head reads {found.head.features} features, not {extractor.width}")
         if found.localizer is not None:
@@ -85,7 +88,7 @@ class Detector:
     def on(self, device: str) -> Detector:
         """The same detector on another device; its weights are moved there."""
         e = self.extractor
-        return Detector(self.checkpoint, Extractor(e.backbone, e.settings, e.crops, pick_device(device)))
+        return Detector(self.checkpoint, Extractor(e.backbone, e.settings, e.crops, pick_device(device), e.precision))
 
     def strictly(self) -> Detector:
         """The same detector, which says fake only from the strict threshold on."""

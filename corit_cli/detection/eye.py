@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from PIL import Image
 
+from corit_cli.data.colours import is_flat
 from corit_cli.data.faces import SMALLEST, Face, align, finder
 from corit_cli.data.images import ImageError, Source, decode
 from corit_cli.data.pages import Pages, sample_pages
@@ -21,8 +21,6 @@ from corit_cli.detection.verdicts import MILD
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import Picture
 
-#: The largest standard deviation, over all pixels of a colour, of a picture that shows nothing.
-FLAT = 2.0
 NOTHING = "nothing to judge: the picture is blank, or nearly one flat colour"
 
 
@@ -74,8 +72,10 @@ class Eye:
 
     def _look(self, source: Source) -> tuple[list[Picture], Seen]:
         decoded = decode(source)
-        if decoded.pages > 1:
-            return self._leaf(sample_pages(source, self.frames, self.rate), decoded.notes)
+        if decoded.several:
+            notes = decoded.notes
+            del decoded  # one picture is held at a time
+            return self._leaf(source, notes)
         if is_flat(decoded.image):
             raise ImageError(NOTHING)
         image = decoded.image
@@ -92,18 +92,20 @@ class Eye:
                 continue
         return pictures, Seen(found, copies, decoded.notes)
 
-    def _leaf(self, pages: Pages, notes: tuple[str, ...]) -> tuple[list[Picture], Seen]:
+    def _leaf(self, source: Source, notes: tuple[str, ...]) -> tuple[list[Picture], Seen]:
         """The pictures of all frames that show something."""
-        seen, pictures = Seen(notes=notes, pages=pages), []
-        for frame in pages.frames:
+        found: list[tuple[Frame, list[Face], list[Picture]]] = []
+        pages = Pages()
+        for frame in sample_pages(source, self.frames, self.rate, pages):
             if not is_flat(frame.image):
-                own, faces = self.pictures(frame.image)
-                pictures += own
-                seen.each.append((replace(frame, image=None), faces))  # it waits for the model without its pixels
-        if not seen.each:
+                pictures, faces = self.pictures(frame.image)
+                found.append((replace(frame, image=None), faces, pictures))  # it waits for the model without its pixels
+            del frame
+        if not found:
             raise ImageError(NOTHING)
-        pages.frames = []
-        return pictures, seen
+        found.sort(key=lambda one: one[0].number)
+        pictures = [picture for *_, own in found for picture in own]
+        return pictures, Seen(notes=notes, pages=pages, each=[(frame, faces) for frame, faces, _ in found])
 
     def glance(self, frame: Frame) -> tuple[list[Picture], list[Face] | None]:
         """As :meth:`pictures`, of a frame of a video; nothing, and None, where it shows nothing."""
@@ -122,9 +124,3 @@ class Eye:
     def _whole(self, image: Image.Image) -> Picture:
         """The windows of a picture as a whole, in whose verdict no face has a part of its own."""
         return crop_with_face(image, self.crops, ())
-
-
-def is_flat(image: Image.Image) -> bool:
-    """Whether an RGB image shows nothing: no colour varies by more than ``FLAT`` levels."""
-    thinned = image.resize([min(side, 128) for side in image.size], Image.Resampling.NEAREST)
-    return float(np.asarray(thinned, np.float32).std(axis=(0, 1)).max()) < FLAT

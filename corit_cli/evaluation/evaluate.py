@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,9 @@ def evaluate(
     scores: Sequence[str | Path] = (),
     cache: FeatureCache | None = None,
     device: str = "auto",
+    precision: str = "auto",
     progress: Progress = quiet,
+    warn: Callable[[str], object] = lambda message: None,
 ) -> Evaluation:
     """Measure a detector on labelled images.
 
@@ -51,8 +53,8 @@ def evaluate(
         protocols: heads trained anew with a group left out in turn, of ``leave-source-out``, ``leave-generator-out``.
         scores: CSV files with other detectors' scores, to compare with.
         cache: where features are kept; None reads them anew.
-        device: auto, cpu or cuda, where the detector is not loaded yet.
-        progress: told of the work.
+        device, precision: see :meth:`Detector.load`, where the detector is not loaded yet.
+        progress, warn: told of the work, and of images that are left out.
 
     Raises CoritError for data or options that cannot be used, before images are read if possible.
     """
@@ -65,10 +67,10 @@ def evaluate(
     if len({file.stem for file in files}) < len(files):
         raise CoritError("two --scores files have the same name: a detector goes by its file's name, rename one")
     place = Path(data) if isinstance(data, str | Path) else Path()
-    samples = load_samples(place) if isinstance(data, str | Path) else data
+    samples = load_samples(place, warn) if isinstance(data, str | Path) else data
     samples = samples if split is None else of_split(samples, split)
     if not isinstance(detector, Detector):
-        detector = Detector.load(detector, device)
+        detector = Detector.load(detector, device, precision)
     held_out.check(detector.checkpoint, samples, protocols)
     peers = [read_peer(file, samples, place) for file in files]
     whole = detector.without_faces()

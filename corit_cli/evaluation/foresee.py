@@ -38,11 +38,12 @@ def foresee(
     names: Sequence[str],
     cache: Path | None,
     device: str,
+    precision: str,
 ) -> Foreseen:
     """As :func:`~corit_cli.evaluation.evaluate.evaluate` takes it, with features kept in ``cache``."""
     samples = load_samples(data)
     samples = samples if split is None else of_split(samples, split)
-    detector = Detector.load(checkpoint, device).without_faces()
+    detector = Detector.load(checkpoint, device, precision).without_faces()
     protocols.check(detector.checkpoint, samples, names)
     chains = () if robustness is None else parse_chains(robustness)
     variants = [ORIGINAL, *(Variant(chain=CHAINS[name]) for name in chains)]

@@ -20,7 +20,7 @@ from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.data.windows import check_faces, crop_with_face
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.stream import Extracted, R, ahead, stream
-from corit_cli.files import content_sha256
+from corit_cli.files import cache_dir, content_sha256
 from corit_cli.progress import Advance, hush
 
 #: Seconds after which another use of a cached feature is noted. Noting each would cost more than reading it.
@@ -118,8 +118,7 @@ def default_cache_path() -> Path:
     """``$CORIT_CACHE``, or ``corit/features.sqlite`` in the user's cache folder."""
     if "CORIT_CACHE" in os.environ:
         return Path(os.environ["CORIT_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "corit" / "features.sqlite"
+    return cache_dir() / "features.sqlite"
 
 
 #: Reads jobs with an extractor, in order, as :func:`read_jobs` does.

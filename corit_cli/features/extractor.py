@@ -15,6 +15,7 @@ from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone
+from corit_cli.model.precision import lowered
 from corit_cli.model.settings import CoRITSettings
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
@@ -51,15 +52,24 @@ class Extractor:
     whole, and contrasts (CGP) from native windows, whose pixels still hold the traces, with the class tokens of
     ``native`` layers. Otherwise every window is read for everything, and ``native`` adds nothing. ``face`` layers are
     read from the window of a face, and missing (NaN) where there is none. Features are averaged over the windows that
-    one reader reads.
+    one reader reads. ``precision``, fp32 or bf16, is that of the tower's products
+    (:mod:`~corit_cli.model.precision`).
     """
 
-    def __init__(self, backbone: Backbone, settings: CoRITSettings, crops: CropConfig, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        settings: CoRITSettings,
+        crops: CropConfig,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
         config = backbone.tower.config
         if crops.size != config.image_size:
             raise CoritError(f"windows of {crops.size} px do not fit a backbone that reads {config.image_size} px")
         crops = replace(crops, interpolation=config.interpolation, face=bool(settings.face))
         self.backbone, self.settings, self.crops, self.device = backbone, settings, crops, torch.device(device)
+        self.precision = precision
         everything = list(range(len(crops.windows) - crops.face))
         division = [(everything, settings, "cls")]
         if crops.mode == "both":
@@ -72,7 +82,8 @@ class Extractor:
             division.append(
                 ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face), "face")
             )
-        self.readers = [Reader(w, CoRIT(backbone.tower, s).to(self.device).eval(), cls) for w, s, cls in division]
+        tower = lowered(backbone.tower.to(self.device), precision)
+        self.readers = [Reader(w, CoRIT(tower, s).to(self.device).eval(), cls) for w, s, cls in division]
         if not any(reader.parts for reader in self.readers if reader.cls != "face"):
             raise CoritError("nothing is read of every image: native layers are read where windows of both kinds are")
         self.batch = BATCH[self.device.type]
@@ -129,11 +140,11 @@ class Extractor:
 
     def with_settings(self, settings: CoRITSettings) -> Extractor:
         """An extractor that reads something else from the same windows."""
-        return Extractor(self.backbone, settings, self.crops, self.device.type)
+        return Extractor(self.backbone, settings, self.crops, self.device.type, self.precision)
 
     def on(self, backbone: Backbone) -> Extractor:
         """An extractor that reads the same from another tower."""
-        return Extractor(backbone, self.settings, self.crops, self.device.type)
+        return Extractor(backbone, self.settings, self.crops, self.device.type, self.precision)
 
     def only(self, numbers: Sequence[int]) -> Extractor:
         """The same extractor with some of its readers, by their ``numbers``."""
@@ -157,6 +168,8 @@ class Extractor:
         common = [FEATURES_VERSION, self.backbone.sha256, self.crops.size]
         if self.crops.interpolation != "bicubic":
             common.append(self.crops.interpolation)
+        if self.precision != "fp32":
+            common.append(self.precision)
         return [
             [
                 json.dumps([*common, self.crops.windows[w], kind, layer, None if kind == "cls" else s.views, stream])

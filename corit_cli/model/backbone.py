@@ -96,27 +96,28 @@ class Block(nn.Module):
         With ``rows`` = r only the first r output tokens are computed, (B, r, d): every token is still attended
         to, but queries and the MLP, five sixths of the work, are spent on the tokens that are read.
 
-        Matrix products of a single image, or with fewer than ``FEWEST_ROWS`` rows, may be summed up in another order:
-        without gradients they are filled up, so that on a CPU the last bits of an image's features do not depend on the
-        rest of a batch.
+        Matrix products of a single image, with fewer than ``FEWEST_ROWS`` rows, or (in bf16) of rows that lie apart,
+        may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU
+        the last bits of an image's features do not depend on the rest of a batch.
         """
         if rows == 1 and self.reassociate:
             return self._class_row(x)
         B, N, d = x.shape
-        y = self.ln_1(x)  # (B, N, d)
+        y = self.ln_1(x).to(self.qkv.weight.dtype)  # (B, N, d)
         lacking = 0
         if rows is None or rows >= N:
             q, k, v = self.qkv(y).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, d/H)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             lacking = max(0, -(-FEWEST_ROWS // rows) - B)
-            q = F.linear(_more(y[:, :rows], lacking), weight[:d], bias[:d])[:B]  # (B, r, d)
+            q = F.linear(_more(y[:, :rows].contiguous(), lacking), weight[:d], bias[:d])[:B]  # (B, r, d)
             q = q.view(B, rows, self.heads, -1).transpose(1, 2)  # (B, H, r, d/H)
             k, v = F.linear(y, weight[d:], bias[d:]).view(B, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
             x = x[:, :rows]
         y = F.scaled_dot_product_attention(q, k, v)  # (B, H, r, d/H)
         x = x + self.out(_more(y.transpose(1, 2).reshape(B, -1, d), lacking))[:B]  # (B, r, d)
-        y = self.activation(self.fc(_more(self.ln_2(x), lacking)))  # (B + lacking, r, mlp_width)
+        y = _more(self.ln_2(x), lacking).to(self.fc.weight.dtype)  # (B + lacking, r, d)
+        y = self.activation(self.fc(y))  # (B + lacking, r, mlp_width)
         return x + self.proj(_more(y, 2 - len(y)))[:B]  # (B, r, d)
 
     def _class_row(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from corit_cli.config import Settings, option
 from corit_cli.errors import CoritError
 
+PRECISIONS = ("auto", "fp32", "bf16")
 PANEL = "What is read from CLIP"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from corit_cli.data.images import ImageError, inspect
+from corit_cli.data.stored import Buffer, Stored, opened
 from corit_cli.report.meaning import meaning, next_steps
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
@@ -141,8 +142,10 @@ def details(
     frames: Mapping[int, Image.Image],
     large: bool,
     no_heatmap: str | None = None,
+    file: Stored | None = None,
 ) -> dict[str, Any]:
-    """All that a section says; ``no_heatmap`` is why there is none, where one was to be expected."""
+    """All that a section says; ``no_heatmap`` is why there is none, where one was to be expected, ``file`` where the
+    bytes are, if not at the prediction's path."""
     longest = LARGE if large else SMALL
     photograph = None if image is None else picture(image, longest)
     overlay = None
@@ -164,7 +167,7 @@ def details(
         "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
         "survival": "" if p.stability is None else _survival(p.stability, t),
         "timeline": timeline(p.video, t, frames, about.faces) if p.video and p.video.kind != "pages" else None,
-        "facts": _facts(p, image, t),
+        "facts": _facts(p, p.path if file is None else file, image, t),
     }
 
 
@@ -224,20 +227,19 @@ def _face(number: int, face: FaceVerdict, image: Image.Image | None) -> _Face:
     return _Face(number, face, cut_out(image, face.box), outline(face.box, image.size))
 
 
-def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> list[tuple[str, str]]:
+def _facts(p: Prediction, file: Stored, image: Image.Image | None, thresholds: Thresholds) -> list[tuple[str, str]]:
     """What identifies the file, by name."""
     facts = [("File", p.path)]
-    path = Path(p.path)
-    if path.is_file():  # never a pipe, which would be waited on
+    if isinstance(file, Buffer) or Path(file).is_file():  # never a pipe, which would be waited on
         try:
-            size, sha256, md5 = _checksums(path)
+            size, sha256, md5 = _checksums(file)
             facts += [("Size", file_size(size)), ("SHA-256", sha256), ("MD5", md5)]
         except OSError as error:
             facts.append(("Checksums", f"none: the file cannot be read ({error.strerror or error})"))
     dimensions = None if image is None else image.size
     kind = p.provenance.format if p.provenance is not None else None
     try:
-        info = inspect(path)
+        info = inspect(file)
         kind = f"{info.format}, saved with quality {info.jpeg_quality} or so" if info.jpeg_quality else info.format
         dimensions = dimensions or (info.width, info.height)
     except ImageError:
@@ -256,10 +258,10 @@ def _facts(p: Prediction, image: Image.Image | None, thresholds: Thresholds) -> 
     return facts
 
 
-def _checksums(path: Path) -> tuple[int, str, str]:
+def _checksums(source: Stored) -> tuple[int, str, str]:
     """Size in bytes, SHA-256 and MD5."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-    with path.open("rb") as file:
+    with opened(source) as file:
         while block := file.read(1 << 20):
             sha256.update(block)
             md5.update(block)

@@ -1,17 +1,20 @@
 "use strict";
 // Picture and heatmap, side by side until here, are laid over each other with a slider between them.
-for (const pair of document.querySelectorAll(".pair")) {
-  const slider = document.createElement("input");
-  Object.assign(slider, { type: "range", min: 0, max: 100, step: 0.5, value: 50 });
-  slider.setAttribute("aria-label", "Boundary between the picture on the left and the heatmap on the right");
-  const move = () => pair.style.setProperty("--at", slider.value + "%");
-  slider.addEventListener("input", move);
-  const knob = document.createElement("span");
-  knob.className = "knob";
-  pair.append(slider, knob);
-  pair.classList.add("sliding");
-  move();
+function slide(root) {
+  for (const pair of root.querySelectorAll(".pair:not(.sliding)")) {
+    const slider = document.createElement("input");
+    Object.assign(slider, { type: "range", min: 0, max: 100, step: 0.5, value: 50 });
+    slider.setAttribute("aria-label", "Boundary between the picture on the left and the heatmap on the right");
+    const move = () => pair.style.setProperty("--at", slider.value + "%");
+    slider.addEventListener("input", move);
+    const knob = document.createElement("span");
+    knob.className = "knob";
+    pair.append(slider, knob);
+    pair.classList.add("sliding");
+    move();
+  }
 }
+slide(document);
 // Columns of the index sort at a click; what has no value stays at the end.
 const index = document.getElementById("index");
 for (const head of index ? index.querySelectorAll("th[data-sort]") : []) {

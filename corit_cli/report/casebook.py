@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image
 
+from corit_cli.data.stored import Stored
 from corit_cli.errors import CoritError
-from corit_cli.files import write_atomically
+from corit_cli.files import is_special, unwritable, write_atomically
 from corit_cli.report.case import About, details, notes, split_path
 from corit_cli.report.pictures import THUMBNAIL, picture
 from corit_cli.report.timeline import MARKS
@@ -52,25 +55,45 @@ class Casebook:
 
     def __init__(self, path: Path, about: About) -> None:
         self.path, self.about = path, about
-        self._environment = _environment()
-        self._counts: Counter[str] = Counter()
-        self._first = ""
-        self._sections: list[_Span] = []
-        self._rows: list[tuple[tuple[int, float, int], _Span]] = []
 
     def __enter__(self) -> Casebook:
         if self.path.is_dir():
             raise CoritError(f"cannot write {self.path}: it is a folder")
         try:
-            self._kept: IO[bytes] = tempfile.TemporaryFile(dir=self.path.parent)
+            beside = None if is_special(self.path) else Path(os.path.realpath(self.path)).parent
+            self._kept: IO[bytes] = tempfile.TemporaryFile(dir=beside)
         except OSError as error:
-            raise CoritError(f"cannot write {self.path}: {error.strerror or error}") from None
+            raise unwritable(self.path, error) from None
+        self._page = Page(self.about, self._kept)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._kept:
             if kind is None:
                 write_atomically(self.path, self._write)
+
+    def add(self, *what: Any, **more: Any) -> None:
+        """Write down what is said of one file: see :meth:`Page.add`."""
+        try:
+            self._page.add(*what, **more)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def _write(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(self._page.pieces())
+
+
+class Page:
+    """What a report says of each file, written to ``kept`` at once, and the page that is made of it."""
+
+    def __init__(self, about: About, kept: IO[bytes]) -> None:
+        self.about, self._kept = about, kept
+        self._environment = _environment()
+        self._counts: Counter[str] = Counter()
+        self._first = ""
+        self._sections: list[_Span] = []
+        self._rows: list[tuple[tuple[int, float, int], _Span]] = []
 
     def add(
         self,
@@ -79,8 +102,10 @@ class Casebook:
         heatmap: Image.Image | None = None,
         frames: Mapping[int, Image.Image] | None = None,
         no_heatmap: str | None = None,
+        file: Stored | None = None,
     ) -> None:
-        """Write down what is said of one file, whose bytes are read once more for their checksums.
+        """Write down what is said of one file, whose bytes are read once more for their checksums; ``file`` is where
+        they are, if not at the prediction's path.
 
         ``image`` is the RGB picture at full size, upright, or any frame of a video. ``heatmap`` shows the evidence over
         the whole of it, without a margin, at any size. ``frames`` holds the pictures of some of a video's moments by
@@ -92,10 +117,10 @@ class Casebook:
         folder, name = split_path(prediction.path)
         self._first = self._first or name
         shared = {"p": prediction, "number": number, "kind": kind, "name": name, "folder": folder}
-        section = self._environment.get_template("casebook-file.html.j2").render(
-            **shared,
-            **details(prediction, self.about, image, heatmap, frames or {}, number <= LARGE_SECTIONS, no_heatmap),
+        shown = details(
+            prediction, self.about, image, heatmap, frames or {}, number <= LARGE_SECTIONS, no_heatmap, file
         )
+        section = self._environment.get_template("casebook-file.html.j2").render(**shared, **shown)
         row = self._environment.get_template("casebook-row.html.j2").render(
             **shared, thumbnail=None if image is None else picture(image, THUMBNAIL), notes=notes(prediction)
         )
@@ -104,23 +129,10 @@ class Casebook:
         self._rows.append((key, self._keep(row)))
         self._counts[kind] += 1
 
-    def _keep(self, text: str) -> _Span:
-        data = text.encode()
-        try:
-            start = self._kept.tell()
-            self._kept.write(data)
-        except OSError as error:
-            raise CoritError(f"cannot write {self.path}: {error.strerror or error}") from None
-        return _Span(start, len(data))
-
-    def _recall(self, spans: Iterable[_Span]) -> Iterator[str]:
-        for span in spans:
-            self._kept.seek(span.start)
-            yield self._kept.read(span.length).decode()
-
-    def _write(self, path: Path) -> None:
+    def pieces(self) -> Iterator[str]:
+        """The page on all files so far, in order."""
         script = _source(self._environment, "casebook.js")
-        stream = self._environment.get_template("casebook.html.j2").stream(
+        return self._environment.get_template("casebook.html.j2").generate(
             about=self.about,
             counts=[(kind, self._counts[kind]) for kind in VERDICTS],
             total=len(self._sections),
@@ -132,7 +144,17 @@ class Casebook:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             marks=MARKS,
         )
-        stream.dump(str(path), encoding="utf-8")
+
+    def _keep(self, text: str) -> _Span:
+        data = text.encode()
+        start = self._kept.seek(0, io.SEEK_END)
+        self._kept.write(data)
+        return _Span(start, len(data))
+
+    def _recall(self, spans: Iterable[_Span]) -> Iterator[str]:
+        for span in spans:
+            self._kept.seek(span.start)
+            yield self._kept.read(span.length).decode()
 
 
 @dataclass(frozen=True)

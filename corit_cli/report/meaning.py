@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corit_cli.data.declared import CAMERA
@@ -85,7 +86,7 @@ def next_steps(p: Prediction) -> list[str]:
     """What to do next with a file, the most telling first."""
     steps = []
     if p.verdict is None:
-        return ["Get another copy of the file, best the original, in a format that is read."] if p.error else []
+        return [_mend(p.error)] if p.error else []
     if p.declared is not None and p.declared.kind != CAMERA:
         steps.append(
             "Follow up what the file declares: who signed it, where it was published first, what its maker says. "
@@ -105,14 +106,22 @@ def next_steps(p: Prediction) -> list[str]:
     return steps
 
 
-def footer(about: About) -> str:
-    """One line under a table: what uncertain means, how often the detector is wrong, where to read on."""
+def _mend(error: str) -> str:
+    """What to do about a file that could not be scored."""
+    if error == "no such file":
+        return "Check the name: there is no such file."
+    if error.startswith("nothing to judge"):
+        return "Look at the picture: where there is nothing to see, no detector can say anything."
+    return "Get another copy of the file, best the original, in a format that is read."
+
+
+def footer(about: About, card: Path | None) -> str:
+    """One line under a table: what uncertain means, how often the detector is wrong, where to read on: what to do, and
+    in the model ``card`` what the detector cannot."""
     rates = about.held_out
     wrong = "How often it errs on unknown sources is not on record."
     if "real_called_fake" in rates and "fake_called_real" in rates:
         real, fake = share(rates["real_called_fake"]), share(rates["fake_called_real"])
         wrong = f"On unknown sources it called {real} of real files fake and {fake} of fakes real."
-    return (
-        f"uncertain: the detector does not decide. {wrong} What to do next: --explain, or --html report.html; "
-        "limits: docs/model-card.md"
-    )
+    limits = f"; limits: {card}" if card else ""
+    return f"uncertain: the detector does not decide. {wrong} What to do next: --explain, or --html report.html{limits}"

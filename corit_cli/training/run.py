@@ -31,6 +31,8 @@ from corit_cli.training.log import Log, unlogged
 from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
+#: Features that differ by no more than this share of the largest are those of one picture.
+SAME = 1e-4
 #: Images of each class that must show a face, as they are, for a reading of faces to be trained and judged.
 FEWEST_FACES = 10
 
@@ -101,7 +103,8 @@ class Run:
         return self.world.extract(extractor, jobs, self.cache if cached else None, advance, self.reading)
 
     def read(self) -> Images:
-        """Plan what is trained on and read it all. Raises CoritError when a class has no readable image left."""
+        """Plan what is trained on and read it all. Raises CoritError when a class has no readable image left, or all
+        images look the same."""
         for spec in self.recipe.forge:
             parse_forge(spec).check()
         samples = self.samples
@@ -121,6 +124,9 @@ class Run:
             kept = [k for k in kept if every[k].reading is None]
         errors = {every[k].sample: message for k, message in failed.items()}
         width = self.extractor.backbone.tower.config.width
+        seen = z[[k for k in kept if every[k].job.variant == ORIGINAL]].nan_to_num()
+        if len(seen) and (seen - seen[0]).abs().max() <= SAME * seen.abs().max():
+            raise CoritError("the detector sees the same in every image: there is nothing to learn")
         data = TrainingSet.of(samples, [every[k] for k in kept], z[kept], self.extractor.readings)
         return Images(
             data=data,

@@ -34,6 +34,7 @@ from corit_cli.files import content_sha256
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import draw_low_rank, parse_scope, thaw, tuned_backbone, tuned_tensors
 from corit_cli.model.settings import HeadKind
 from corit_cli.training.fusion import HeldOut, join
@@ -48,7 +49,6 @@ from corit_cli.training.settings import TUNE_LR, TrainSettings, TuneSettings
 ASIDE = 0.2
 #: The head begins at its optimum on the untuned features and then follows with this share of its own step size.
 HEAD_SHARE = 0.01
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = False) -> Trained:
@@ -212,7 +212,7 @@ class Model(nn.Module):
         self.readers = [Reader(r.windows, CoRIT(self.tower, r.corit.settings)) for r in extractor.readers]
         kind, widths = HeadKind.parse(settings.head), settings.heads_of(extractor.readings)
         self.head = FusedHead({name: Head(width, kind) for name, width in widths.items()})
-        self.crops, self.precision = extractor.crops, PRECISIONS[tuning.precision]
+        self.crops, self.precision = extractor.crops, tuning.precision
         if tuning.grad_checkpoint:
             for block in self.tower.blocks[max(0, self.frozen_blocks) : end]:
                 # Nothing in a block is random, so there is no random state to bring back.
@@ -232,7 +232,7 @@ class Model(nn.Module):
         """Windows (n, 3, S, S) to features (n, F_r)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_blocks < 0):
             state = corit.start(images)
-        with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             with torch.no_grad():
                 state = corit.run(state, min(max(0, self.frozen_blocks), corit.end))
             state = corit.run(state, corit.end)
@@ -306,13 +306,6 @@ def best_epoch(history: Sequence[dict[str, float]]) -> int:
 
 def _patience_is_over(history: Sequence[dict[str, float]], patience: int) -> bool:
     return 0 < patience <= len(history) - 1 and len(history) - 1 - best_epoch(history) >= patience
-
-
-def pick_precision(name: str, device: str) -> str:
-    """``auto`` to bf16 on a GPU that computes in it, else fp32; other names stay."""
-    if name != "auto":
-        return name
-    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def set_aside(samples: Sequence[Sample], train_part: Sequence[int], seed: int) -> list[int]:

@@ -87,7 +87,7 @@ def train(
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
     tuned, folder = tuning.scope != "head", None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
-    samples = load_samples(Path(data)) if isinstance(data, str | Path) else data
+    samples = load_samples(Path(data), warn) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
     log = EpochLog(folder / LOG if folder and first and tuned else None, Path(log_dir) if log_dir and first else None)

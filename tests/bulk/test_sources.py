@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from corit_cli.bulk.run import with_stamp
 from corit_cli.bulk.sources import listed
-from corit_cli.bulk.stamps import stamp
+from corit_cli.bulk.stamps import Stamp, stamp
+from corit_cli.bulk.table import Present
 from corit_cli.cli.inputs import collect
+from corit_cli.data.images import ImageError
+from corit_cli.data.urls import fetch
 from corit_cli.errors import CoritError
 
 fsspec = pytest.importorskip("fsspec")
@@ -40,9 +44,28 @@ def test_folders_at_urls_are_listed_as_folders_are(memory: str, tmp_path: Path) 
 
 
 def test_globs_and_files_at_urls(memory: str) -> None:
-    assert "memory:///archive/b/2.png" in names(f"{memory}/b/*.png") and names(f"{memory}/*.png") == []
+    assert "memory:///archive/b/2.png" in names(f"{memory}/b/*.png") and names(f"{memory}/*.png") == [f"{memory}/*.png"]
+    fsspec.filesystem("memory").pipe_file("/archive/p[1].jpg", b"a name like a pattern")
+    assert names(f"{memory}/p[1].jpg") == [f"{memory}/p[1].jpg"]
     assert names(f"{memory}/notes.txt") == [f"{memory}/notes.txt"]  # what is named is taken
     assert names("memory://nowhere/a.jpg") == ["memory://nowhere/a.jpg"]  # becomes an error row
+
+
+def test_a_folder_at_a_url_that_cannot_be_listed_becomes_an_error(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = fsspec.get_filesystem_class("memory")
+    ls = kind.ls
+
+    def faulty(self: object, path: str, *how: object, **more: object) -> object:
+        if path.rstrip("/").endswith(broken):
+            raise RuntimeError("503 Slow Down")  # of whatever kind its client raises
+        return ls(self, path, *how, **more)
+
+    monkeypatch.setattr(kind, "ls", faulty)
+    broken = "/b"
+    assert names(memory) == ["memory:///archive/1.jpg", "memory:///archive/b"]
+    broken = "/archive"
+    with pytest.raises(CoritError, match="memory://archive cannot be listed: 503 Slow Down"):
+        names(memory)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -68,6 +91,14 @@ def test_lists_that_cannot_be_read_are_refused(suffix: str, tmp_path: Path) -> N
         names(str(file))
 
 
+def test_names_that_no_file_can_have_are_refused_and_bytes_are_names(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"path": "a.jpg"}\n{"path": "b\\ud800.jpg"}\n')
+    with pytest.raises(CoritError, match=r"list.jsonl is not a readable list of files: file 2 of it has no name"):
+        names(str(tmp_path / "list.jsonl"))
+    write(tmp_path / "list.parquet", [{"path": b"/a\xff.jpg"}])
+    assert names(str(tmp_path / "list.parquet")) == ["/a\udcff.jpg"]
+
+
 def write(file: Path, rows: Sequence[dict]) -> None:
     if file.suffix == ".jsonl":
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -84,4 +115,18 @@ def test_what_lies_at_a_url_has_a_stamp(memory: str) -> None:
     assert first.size == 5 and first.mtime_ns and len(first.sha256 or "") == 64
     fsspec.filesystem("memory").pipe_file("/archive/1.jpg", b"2.jpg")
     assert not first.same_file(stamp(f"{memory}/1.jpg", checksum=True))
-    assert stamp(f"{memory}/nothing.jpg").size is None
+    assert stamp(f"{memory}/nothing.jpg") == Stamp()
+
+
+def test_of_what_a_server_refuses_nothing_is_known(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = fsspec.get_filesystem_class("memory")
+    row = with_stamp({"path": f"{memory}/1.jpg", "error": None}, stamp(f"{memory}/1.jpg"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("403 Forbidden\nand a page of it")
+
+    for name in ("info", "cat_file"):
+        monkeypatch.setattr(kind, name, refuse)
+    assert stamp(row["path"]) is None and Present(checksum=False).stands(row)
+    with pytest.raises(ImageError, match=r"^cannot be read \(403 Forbidden\)$"):
+        fetch(row["path"])

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corit_cli.bulk.run import score, with_stamp
+from corit_cli.bulk.run import Counting, score, with_stamp
 from corit_cli.bulk.stamps import Shard, Stamp, stamp
 from corit_cli.bulk.table import Table
 from corit_cli.detection.verdicts import FaceVerdict, Prediction
@@ -165,6 +165,45 @@ def _undetailed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("details", "sha256")} for row in rows]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_archive_that_is_away_takes_no_row(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    paths = fill(tmp_path / "disk", {"a.jpg": "0.5", "b.jpg": "none"})
+    table = tmp_path / f"out.{form}"
+    run(table, [*paths, str(tmp_path / "disk" / "no.jpg")])
+    before = table.read_bytes()
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(CoritError, match=r"not one file that .* has a row of is there"):
+        run(table, [], resume=True)
+    assert table.read_bytes() == before and not (tmp_path / f".out.{form}.new").exists()
+    (tmp_path / "disk").symlink_to("disk")  # and as where a server does not answer: nothing can be known of a file
+    assert run(table, [], resume=True) == {"real": 1, "error": 2}
+    assert table.read_bytes() == before
+
+
+def test_a_link_to_a_table_stays_one(tmp_path: Path) -> None:
+    (path,) = fill(tmp_path, {"a.jpg": "0.5"})
+    (tmp_path / "out.csv").symlink_to("there.csv")
+    for _ in range(2):
+        run(tmp_path / "out.csv", [path], resume=True)
+    assert (tmp_path / "out.csv").is_symlink() and len(rows_of(tmp_path / "there.csv")) == 1
+
+
+def test_a_full_disk_is_told_and_the_table_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = fill(tmp_path, {"a.jpg": "0.5"})
+    table = tmp_path / "out.jsonl"
+    run(table, [path])
+    before = sorted(tmp_path.iterdir()), table.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(CoritError, match=f"cannot write {table}: No space left"):
+        patch.setattr(os, "fsync", full)
+        run(table, [path], resume=True)
+    assert (sorted(tmp_path.iterdir()), table.read_bytes()) == before
+
+
 def test_lines_that_are_no_rows_are_dropped(tmp_path: Path) -> None:
     paths = fill(tmp_path, {"a.jpg": "0.5", "b.jpg": "0.25"})
     for form in ("jsonl", "csv"):
@@ -172,7 +211,7 @@ def test_lines_that_are_no_rows_are_dropped(tmp_path: Path) -> None:
         run(table, paths)
         whole = table.read_bytes()
         first, *rest = whole.splitlines(keepends=True)
-        table.write_bytes(first + b"\0\0\0\n" + b"[1, 2]\n" + b"".join(rest))
+        table.write_bytes(first + b"\0\0\0\n" + b"[1, 2]\n" + b'{"path": "x"}\n' + b"".join(rest))
         run(table, paths, resume=True)
         assert table.read_bytes() == whole
 
@@ -204,6 +243,22 @@ def test_two_processes_do_not_write_to_one_table(tmp_path: Path) -> None:
     run(table, [path], resume=True)
 
 
+def test_of_two_processes_that_begin_together_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins where the first has not written its table yet."""
+    take_up, refused = Table._take_up, []
+
+    def slow(self: Table) -> None:
+        monkeypatch.setattr(Table, "_take_up", take_up)
+        with pytest.raises(CoritError, match="being written to by another process") as error:
+            Table(tmp_path / "out.jsonl", ABOUT, resume=True)
+        refused.append(error)
+        take_up(self)
+
+    monkeypatch.setattr(Table, "_take_up", slow)
+    run(tmp_path / "out.jsonl", fill(tmp_path, {"a.jpg": "0.5"}), resume=True)
+    assert refused and len(rows_of(tmp_path / "out.jsonl")) == 1
+
+
 def test_faces_and_flips_are_summed_up_in_csv(tmp_path: Path) -> None:
     faces = [FaceVerdict((0, 0, 9, 9), 0.9, p, "fake").__dict__ for p in (0.25, 0.75)]
     row = {"path": "a.jpg", "probability": 0.5, "verdict": "real", "error": None, "faces": faces}
@@ -223,6 +278,13 @@ def test_shards_are_parts_of_the_list(paths: set[str], count: int) -> None:
 def test_shards_are_of_like_size() -> None:
     sizes = [sum(f"{i}.jpg" in Shard(k, 4) for i in range(4000)) for k in (1, 2, 3, 4)]
     assert sum(sizes) == 4000 and max(abs(size - 1000) for size in sizes) < 110  # four standard deviations
+
+
+def test_how_many_are_left_is_not_known_where_rows_of_other_files_were_kept() -> None:
+    for less, expected in ((1, 2), (5, None)):
+        counting = Counting(range(3), less)
+        counting.thread.join()
+        assert counting.total() == expected
 
 
 def test_a_missing_file_has_an_empty_stamp(tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ def test_all_options_stand_in_the_whole_help_and_common_ones_in_the_short(comman
         assert sum(f"{flag} " in short for flag in flags) < len(flags)
 
 
+def test_the_help_of_the_whole_names_no_types() -> None:
+    shown = [CliRunner().invoke(app, [flag], env={"COLUMNS": "200"}) for flag in ("--help", "--help-all", "-h")]
+    assert len({one.stdout for one in shown}) == 1 and "<bool>" not in shown[0].stdout and "detect" in shown[0].stdout
+    assert {one.exit_code for one in shown} == {0}
+
+
 def test_a_file_where_a_command_should_stand(corit, tmp_path: Path) -> None:
     (tmp_path / "a photo.jpg").touch()
     result = corit("a photo.jpg", "--json", cwd=tmp_path)
@@ -90,6 +96,10 @@ def test_options_bear_the_names_of_their_parameters(command: str) -> None:
 
 def command_of(name: str) -> Callable:
     return next(command.callback for command in app.registered_commands if command.name == name)
+
+
+def test_a_closed_standard_output_is_one_line(corit, tmp_path: Path) -> None:
+    one_line_error(corit("detect", tmp_path, preexec_fn=lambda: os.close(1)), "standard output is closed")
 
 
 def test_version(corit) -> None:

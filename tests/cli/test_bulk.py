@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from corit_cli.cli.bulk import Found
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph, save_tiny_detector
 
@@ -118,6 +119,13 @@ def test_lists_of_files_are_sources(corit, detector: Path, archive: Path, tmp_pa
     assert rows == [str(tmp_path / "beside.png"), f"{archive}/1/001.png"]
 
 
+def test_relative_sources_are_those_of_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a table depends on says which: rows hold paths as they were given."""
+    monkeypatch.chdir(tmp_path)
+    assert Found(("/archive", "s3://bucket/archive", "-"), True, False).folder is None
+    assert Found(("/archive", "list.csv"), True, False).folder == str(tmp_path)
+
+
 def test_mistakes_are_one_line(detect, corit, detector: Path, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     one_line_error(detect("--resume"), "--resume goes with --out")
@@ -130,6 +138,7 @@ def test_mistakes_are_one_line(detect, corit, detector: Path, archive: Path, tmp
     assert not list(tmp_path.glob("out*"))
     (tmp_path / "empty").mkdir()
     one_line_error(corit("detect", tmp_path / "empty", "-c", detector, "--out", out), "no images or videos in")
+    assert not list(tmp_path.glob("out*"))  # the next try begins anew
     assert detect("--out", tmp_path / "there.csv").returncode == 1
     one_line_error(detect("--out", tmp_path / "there.csv"), "go on with it by --resume")
     other = save_tiny_detector(tmp_path / "other", seed=1)

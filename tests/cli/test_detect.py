@@ -19,6 +19,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from corit_cli.cli.inputs import collect
+from corit_cli.files import model_card
 from tests import hostile
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph
@@ -125,6 +126,7 @@ def test_mistakes_are_one_line(corit, folder: Path, tmp_path: Path) -> None:
     one_line_error(corit("detect", folder / "good.jpg", "--faces", "only", "--stability"), "does not go with")
     one_line_error(corit("detect", folder / "good.jpg", "--rate", "1", "--frames", "4"), "not both")
     one_line_error(corit("detect", folder / "good.jpg", "--csv", "-"), "/dev/stdout is standard output")
+    one_line_error(corit("detect", folder / "good.jpg", "--heatmap", "-"), "takes a folder")
     one_line_error(
         corit("detect", folder / "good.jpg", "--html", tmp_path / "no" / "a.html"), "cannot write", "no folder"
     )
@@ -206,7 +208,7 @@ def test_a_person_is_told_what_a_verdict_means_and_what_to_do(corit, folder: Pat
         "uncertain: the detector does not decide",
         "of real files fake",
         "--explain",
-        "model-card",
+        f"limits: {model_card()}",
     ):
         assert words in seen
     assert "does not decide." not in in_terminal(environment, good, "--quiet", "--faces", "off")

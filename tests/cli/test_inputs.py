@@ -43,14 +43,25 @@ def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
     names, left = found(folder, keep=True)
     assert names == ["=1+1.jpg", "a.jpg", "b.jpe", "c.jpg_large", "d.HEIC", "no-suffix", "фото 日本.jpg"]
     assert left.kinds == {".pdf": 1, ".txt": 1, "without suffix": 1} and left.folders == 1
-    assert [(Path(path).name, reason.split(":")[1][:6]) for path, reason in left.files] == [
-        ("e.pdf", " a PDF"), ("notes.txt", " no im"), ("sound", " a sou"),
+    assert [(Path(path).name, reason[:5]) for path, reason in left.files] == [
+        ("e.pdf", "a PDF"), ("notes.txt", "no im"), ("sound", "a sou"),
     ]  # fmt: skip
-    skipped, folders = left.lines()
+    skipped, folders, hidden = left.lines()
+    assert hidden == "left out 1 hidden file or folder"
     assert skipped.startswith("skipped 3 files that are no images or videos: 1 .pdf") and "--list-skipped" in skipped
     assert folders == "did not look into 1 folder (--recursive does)"
     names, left = found(folder, recursive=True)
     assert "d.jpg" in names and left.folders == 0 and left.files == []
+
+
+def test_links_and_hidden_folders_are_counted(folder: Path, tmp_path: Path) -> None:
+    (folder / ".thumbs").mkdir()
+    photograph(1).save(folder / ".thumbs" / "a.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    names, left = found(folder, recursive=True)
+    assert "d.jpg" in names and left.links == 1 and left.hidden == 2
+    assert list(left.lines())[1:] == ["did not follow 1 link to a folder", "left out 2 hidden files or folders"]
 
 
 def test_a_folder_without_images_of_its_own_is_searched_below(folder: Path, tmp_path: Path) -> None:
@@ -100,6 +111,60 @@ def test_names_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         stdin(monkeypatch, content)
         assert image_on_stdin(null) is None
         assert list(collect(["-"], False, null=null)) == names
+
+
+class Dripping(io.RawIOBase):
+    """A pipe from which one byte comes at a time."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.read_so_far = content, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room) -> int:
+        block = self.content[self.read_so_far : self.read_so_far + 1]
+        self.read_so_far += len(block)
+        room[: len(block)] = block
+        return len(block)
+
+
+def drip(monkeypatch: pytest.MonkeyPatch, content: bytes) -> Dripping:
+    pipe = Dripping(content)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(pipe), closed=False))
+    return pipe
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "PPM", "AVIF"])
+def test_an_image_on_a_slow_pipe(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    data = io.BytesIO()
+    photograph(1).save(data, kind)
+    drip(monkeypatch, data.getvalue())
+    assert image_on_stdin() == data.getvalue()
+
+
+def test_a_name_does_not_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = drip(monkeypatch, b"a.jpg\nb.jpg\n")
+    assert image_on_stdin() is None and pipe.read_so_far == len("a.jpg\n")
+    names = collect(["-"], False)
+    assert next(names) == "a.jpg" and pipe.read_so_far == len("a.jpg\n")
+    assert list(names) == ["b.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_an_image_is_no_list_with_zero_bytes(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    data = io.BytesIO()
+    photograph(1).save(data, kind)
+    stdin(monkeypatch, data.getvalue())
+    with pytest.raises(CoritError, match=r"holds no file names: it is a .* image"):
+        image_on_stdin(null=True)
+
+
+def test_standard_input_is_not_read_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corit_cli.cli.inputs.LARGEST", 1000)
+    stdin(monkeypatch, b"\xff\xd8\xff\xe0" + bytes(1000))
+    with pytest.raises(CoritError, match="save it first"):
+        image_on_stdin()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])

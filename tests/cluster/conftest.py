@@ -15,6 +15,13 @@ from corit_cli.cluster.session import session
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One cluster is enough: of the processes that test side by side, one runs all tests of this folder."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[object]:
     """Two nodes with a CPU each; ``cluster.address`` is where."""

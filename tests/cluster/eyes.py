@@ -13,22 +13,16 @@ from corit_cli.detection.eye import Eye
 
 @dataclass(frozen=True)
 class Deadly(Eye):
-    """Is killed by every file that is called poison."""
-
-    def look(self, source: Any) -> Any:
-        if Path(source).stem == "poison":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().look(source)
-
-
-@dataclass(frozen=True)
-class Fragile(Eye):
-    """Is killed by the file that is called 011, the first time: ``mark`` says that it was."""
+    """Is killed by every file that is called poison, and by the one called 011 the first time: ``mark`` says that it
+    was."""
 
     mark: str = ""
 
     def look(self, source: Any) -> Any:
-        if Path(source).stem == "011" and not os.path.exists(self.mark):
+        name = Path(source).stem
+        first = name == "011" and not os.path.exists(self.mark)
+        if first:
             Path(self.mark).touch()
+        if first or name.startswith("poison"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().look(source)

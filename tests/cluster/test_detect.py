@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from corit_cli.bulk.index import Seen
 from corit_cli.bulk.parts import Parts, every_row
-from corit_cli.cli.rows import as_dict
+from corit_cli.bulk.sources import listed
+from corit_cli.cli.inputs import collect
 from corit_cli.cluster import detect as module
+from corit_cli.cluster.arms import FarArm
 from corit_cli.cluster.detect import Plan, detect
 from corit_cli.cluster.ledger import KILLED
+from corit_cli.cluster.reading import FarReading
+from corit_cli.cluster.session import room
 from corit_cli.detection.detector import Asked, Detector
-from corit_cli.detection.eye import Eye
-from tests.cluster.eyes import Deadly, Fragile
+from corit_cli.errors import CoritError
+from corit_cli.progress import Progress
+from corit_cli.report.document import as_dict
+from tests.cluster.eyes import Deadly
 from tests.conftest import CORIT, Told, photograph, tiny_detector
 
-FILES = 150
+FILES = 70
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +53,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def names(folder: Path) -> Iterator[str]:
+    return (path.name for path in sorted(folder.glob("*.png")))
+
+
 class Run:
     """Detection on the cluster into a folder."""
 
@@ -49,13 +64,11 @@ class Run:
         self.ray, self.detector, self.archive, self.folder = ray, detector, archive, folder
         self.told = Told()
 
-    def __call__(self, eye: Eye | None = None, retry_errors: bool = False) -> dict[str, dict[str, Any]]:
-        archive = self.archive
-        plan = Plan(lambda: (p.name for p in sorted(archive.glob("*.png"))), as_dict, Asked("off"), str(archive))
-        parts = Parts.begin(str(self.folder), {"by": "test"}, resume=True)
-        self.counts = detect(
-            self.ray, self.detector, plan, parts, retry_errors=retry_errors, progress=self.told, eye=eye
-        )
+    def __call__(self, progress: Progress | None = None, cpus: float = 1, **how: Any) -> dict[str, dict[str, Any]]:
+        plan = Plan(partial(names, self.archive), as_dict, Asked("off"), str(self.archive), cpus=cpus)
+        with ExitStack() as stack:
+            parts = Parts.begin(str(self.folder), {"by": "test"}, True, stack)
+            self.counts = detect(self.ray, self.detector, plan, parts, progress=progress or self.told, **how)
         rows = list(every_row(parts))
         assert len({row["path"] for row in rows}) == len(rows) == self.counts.total()
         return {row["path"]: row for row in rows}
@@ -81,7 +94,15 @@ def unstamped(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def test_the_rows_are_those_of_one_process(
     run: Run, archive: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Gone on with after an interrupt, too."""
     monkeypatch.setattr(module, "ROWS", 32)
+
+    def interrupt(count: int = 1, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda title, total=None: interrupt)
+    assert list((run.folder / "parts").iterdir())
     rows = run()
     assert unstamped(rows) == expected and run.counts["error"] == 1
     (part,) = (run.folder / "parts").iterdir()  # the small ones became a large one
@@ -89,37 +110,18 @@ def test_the_rows_are_those_of_one_process(
     for name, row in rows.items():
         found = os.stat(archive / name)
         assert (row["size"], row["mtime_ns"]) == (found.st_size, found.st_mtime_ns)
-    (title, _, counts, notes) = run.told.stages[0]
-    assert (title, sum(counts), notes[-1]) == ("detecting", FILES, "1 error")
-    assert sorted(counts) == [22, 32, 32, 32, 32]  # a stream: parts came one by one
-    nodes = {(node["NodeID"]) for node in run.ray.nodes() if node["Alive"]}
-    assert len(nodes) == 2
+    (title, _, counts, _) = run.told.stages[0]
+    assert re.fullmatch(r"detecting \(\d+ rows kept\)", title) and set(counts) <= {6, 32}  # a stream of parts
 
 
-def test_a_worker_that_is_killed_costs_no_row(run: Run, tmp_path: Path, expected: dict) -> None:
-    crops = run.detector.extractor.crops
-    rows = run(Fragile(crops, "off", mark=str(tmp_path / "killed")))
-    assert (tmp_path / "killed").exists() and unstamped(rows) == expected
-
-
-def test_a_file_that_kills_its_worker_twice_becomes_an_error(
-    ray: ModuleType, detector: Detector, tmp_path: Path
+def test_whatever_is_killed_no_row_is_lost(
+    run: Run, cluster, archive: Path, tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for i in range(40):
-        photograph(i, (48, 40)).save(tmp_path / f"{i:03}.png")
-    photograph(99, (48, 40)).save(tmp_path / "poison.png")
-    run = Run(ray, detector, tmp_path, tmp_path / "out")
-    rows = run(Deadly(detector.extractor.crops, "off"))
-    assert rows["poison.png"]["error"] == KILLED and rows["poison.png"]["verdict"] is None
-    assert run.counts["error"] == 1 and len(rows) == 41
-    (whole,) = detector.predict(tmp_path / "poison.png")
-    assert run(retry_errors=True)["poison.png"]["probability"] == whole.probability
-    assert run.told.stages[-1][0] == "detecting (40 rows kept)"
-
-
-def test_the_model_s_process_may_be_killed_too(
-    run: Run, cluster, expected: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    """A process that reads, once; the one of the model, once; and two files in one group kill theirs each time."""
+    run.archive = shutil.copytree(archive, tmp_path / "archive")
+    poison = [f"poison-{i}.png" for i in range(2)]
+    for name in poison:
+        shutil.copy2(archive / "001.png", run.archive / name)
     raylets = {info.process.pid for node in cluster.list_all_nodes() for info in node.all_processes["raylet"]}
     killed: list[int] = []
 
@@ -133,9 +135,61 @@ def test_the_model_s_process_may_be_killed_too(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    rows = run()
+    rows = run(eye=Deadly(run.detector.extractor.crops, "off", mark=str(tmp_path / "killed")))
     killer.join()
-    assert killed and unstamped(rows) == expected
+    assert killed and (tmp_path / "killed").exists()
+    assert [rows.pop(name)["error"] for name in poison] == [KILLED, KILLED]
+    assert unstamped(rows) == expected and run.counts["error"] == 3
+    rows = run(retry_errors=True)
+    assert [rows.pop(name)["probability"] for name in poison] == [expected["001.png"]["probability"]] * 2
+    assert unstamped(rows) == expected
+    assert run.told.stages[-1][0] == f"detecting ({FILES - 1} rows kept)"
+
+
+def test_a_list_that_cannot_be_read_to_its_end_is_one_error(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.jsonl").write_text('{"path": "a.png"}\n' * 40 + "{\n")
+    plan = Plan(partial(named_in, str(tmp_path / "list.jsonl")), as_dict, Asked("off"), str(tmp_path))
+    with pytest.raises(CoritError, match=r"list\.jsonl is not a readable list of files") as told:
+        detect(run.ray, run.detector, plan, Parts(str(tmp_path / "out")))
+    assert str(told.value).count("\n") == 0 and capfd.readouterr() == ("", "")
+
+
+def named_in(file: str) -> Iterator[str]:
+    return listed([file], False, collect)
+
+
+def test_a_worker_that_fits_no_node_is_refused(run: Run) -> None:
+    with pytest.raises(CoritError, match=r"no node of the cluster has 1.5 CPUs for a worker"):  # both together have 2
+        run(cpus=1.5)
+    assert room(run.ray, 0.5) == 4
+    for far in (lambda: FarArm(None, run.ray, threads=2), lambda: next(FarReading(run.ray, threads=2)(None, []))):
+        with pytest.raises(CoritError, match="no node of the cluster has 2 CPUs"):
+            far()
+
+
+def test_files_without_a_row_get_another_pass(
+    detector: Detector, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pass loses rows until the last: what is there is kept, and errors are tried again once."""
+    ray: Any = SimpleNamespace(put=lambda sent: sent)
+    parts, passes = Parts(str(tmp_path / "out")), []
+    plan = Plan(lambda: iter(["1.png", "2.png"]), as_dict, Asked("off"), str(archive))
+
+    def once(ray: Any, shipped: Any, eye: Any, plan: Any, parts: Parts, known: str, advance: Any) -> bool:
+        with Seen(known) as seen:
+            todo = [path for path in plan.paths() if path not in seen]
+        passes.append(todo)
+        parts.write([{"path": todo[0], "verdict": None, "error": "bad", "size": None, "mtime_ns": None}])
+        return len(todo) == 1
+
+    monkeypatch.setattr(module, "_once", once)
+    assert detect(ray, detector, plan, parts, retry_errors=True) == {"error": 2}
+    assert passes == [["1.png", "2.png"], ["2.png"]]
+    monkeypatch.setattr(module, "_once", lambda *_: False)
+    with pytest.raises(CoritError, match="rows are still missing after 3 passes"):
+        detect(ray, detector, plan, parts)
 
 
 def models(raylets: set[int]) -> Iterator[int]:

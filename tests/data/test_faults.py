@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from corit_cli.data.faults import find_faults
 from corit_cli.data.manifest import Sample
 from corit_cli.errors import CoritError
+from tests.conftest import photograph
 
 
 def files(folder: Path, contents: list[tuple[str, int]]) -> list[Sample]:
@@ -39,6 +41,18 @@ def test_an_image_in_both_classes_is_told_and_all_of_them_are_refused(tmp_path: 
     assert "1 images stand in both classes" in said and "0.png and" in said
     with pytest.raises(CoritError, match=r"every real image .* nothing to learn"):
         find_faults(files(tmp_path, [("a", 0), ("a", 1), ("d", 1)]), [0, 1, 2], [])
+
+
+def test_a_class_that_shows_nothing_is_refused(tmp_path: Path) -> None:
+    samples = []
+    for number in range(8):
+        picture = Image.new("RGB", (40, 40), "gray") if number % 2 or number < 4 else photograph(number, (40, 40))
+        picture.save(tmp_path / f"{number}.png", dpi=(70 + number, 70))  # no two files are the same
+        samples.append(Sample(tmp_path / f"{number}.png", number % 2))
+    with pytest.raises(CoritError, match=r"every fake image is blank.* nothing to learn"):
+        find_faults(samples, [0, 1], [2, 3])
+    photograph(1, (40, 40)).save(tmp_path / "7.png")
+    assert find_faults(samples, [0, 1], [2, 3]).words == []
 
 
 def test_what_is_missing_and_unknown_splits_are_told(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ def test_a_video_is_one_whatever_it_is_called(tmp_path: Path, suffix: str, fourc
         read_image(tmp_path / name)
 
 
+OGG = b"OggS\0\2" + bytes(20) + b"\1\x1e"  # the header of a page
+
+
 @pytest.mark.parametrize(
     ("head", "name", "media", "words"),
     [
@@ -65,6 +68,14 @@ def test_a_video_is_one_whatever_it_is_called(tmp_path: Path, suffix: str, fourc
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a", RAW, "raw"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a", IMAGE, "HEIC"),
         (b"\0\0\0\x18ftypqt  \0\0\0\0qt  qt  ", "a", VIDEO, "MP4"),
+        (b"\0\0\0\x1cftypM4V \0\0\0\0M4V M4A mp42", "a", VIDEO, "MP4"),
+        (b"\0\0\0\x1cftypM4A \0\0\0\0M4A mp42isom", "a", OTHER, "sound"),
+        (OGG + b"\x01vorbis" + bytes(23), "a.ogg", OTHER, "sound"),
+        (OGG + b"OpusHead", "a.ogg", OTHER, "sound"),
+        (OGG + b"\x80theora" + bytes(35) + OGG + b"\x01vorbis", "a.ogg", VIDEO, "Ogg"),
+        (OGG + b"\x01vorbis" + bytes(23) + OGG + b"\x80theora", "a.ogg", VIDEO, "Ogg"),
+        (b"P5\n# by a scanner\n640 480\n255\n", "a", IMAGE, "PNM"),
+        (b"P6 640 480 255\n", "a", IMAGE, "PNM"),
     ],
 )
 def test_what_files_are(head: bytes, name: str, media: str, words: str) -> None:
@@ -72,7 +83,9 @@ def test_what_files_are(head: bytes, name: str, media: str, words: str) -> None:
     assert kind.media == media and words in kind.name
 
 
-@pytest.mark.parametrize("text", ["The free world\n", "BM\n", "P.S. I love you", "ok"])
+@pytest.mark.parametrize(
+    "text", ["The free world\n", "BM\n", "P.S. I love you", "P1 title", "P5\nnotes", "P2 3 things"]
+)
 def test_text_is_nothing_known(text: str) -> None:
     assert kind_of(text.encode()) is None
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.errors import CoritError
@@ -37,8 +38,8 @@ def test_plain_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_every_class_name(tmp_path: Path, label: int) -> None:
-    real = ["real", "0_real", "nature", "authentic", "original", "pristine", "0"]
-    fake = ["fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1"]
+    real = ["real", "0_real", "nature", "authentic", "original", "pristine", "0", "reals", "genuine"]
+    fake = ["fake", "1_fake", "ai", "generated", "synthetic", "manipulated", "1", "fakes", "deepfake", "deepfakes"]
     names = (real, fake)[label]
     touch(tmp_path, *(f"set{i}/{name.upper()}/a.jpg" for i, name in enumerate(names)))
     assert [s.label for s in load_samples(tmp_path)] == [label] * len(names)
@@ -199,12 +200,29 @@ def test_manifests_of_spreadsheets(tmp_path: Path, encoding: str) -> None:
         ("Real Images", 0, ""),
         ("test_ai", 1, "test"),
         ("fake.faces", 1, ""),
+        ("ai_generated", 1, ""),
+        ("AI-generated images", 1, ""),
+        ("ai_art", 1, ""),
+        ("fake (1)", 1, ""),
+        ("real_2", 0, ""),
     ],
 )
 def test_names_of_folders(tmp_path: Path, name: str, label: int, split: str) -> None:
-    touch(tmp_path, f"{name}/a.jpg", "really_not/b.jpg", "unreal/c.jpg")
-    (found,) = load_samples(tmp_path)
+    touch(tmp_path, f"{name}/a.jpg", "really_not/b.jpg", "unreal/c.jpg", "real_or_fake/d.jpg", "not_fake/e.jpg")
+    told: list[str] = []
+    (found,) = load_samples(tmp_path, told.append)
     assert (found.label, found.split) == (label, split)
+    assert told[0].startswith("4 images lie in folders that name no class") and "/, ..." in told[0]
+
+
+def test_what_is_an_image_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    touch(tmp_path, "real/notes.txt", "real/b.jpg", "fake/song")
+    Image.new("RGB", (9, 9)).save(tmp_path / "fake" / "no-suffix", "PNG")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg_large", "JPEG")
+    told: list[str] = []
+    found = load_samples(tmp_path, told.append)
+    assert {s.path.name: s.label for s in found} == {"b.jpg": 0, "no-suffix": 1}
+    assert told == ["1 images lie in folders that name no class and are left out: 1 in no folder"]
 
 
 def test_manifest_that_is_not_text(tmp_path: Path) -> None:

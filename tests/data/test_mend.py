@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +47,22 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_shown_as_viewers_show_it(
     blocks = 16 if subsampling else 8
     reach = slice(0, (240 - 1) // blocks * blocks - 2)
     assert (pixels(found.image)[reach] == pixels(Image.open(io.BytesIO(whole)))[reach]).all()
+
+
+def test_a_large_jpeg_that_lacks_its_end_is_held_once(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    stripes = Image.fromarray(np.tile((np.arange(5000) // 8 % 200 + 20).astype(np.uint8), (5000, 1)))
+    stripes.convert("RGB").save(data, "JPEG", quality=50)
+    (tmp_path / "a.jpg").write_bytes(data.getvalue()[:-6])
+    script = (
+        "import resource, sys; from corit_cli.data.images import decode;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3;"
+        "before = peak(); notes = decode(sys.argv[1]).notes; print(peak() - before, *notes)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a.jpg")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    megabytes, _, notes = found.partition(" ")
+    assert notes.strip() == CUT_SHORT and float(megabytes) < 1.5 * 100  # of four bytes a pixel
 
 
 @pytest.mark.parametrize("progressive", [False, True])

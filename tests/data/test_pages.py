@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import io
+import struct
+import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from corit_cli.data.images import ImageError, decode
-from corit_cli.data.pages import sample_pages
+from corit_cli.data.pages import Pages, sample_pages
+from corit_cli.data.video import Frame
 from tests.conftest import photograph
+from tests.hostile import chunk
 
 FRAMES = [photograph(seed, (80, 60)) for seed in range(7)]
 
@@ -20,55 +24,105 @@ def animated(kind: str, duration: int = 200, frames: list[Image.Image] = FRAMES)
     return data.getvalue()
 
 
+def sampled(*asked: object, **named: object) -> tuple[list[Frame], Pages]:
+    about = Pages()
+    return list(sample_pages(*asked, about=about, **named)), about
+
+
+def numbers_of(*asked: object, **named: object) -> list[int]:
+    return [frame.number for frame in sampled(*asked, **named)[0]]
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_every_frame_is_found(kind: str) -> None:
     data = animated(kind)
-    assert decode(data).pages == 7
-    found = sample_pages(data)
-    assert [frame.number for frame in found.frames] == list(range(7)) and found.count == 7 and found.warning is None
+    assert decode(data).several
+    frames, found = sampled(data)
+    assert [frame.number for frame in frames] == list(range(7)) and found.count == 7 and found.warning is None
     if kind != "GIF":  # of 256 colours
-        for frame, expected in zip(found.frames, FRAMES, strict=True):
+        for frame, expected in zip(frames, FRAMES, strict=True):
             assert (np.asarray(frame.image) == np.asarray(expected)).all()
     if kind == "TIFF":
         assert found.kind == "pages" and found.seconds == 0
     else:
         assert found.kind == "animation" and found.seconds == pytest.approx(1.4)
-        assert [frame.seconds for frame in found.frames] == pytest.approx([0.2 * i for i in range(7)])
+        assert [frame.seconds for frame in frames] == pytest.approx([0.2 * i for i in range(7)])
 
 
 @pytest.mark.parametrize(("count", "numbers"), [(1, [3]), (2, [1, 5]), (3, [1, 3, 5]), (7, list(range(7)))])
 def test_frames_are_spread_evenly(count: int, numbers: list[int]) -> None:
-    assert [frame.number for frame in sample_pages(animated("PNG"), count).frames] == numbers
+    assert numbers_of(animated("PNG"), count) == numbers
 
 
-def test_a_rate_takes_frames_by_their_time() -> None:
-    assert [frame.number for frame in sample_pages(animated("PNG"), rate=2.5).frames] == [0, 2, 4, 6]
+def test_a_rate_takes_frames_by_their_time_beside_those_that_are_spread() -> None:
+    assert numbers_of(animated("PNG"), 1, rate=2.5) == [0, 2, 3, 4, 6]
+    assert numbers_of(animated("PNG"), rate=0.1) == list(range(7))  # one a period would be the first alone
+    assert numbers_of(animated("TIFF"), rate=10.0) == list(range(7))  # pages have no time
+
+
+@pytest.mark.parametrize("promised", [12, 64, 2**31 - 1])
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_animation_that_lies_about_its_frames_is_judged_by_those_it_has(promised: int, count: int) -> None:
+    data = animated("PNG", frames=FRAMES[:3])
+    if count == 1:
+        second = data.index(b"fcTL", data.index(b"fcTL") + 4) - 4
+        data = data[:second] + chunk(b"IEND", b"")
+    at = data.index(b"acTL") - 4
+    data = data[:at] + chunk(b"acTL", struct.pack(">II", promised, 0)) + data[at + 20 :]
+    frames, found = sampled(data, 3)
+    assert {frame.number for frame in frames} == set(range(count))
+    assert found.warning.startswith(f"only {count} of {promised} frames can be read")
+
+
+def test_frames_are_held_one_at_a_time() -> None:
+    alive: list[weakref.ref] = []
+    for frame in sample_pages(animated("WEBP")):
+        alive.append(weakref.ref(frame.image))
+        del frame
+        assert sum(one() is not None for one in alive) <= 1
+    assert len(alive) == 7
+
+
+def test_pages_that_grow_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = [FRAMES[0].resize((40, 40)), *(frame.resize((200, 200)) for frame in FRAMES[1:])]
+    monkeypatch.setattr("corit_cli.data.pages.MOST_PIXELS", 100_000)
+    frames, found = sampled(animated("TIFF", frames=grown))
+    assert [frame.number for frame in frames] == [0, 1, 2] and found.warning.startswith("only 3 of 7 pages")
+    monkeypatch.setattr("corit_cli.data.pages.MAX_PIXELS", 39_999)
+    assert numbers_of(animated("TIFF", frames=grown)) == [0]
+
+
+def test_frames_walked_over_and_taken_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corit_cli.data.pages.MOST_TAKEN", 4)
+    assert numbers_of(animated("PNG"), 1, rate=1000.0) == [0, 1, 2, 3]
+    monkeypatch.setattr("corit_cli.data.pages.MOST_FRAMES", 5)
+    frames, found = sampled(animated("GIF"))
+    assert max(frame.number for frame in frames) == 4 and found.warning == "only the first 5 of 7 frames were looked at"
 
 
 def test_a_still_picture_has_one_page() -> None:
     for kind in ("PNG", "GIF", "TIFF", "WEBP", "JPEG"):
         data = io.BytesIO()
         FRAMES[0].save(data, kind)
-        assert decode(data.getvalue()).pages == 1
+        assert not decode(data.getvalue()).several
 
 
 def test_previews_of_a_jpeg_are_no_pages() -> None:
     data = io.BytesIO()
     FRAMES[0].save(data, "MPO", save_all=True, append_images=[FRAMES[1].resize((40, 32))])
-    assert decode(data.getvalue()).pages == 1
+    assert not decode(data.getvalue()).several
 
 
 def test_small_pages_are_passed_over() -> None:
-    found = sample_pages(animated("TIFF", frames=[FRAMES[0].resize((20, 15)), FRAMES[1]]))
-    assert [frame.number for frame in found.frames] == [1]
+    assert numbers_of(animated("TIFF", frames=[FRAMES[0].resize((20, 15)), FRAMES[1]])) == [1]
     with pytest.raises(ImageError, match="large enough"):
-        sample_pages(animated("TIFF", frames=[frame.resize((20, 15)) for frame in FRAMES]))
+        sampled(animated("TIFF", frames=[frame.resize((20, 15)) for frame in FRAMES]))
 
 
 def test_an_animation_that_is_cut_off_tells_how_far_it_was_read() -> None:
     data = animated("WEBP")
     try:
-        found = sample_pages(data[: len(data) * 2 // 3])
+        _, found = sampled(data[: len(data) * 2 // 3])
     except ImageError:
         return  # the decoder wants all of it
     assert found.warning and "of 7 frames" in found.warning
@@ -76,6 +130,6 @@ def test_an_animation_that_is_cut_off_tells_how_far_it_was_read() -> None:
 
 def test_of_an_endless_animation_the_beginning_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corit_cli.data.pages.MOST_PIXELS", 3 * 80 * 60)
-    found = sample_pages(animated("PNG"))
-    assert [frame.number for frame in found.frames] == [0, 1, 2]
+    frames, found = sampled(animated("PNG"))
+    assert [frame.number for frame in frames] == [0, 1, 2]
     assert found.warning == "only the first 3 of 7 frames were looked at"

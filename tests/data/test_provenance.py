@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import struct
 import sys
 import time
@@ -19,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from corit_cli.data.images import ImageError
 from corit_cli.data.metadata import MAX_TEXT
 from corit_cli.data.provenance import SOURCE_TYPES, Provenance, read_provenance
+from corit_cli.files import content_sha256
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 WEB_UI = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
@@ -410,10 +412,24 @@ def test_bombs_are_bounded(tmp_path: Path) -> None:
         assert time.perf_counter() - start < 5, name
 
 
+def test_an_xmp_packet_that_is_too_large_is_told(tmp_path: Path) -> None:
+    packet = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b" " * (1 << 20) + b"</x:xmpmeta>"
+    picture().save(tmp_path / "a.webp", xmp=packet)
+    assert any("too large" in finding.text for finding in read_provenance(tmp_path / "a.webp").findings)
+
+
 def test_an_exif_that_points_at_itself_ends(tmp_path: Path) -> None:
     loop = struct.pack("<HHHII", 1, 0x8769, 4, 1, 8) + struct.pack("<I", 8)
     with_chunk(tmp_path / "a.png", b"eXIf", b"II*\0\x08\0\0\0" + loop)
     assert read_provenance(tmp_path / "a.png").camera is None
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jpg", "pipe.mp4"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_provenance(tmp_path / name)
+    assert content_sha256(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\0" * 100])

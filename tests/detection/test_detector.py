@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -290,6 +291,25 @@ def test_blank_pictures_are_nothing_to_judge(detector: Detector, tmp_path: Path)
     text = Image.new("RGB", (90, 60), "white")
     text.paste((0, 0, 0), (10, 10, 20, 14))
     assert next(detector.predict(text)).error is None
+
+
+def test_a_few_pixels_make_no_picture_blank(detector: Detector) -> None:
+    """Those alone that a thinned copy would show are grey, or the one line of a page lies between them."""
+    pixels = np.asarray(photograph(1, (512, 384))).copy()
+    pixels[1::3, 2::4] = 128
+    thinned = Image.fromarray(pixels).resize((128, 128), Image.Resampling.NEAREST)
+    assert np.asarray(thinned).std() == 0
+    page = Image.new("RGB", (2000, 2000), "white")
+    page.paste((0, 0, 0), (200, 105, 1800, 110))
+    for picture in (Image.fromarray(pixels), page):
+        assert next(detector.predict(picture)).error is None
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jpg", "pipe.mp4"])
+def test_a_pipe_is_an_error_and_not_waited_for(detector: Detector, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    found = next(detector.predict(tmp_path / name, provenance=True))
+    assert found.error == "not a regular file"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])

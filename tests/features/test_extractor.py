@@ -229,3 +229,18 @@ def test_a_job_that_is_there_twice_is_done_once(extractor: Extractor, files: lis
     )
     assert sum(sizes) == 3 and sum(done) == 4 and set(errors) == {1, 3}
     assert torch.equal(z[0], z[2]) and z[1].isnan().all()
+
+
+def test_another_precision_has_other_keys_and_nearly_the_same_features(
+    extractor: Extractor, files: list[Path], tmp_path: Path
+) -> None:
+    e = extractor
+    low = Extractor(e.backbone, e.settings, e.crops, "cpu", "bf16")
+    prints = [{key for reader in one.fingerprints() for key in reader} for one in (e, low)]
+    assert prints[0].isdisjoint(prints[1])
+    cache = FeatureCache(tmp_path / "f.sqlite")
+    jobs = [Job(f) for f in files]
+    exact, rough = extract(e, jobs, cache)[0], extract(low, jobs, cache)[0]
+    assert not torch.equal(exact, rough)
+    assert torch.cosine_similarity(exact, rough).min() > 0.99
+    assert low.with_settings(e.settings).precision == low.on(e.backbone).precision == low.only([0]).precision == "bf16"

@@ -332,6 +332,16 @@ def test_the_heatmap_is_drawn_at_the_picture_s_size(path: Path) -> None:
     assert sizes == [("90", "60"), ("90", "60")] and "pair" in page.all("div", "class")
 
 
+def test_a_report_into_a_pipe_needs_no_room_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    asked: list[Path | None] = []
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: asked.append(dir) or io.BytesIO())
+    for name in ("pipe", "report.html"):
+        with pytest.raises(KeyboardInterrupt), Casebook(tmp_path / name, ABOUT):
+            raise KeyboardInterrupt
+    assert asked == [None, tmp_path]
+
+
 def test_a_pipe_is_not_waited_on(tmp_path: Path, path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     page = written(path, (Prediction(str(tmp_path / "pipe"), None, None, 0.0, "not a regular file"),))

@@ -103,6 +103,15 @@ def test_forgeries_that_cannot_be_made_stop_the_run(dataset: Path, tmp_path: Pat
         train(load_samples(dataset), recipe=Recipe(forge=(f"reconstruct:{tmp_path / 'empty'}",)))
 
 
+def test_one_picture_in_many_files_teaches_nothing(tmp_path: Path) -> None:
+    for number in range(12):
+        path = tmp_path / f"set{number // 2}" / ("fake" if number % 2 else "real") / f"{number}.png"
+        path.parent.mkdir(parents=True)
+        photograph(1).save(path, dpi=(70 + number, 70))  # no two files are the same
+    with pytest.raises(CoritError, match="sees the same in every image: there is nothing to learn"):
+        train(load_samples(tmp_path))
+
+
 def test_a_validation_part_without_one_class_is_said(dataset: Path) -> None:
     samples = [replace(s, split="val" if s.source == "source0" else "train") for s in load_samples(dataset)]
     for sample in samples:

@@ -39,7 +39,7 @@ from corit_cli.training.rows import plan
 from corit_cli.training.run import Run, Trained
 from corit_cli.training.sam import SAM
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
-from corit_cli.training.tower import Model, best_epoch, pick_precision, set_aside, train_tower
+from corit_cli.training.tower import Model, best_epoch, set_aside, train_tower
 from tests.conftest import Told, photograph, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
@@ -143,7 +143,7 @@ def test_frozen_blocks_leave_no_graph(windows: Tensor) -> None:
 @every_scope
 def test_lower_precision_is_finite_close_and_keeps_float32_weights(scope: str, windows: Tensor) -> None:
     exact, rough = model_of(scope), model_of(scope)
-    rough.precision = module.PRECISIONS["bf16"]
+    rough.precision = "bf16"
     for model in (exact, rough):
         disturb(model)
         model(windows).square().sum().backward()
@@ -151,13 +151,6 @@ def test_lower_precision_is_finite_close_and_keeps_float32_weights(scope: str, w
     assert b.dtype == torch.float32 and not torch.equal(a, b)
     torch.testing.assert_close(a, b, atol=0.05, rtol=0.1)
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in rough.parameters() if p.requires_grad)
-
-
-def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pick_precision("auto", "cpu") == "fp32" and pick_precision("bf16", "cpu") == "bf16"
-    for supported, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
-        assert pick_precision("auto", "cuda") == expected
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def serve(
     ] = 120,
     workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
     device: options.Device = "auto",
+    config: options.Config = None,
 ) -> None:
     """Answer over HTTP what corit detect says of files: a page to drop pictures on, JSON, reports.
 

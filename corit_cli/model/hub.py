@@ -50,7 +50,7 @@ def fetch(name: str, files: Sequence[str]) -> Snapshot:
             with at_once(), _without_bars():
                 folder = Path(snapshot_download(repository, **wanted))
     except Exception as error:
-        if isinstance(error, LocalEntryNotFoundError) or is_offline(error):
+        if _status(error) is None and (isinstance(error, LocalEntryNotFoundError) or is_offline(error)):
             at = f"--revision {revision} " if revision else ""
             command = f"hf download {at}{repository} {' '.join(files)}"
             raise NotCached(f"Hub repository {name.removeprefix(PREFIX)}", command) from None
@@ -94,7 +94,8 @@ def _told(what: str) -> Iterator[None]:
         with at_once():
             yield
     except Exception as error:
-        why = "the network cannot be reached" if is_offline(error) else _why(error)
+        gone = _status(error) is None and is_offline(error)
+        why = "the network cannot be reached" if gone else _why(error)
         raise CoritError(f"cannot {what}: {why}") from None
 
 
@@ -108,7 +109,7 @@ def _why(error: Exception) -> str:
         return "it has no such revision"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is none of this name, or it is private: then log in with `hf auth login`, or set HF_TOKEN"
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status == 401:
         return "the Hub does not take this token: log in again with `hf auth login`, or set HF_TOKEN"
     if status == 403:
@@ -116,6 +117,13 @@ def _why(error: Exception) -> str:
     if status is not None:
         return f"the Hub answered {status}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _status(error: BaseException) -> int | None:
+    """What the Hub answered, if an exception, or any it was raised from, is about an answer."""
+    found = getattr(getattr(error, "response", None), "status_code", None)
+    cause = error.__cause__ or error.__context__
+    return found if found is not None or cause is None else _status(cause)
 
 
 @contextmanager
@@ -168,7 +176,7 @@ def is_offline(error: BaseException) -> bool:
     """Whether an exception, or any it was raised from, means that the network could not be reached."""
     seen = f"{type(error).__name__}: {error}".lower()
     signs = ("connect", "resolve", "offline", "localentrynotfound", "timed out", "unreachable", "proxy", "urlopen")
-    if getattr(error, "response", None) is None and any(sign in seen for sign in signs):
+    if any(sign in seen for sign in signs):
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and is_offline(cause)

@@ -21,7 +21,7 @@ from corit_cli.gsnr.study import StudySettings
 from corit_cli.model.settings import DETECTOR, METHOD, CoRITSettings
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
 
-COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep", "push")
+COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep", "push", "serve")
 GROUPS = (
     *(TrainSettings(), Recipe(), Recipe(match_codec=(75, 95)), Recipe(match_codec=(90, 90)), TuneSettings("ln")),
     *(METHOD, DETECTOR, CoRITSettings(inject_at=(3, 5, 6)), CropConfig(), Optimization()),
@@ -67,6 +67,7 @@ def test_what_is_spelled_is_read_back(settings) -> None:
         ("evaluate", "spilt = 'val'", ["did you mean split?"]),
         ("cor-sweep", "rhos = '0.1'", ["did you mean rho?"]),
         ("push", "privat = true", ["did you mean private?"]),
+        ("serve", "port = 70000", ["port: "]),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(command: str, text: str, words: list[str], tmp_path: Path) -> None:

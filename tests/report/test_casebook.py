@@ -436,6 +436,7 @@ def test_about_is_read_from_a_checkpoint() -> None:
         head=SimpleNamespace(names=["hri", "cgp"]),
         backbone={"name": "tower", "sha256": "b" * 64},
         sha256="d" * 64,
+        origin=f"hf-hub:user/name@{'0' * 40}",
         thresholds=Thresholds(0.2, 0.7),
         metrics={"held_out_sources": HELD_OUT},
         settings=CoRITSettings(cgp=(4, 5, 6), integrate=(9,)),
@@ -444,7 +445,7 @@ def test_about_is_read_from_a_checkpoint() -> None:
     east = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
-    assert about.made.isoformat() == "2025-12-31T23:00:00+00:00"
+    assert about.made.isoformat() == "2025-12-31T23:00:00+00:00" and about.detector == checkpoint.origin
     assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2)
 
 

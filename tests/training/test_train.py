@@ -50,7 +50,7 @@ def trained(dataset: Path, clip: str, tmp_path: Path) -> Trained:
 def test_it_is_the_training_of_a_head_and_a_folder(trained: Trained, dataset: Path, clip: str, tmp_path: Path) -> None:
     extractor = Extractor(load_backbone(clip), SETTINGS, CropConfig("both", 32))
     alone = train_head(Run(load_samples(dataset), extractor, QUICK))
-    assert sorted(os.listdir(tmp_path / "detector")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "detector")) == ["config.json", "log.csv", "model.safetensors"]
     assert trained.checkpoint.sha256 == alone.checkpoint.sha256
     assert trained.checkpoint.thresholds == alone.checkpoint.thresholds
     np.testing.assert_array_equal(trained.validation.logits, alone.validation.logits)
@@ -91,7 +91,7 @@ def test_a_folder_that_is_there_is_written_over_only_when_asked(
 
 def test_a_tuned_detector_is_saved_and_leaves_no_state(dataset: Path, clip: str, tmp_path: Path) -> None:
     found = made(dataset, SHORT, clip, out=str(tmp_path / "tuned"), tuning=TUNING, probe=False)
-    assert sorted(os.listdir(tmp_path / "tuned")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "tuned")) == ["config.json", "log.csv", "model.safetensors"]
     assert found.checkpoint.training["tune"]["scope"] == "last:1"
     assert all(name.startswith("blocks.2.") for name in found.checkpoint.tuned) and found.checkpoint.tuned
     assert_said_again(tmp_path / "tuned", found.validation)
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_and_begins_anew_only_when_told(
         made(dataset, SHORT, clip, out=folder, **options)
     resumed = made(dataset, SHORT, clip, out=folder, resume=True, **options)
     assert resumed.checkpoint.sha256 == whole.checkpoint.sha256
-    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["config.json", "log.csv", "model.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -98,10 +98,10 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) / 1024
 
 
-def load(count: int, rounds: int, misbehave: bool) -> None:
+def load(count: int, rounds: int, misbehave: bool, checkpoint: Sequence[str]) -> None:
     """All files at once, each in a request of its own; then the detector of this process on the same files."""
-    detector = Detector.load()
-    with tempfile.TemporaryDirectory() as name, serving("--arrival", "10") as (port, process):
+    detector = Detector.load(*checkpoint[1:])
+    with tempfile.TemporaryDirectory() as name, serving("--arrival", "10", *checkpoint) as (port, process):
         files = photographs(Path(name), count)
         bodies = [body([path]) for path in files]
         post(port, bodies[0])
@@ -157,12 +157,12 @@ def trouble(port: int, content: bytes, over: threading.Event, seed: int) -> None
                 over.wait(rng.uniform(0.2, 2))
 
 
-def fuzz(count: int) -> None:
+def fuzz(count: int, checkpoint: Sequence[str]) -> None:
     """Small files made to break decoders, ten a request, four requests at once."""
     sys.path.insert(0, str(ROOT))
     from tests import hostile
 
-    with tempfile.TemporaryDirectory() as name, serving() as (port, process):
+    with tempfile.TemporaryDirectory() as name, serving(*checkpoint) as (port, process):
         files = hostile.write(Path(name), -(-count // len(hostile.KINDS)))[:count]
         random.Random(0).shuffle(files)
         bodies = [body(files[i : i + 10]) for i in range(0, len(files), 10)]
@@ -184,8 +184,10 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--misbehave", action="store_true")
     parser.add_argument("--fuzz", type=int, metavar="N")
+    parser.add_argument("--checkpoint", help="another detector than the shipped one")
     arguments = parser.parse_args()
+    detector = ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
     if arguments.fuzz:
-        fuzz(arguments.fuzz)
+        fuzz(arguments.fuzz, detector)
     else:
-        load(arguments.files, arguments.rounds, arguments.misbehave)
+        load(arguments.files, arguments.rounds, arguments.misbehave, detector)

@@ -171,6 +171,7 @@ def cor_sweep(
         "backbone": loaded.sha256,
         "seed": seed,
         "data": problem.about,
+        "shuffled": "alike in both classes",  # kept runs of before were shuffled anyhow
     }
     title = _title(scope, recipe)
     with with_ray.arms_on(arms, ray, num_cpus) as trained:

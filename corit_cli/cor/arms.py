@@ -36,10 +36,15 @@ class Split:
         return cls(torch.tensor(labels), torch.tensor(train), torch.tensor(val))
 
     def shuffled(self, seed: int) -> Tensor:
-        """Labels (n,) whose training part is in random order."""
-        labels = self.labels.clone()
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        labels[self.train] = labels[self.train[order]]
+        """Labels (n,) whose training part is in random order, with as large a share of fakes among the real images as
+        among the fakes. In any order at all few labels agree with the true ones by chance, which is enough to learn
+        from where these are easily learned."""
+        labels, generator = self.labels.clone(), torch.Generator().manual_seed(seed)
+        sides = [self.train[labels[self.train] == label] for label in (0, 1)]
+        real, fakes = (len(side) for side in sides)
+        given = round(fakes * real / max(1, real + fakes))  # labels of fakes that go to real images
+        for side, count in zip(sides, (given, fakes - given), strict=True):
+            labels[side] = (torch.randperm(len(side), generator=generator) < count).to(labels.dtype)
         return labels
 
     def run(self, name: str, wanted: Wanted, labels: Tensor, logits: Tensor, cosine: float) -> Run:

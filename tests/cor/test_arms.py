@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from corit_cli.cor import collapse as cor
@@ -60,24 +62,33 @@ def figures(run: Run) -> tuple[float, float, float]:
 
 
 def test_shuffling_keeps_counts_and_leaves_validation_alone(split: Split) -> None:
-    given = split.labels.clone()
+    before = split.labels.clone()
     train = set(split.train.tolist())
     others = [i for i in range(16) if i not in train]
     seen = set()
     for seed in range(10):
         labels = split.shuffled(seed)
-        assert torch.equal(split.labels, given)
-        assert labels[split.train].sum() == given[split.train].sum()
-        assert torch.equal(labels[others], given[others])
+        assert torch.equal(split.labels, before)
+        assert labels[split.train].sum() == before[split.train].sum()
+        assert torch.equal(labels[others], before[others])
         assert torch.equal(labels, split.shuffled(seed))
         seen.add(tuple(labels.tolist()))
-    assert len(seen) > 5 and any(row != tuple(given.tolist()) for row in seen)
+    assert len(seen) > 5 and any(row != tuple(before.tolist()) for row in seen)
 
 
 def test_shuffling_takes_the_order_away() -> None:
     split = Split.of([0] * 50 + [1] * 50, list(range(100)), [])
     agree = [float((split.shuffled(seed) == split.labels).float().mean()) for seed in range(40)]
-    assert abs(np.mean(agree) - 0.5) < 0.03 and max(agree) < 0.75
+    assert set(agree) == {0.5}  # not by chance more, of which a model could learn
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 100))
+def test_shuffled_labels_say_nothing_of_the_true_ones(real: int, fake: int, seed: int) -> None:
+    split = Split.of([0] * real + [1] * fake, list(range(real + fake)), [])
+    labels = split.shuffled(seed)
+    assert labels.sum() == fake
+    shares = [float(labels[split.labels == label].float().mean()) for label in (0, 1)]
+    assert abs(shares[0] - shares[1]) <= 0.5 / real + 0.5 / fake + 1e-6
 
 
 def test_a_runs_figures_are_those_worked_out_by_hand(split: Split) -> None:

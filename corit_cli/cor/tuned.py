@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,9 @@ class Tuned(nn.Module):
             return Prepared(images, None)
         states = []
         for batch in images.split(BATCH):
-            states.append(self.corit.run(self.corit.start(pixels(batch, self._device)), self.frozen_blocks))
+            state = self.corit.run(self.corit.start(pixels(batch, self._device)), self.frozen_blocks)
+            # What was read are parts of all tokens of its layer, which would stay in memory with it.
+            states.append(replace(state, found={key: value.clone() for key, value in state.found.items()}))
             advance(len(batch))
         K = len(self.corit.views)
         views = [s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1) for s in states]  # (b, K, N, d)

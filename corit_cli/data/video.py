@@ -23,6 +23,7 @@ from corit_cli.errors import CoritError
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".flv", ".wmv", ".3gp", ".ogv")
 )
+MAX_PIXELS = 100_000_000  # of a frame; the largest cameras give 80 million, and decoding takes 20 bytes for each
 FAR = 3.0  # seconds; a jump costs what decoding one (key frames every half second) to five (every ten) does
 #: Where a pixel is shown wider or higher than by this, frames are stretched to the shape that viewers see.
 _SQUARE = 1.03
@@ -140,6 +141,10 @@ class _Reader:
         frames = self._get("FRAME_COUNT")
         self.promised = frames / self.fps if 0 < frames < math.inf else None  # seconds
         self.size = self._shown()
+        pixels = max(self.size[0] * self.size[1], int(self._get("FRAME_WIDTH")) * int(self._get("FRAME_HEIGHT")))
+        if pixels > MAX_PIXELS:
+            self._capture.release()
+            raise VideoError(f"frames of {pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}")
 
     def __enter__(self) -> _Reader:
         return self

@@ -36,6 +36,8 @@ from corit_cli.model.scope import tuned_backbone
 DEFAULT_DETECTOR = "detector"
 #: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
 FACES = ("off", "auto", "only")
+#: Pixels of a video's frames that are held at once, while their windows are cut; a single frame may have more.
+MOST_AHEAD = 64_000_000
 
 
 class Detector:
@@ -223,13 +225,15 @@ class Detector:
         try:
             with local_copy(path) as file:
                 info = inspect_video(file)
-                sampled = sample_frames(file, asked.frames, asked.rate, info)
-                for item in stream(self.extractor, sampled, eye.glance, asked.workers):
+                # Each in a list, out of which it is taken: no pixels are held once the windows are cut.
+                sampled = ([frame] for frame in sample_frames(file, asked.frames, asked.rate, info))
+                window = max(1, min(2 * self.extractor.batch, MOST_AHEAD // max(1, info.width * info.height)))
+                for item in stream(self.extractor, sampled, lambda one: eye.glance(one.pop()), asked.workers, window):
                     if item.error is not None:
                         raise CoritError(item.error)
                     if item.about is not None:
                         logits = self.head.fuse(self._each(item.readings)).tolist()
-                        shown.append(Shown(replace(item.item, image=None), item.about, logits))
+                        shown.append(Shown(*item.about, logits))
         except CoritError as error:
             return Prediction(path, None, None, time.perf_counter() - start, str(error))
         reel = Reel("video", info.frames, info.duration, info.fps, info.warning)

@@ -197,6 +197,15 @@ def test_stopping_early_closes_the_file(hundred: Path) -> None:
     assert opened() == 0
 
 
+def test_frames_of_too_many_pixels(hundred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_PIXELS", WIDTH * HEIGHT)
+    assert inspect(hundred).frames == 100
+    monkeypatch.setattr(video, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    for read in (inspect, sample_frames):
+        with pytest.raises(VideoError, match=r"frames of \d+ megapixels, more than the limit"):
+            read(hundred)
+
+
 # --- broken videos --------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
+from corit_cli.data import video
 from corit_cli.data.stored import Held, opened
 from corit_cli.serve import server
 from corit_cli.serve.limits import Limits, Memory, Refused
 from corit_cli.serve.upload import Form, base_name
 from tests.conftest import photograph
+from tests.data.test_video import write as make_video
 from tests.hostile import encoded
 from tests.serve.conftest import Gate, Running, form
 
@@ -185,6 +188,31 @@ def test_an_answer_that_takes_too_long(serve: Callable[..., Running], gate: Gate
     assert answer.status_code == 504 and "0.2 seconds" in answer.json()["error"]
     gate.open.set()
     until(lambda: running.service.scorer.waiting == running.service.memory.taken == 0)
+
+
+@pytest.mark.parametrize("why", ["its time", "the service ends"])
+def test_a_video_that_nobody_waits_for_is_left(
+    serve: Callable[..., Running], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one whose header lies about its end all frames would be decoded, a second for every twenty."""
+    film = bytearray(make_video(tmp_path / "a.avi", 400).read_bytes())
+    struct.pack_into("<I", film, film.index(b"strh") + 40, 20)
+    grab, begun = video._Reader._grab, threading.Event()
+
+    def slowly(reader: video._Reader) -> bool:
+        begun.set()
+        time.sleep(0.05)
+        return grab(reader)
+
+    monkeypatch.setattr(video._Reader, "_grab", slowly)
+    running = serve(Limits(answer=0.3 if why == "its time" else 60))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(running.detect, ("a.avi", bytes(film)))
+        assert begun.wait(30)
+        if why == "the service ends":
+            running.service.scorer.abandon()
+        assert answer.result().status_code == (504 if why == "its time" else 503)
+    until(lambda: running.service.scorer.waiting == running.service.memory.taken == 0, seconds=5)
 
 
 def head(length: int) -> bytes:

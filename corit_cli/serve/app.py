@@ -78,7 +78,7 @@ class Service:
         workers: int | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.memory = Memory(self.limits.held)
+        self.memory = Memory(self.limits.held, self.limits.uploads)
         self.scorer = Scorer(detector, self.limits.waiting, workers, lambda *run: self.metrics.run(*run))
         self.metrics = Metrics(lambda: self.scorer.waiting, lambda: self.memory.taken)
         self._faces = detector.faces_by_default()

@@ -21,13 +21,20 @@ _LONGEST_SUFFIX = 8
 
 
 class Upload:
-    """A file of a request: its name, as the client gave it but without folders, and its bytes in memory."""
+    """A file of a request: its name, as the client gave it but without folders, and its bytes in memory. Raises Refused
+    where there are too many already."""
 
     def __init__(self, name: str, memory: Memory) -> None:
         self.name = name
         suffix = PurePosixPath(name).suffix.lower()
-        self.file = Held(suffix if suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= _LONGEST_SUFFIX else "")
-        self._memory, self._taken = memory, 0
+        memory.take(0, uploads=1)
+        try:
+            known = suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= _LONGEST_SUFFIX
+            self.file = Held(suffix if known else "")
+        except OSError:
+            memory.give_back(0, uploads=1)
+            raise Refused(503, "too many files are open: try again soon", retry_after=5) from None
+        self._memory, self._taken, self._open = memory, 0, 1
 
     def write(self, data: bytes) -> None:
         """Append. Raises Refused where there is no room for it."""
@@ -41,8 +48,8 @@ class Upload:
     def close(self) -> None:
         """Forget it."""
         self.file.close()
-        self._memory.give_back(self._taken)
-        self._taken = 0
+        self._memory.give_back(self._taken, self._open)
+        self._taken = self._open = 0
 
 
 async def receive(request: Request, limits: Limits, memory: Memory) -> list[Upload]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 import socket
 import struct
@@ -10,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -48,7 +51,7 @@ def read(upload: object) -> bytes:
 
 @given(st.lists(st.tuples(names, st.binary(max_size=300)), min_size=1, max_size=4), st.integers(1, 70))
 def test_forms_are_read_as_starlette_reads_them(files: list[tuple[str, bytes]], step: int) -> None:
-    data, memory = body(files), Memory(1 << 20)
+    data, memory = body(files), Memory(1 << 20, 100)
     chunks = [data[i : i + step] for i in range(0, len(data), step)]
 
     async def stream():
@@ -71,7 +74,7 @@ def test_forms_are_read_as_starlette_reads_them(files: list[tuple[str, bytes]], 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_no_body_breaks_the_reader(data: bytes, step: int) -> None:
-    memory = Memory(1 << 20)
+    memory = Memory(1 << 20, 100)
     own = Form(TYPE, Limits(), memory)
     try:
         for start in range(0, len(data), step):
@@ -180,6 +183,54 @@ def test_all_uploads_together_have_a_limit(serve: Callable[..., Running], gate: 
         gate.open.set()
         assert first.result().status_code == 200
     assert running.detect(("b.png", PICTURE)).status_code == 200
+
+
+def test_uploads_held_at_once_have_a_limit(serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serve(Limits(uploads=2))
+    for files, status in ((3, 503), (2, 200), (3, 503), (2, 200)):
+        answer = running.detect(*[("a.png", PICTURE)] * files)
+        assert answer.status_code == status
+        assert ("retry-after" in answer.headers) == (status == 503)
+        assert running.service.memory.taken == running.service.memory.open == 0
+
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("os.memfd_create", none_left)
+    answer = running.detect(("a.png", PICTURE))
+    assert answer.status_code == 503 and "too many files are open" in answer.json()["error"]
+    assert running.service.memory.taken == running.service.memory.open == 0
+
+
+@given(st.integers(64, 1 << 20), st.integers(64, 1 << 20), st.booleans())
+def test_limits_are_what_the_system_affords(one: int, other: int, may_be_raised: bool) -> None:
+    found = [min(one, other), max(one, other)]
+
+    def set_to(_: int, limits: tuple[int, int]) -> None:
+        if not may_be_raised:
+            raise ValueError
+        found[:] = limits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.resource, "getrlimit", lambda _: tuple(found))
+        patch.setattr(server.resource, "setrlimit", set_to)
+        limits = server.affordable(Limits())
+    taken = limits.uploads + 2 * limits.connections + server.SPARE
+    assert taken <= max(found[0], server.SPARE + 3)
+    if found[0] >= Limits.uploads + 2 * Limits.connections + server.SPARE:
+        assert limits == Limits()
+
+
+def test_a_flood_of_connections_is_hung_up_on(serve: Callable[..., Running]) -> None:
+    running = serve(Limits(connections=3))
+    with ExitStack() as stack:
+        flood = [stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(5)]
+        assert running.client.get("/health").status_code == 503
+        flood += [stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(5)]
+        for client in flood[6:]:
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    until(lambda: running.client.get("/health").status_code == 200)
 
 
 def test_an_answer_that_takes_too_long(serve: Callable[..., Running], gate: Gate) -> None:

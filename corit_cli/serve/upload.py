@@ -18,6 +18,7 @@ from corit_cli.serve.limits import MIB, Limits, Memory, Refused
 
 LONGEST_NAME = 255  # characters of a file's name that are kept
 _LONGEST_SUFFIX = 8
+_LONGEST_HEADERS, _MOST_HEADERS = 8192, 16  # of one file, in bytes and in number
 
 
 class Upload:
@@ -118,18 +119,27 @@ class Form:
         for upload in self.uploads:
             upload.close()
 
-    # --- called by the parser, which bounds the size and the number of headers ---
+    # --- called by the parser, whose older versions bound neither the size nor the number of headers ---
 
     def _on_part_begin(self) -> None:
         self._field = self._value = self._disposition = b""
+        self._headers = self._headed = 0
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._field += data[start:end]
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._value += data[start:end]
 
+    def _count(self, length: int) -> None:
+        self._headed += length
+        if self._headed > _LONGEST_HEADERS or self._headers >= _MOST_HEADERS:
+            raise Refused(400, "the form is malformed: too many headers, or too long ones")
+
     def _on_header_end(self) -> None:
+        self._headers += 1
         if self._field.lower() == b"content-disposition":
             self._disposition = self._value
         self._field = self._value = b""

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from starlette.formparsers import MultiPartParser
 
 from corit_cli.data import video
 from corit_cli.data.stored import Held, opened
-from corit_cli.serve import server
+from corit_cli.serve import server, upload
 from corit_cli.serve.limits import Limits, Memory, Refused
 from corit_cli.serve.upload import Form, base_name
 from tests.conftest import photograph
@@ -84,6 +85,31 @@ def test_no_body_breaks_the_reader(data: bytes, step: int) -> None:
         assert refused.status in (400, 413)
     own.close()
     assert memory.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "fine"),
+    [
+        (b"X: y\r\n" * 15, True),
+        (b"X: y\r\n" * 16, False),
+        (b"X: " + b"y" * 8000 + b"\r\n", True),
+        (b"X: " + b"y" * 8192 + b"\r\n", False),
+        (b"x" * 8193 + b": y\r\n", False),
+        (b"X: %s\r\n" % (b"y" * 600) * 14, False),  # together
+    ],
+)
+def test_headers_of_a_file_are_few_and_short(headers: bytes, fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the parser has no bounds."""
+    boundless = partial(upload.MultipartParser, max_header_count=1 << 30, max_header_size=1 << 30)
+    monkeypatch.setattr(upload, "MultipartParser", boundless)
+    data = body([("a.png", PICTURE)]).replace(b"Content-Disposition", headers + b"Content-Disposition", 1)
+    for step in (100, len(data)):
+        own = Form(TYPE, Limits(), Memory(1 << 20, 100))
+        with nullcontext() if fine else pytest.raises(Refused, match="headers"):
+            for start in range(0, len(data), step):
+                own.feed(data[start : start + step])
+            assert len(own.finish()) == 1
+        own.close()
 
 
 @given(st.binary(max_size=300))

@@ -56,6 +56,8 @@ def serve(
     token = token if token is not None else os.environ.get(TOKEN)
     if token is not None and (not token.strip() or token != token.strip()):
         raise CoritError("the token is empty, or has blanks around it")
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise CoritError("the token may hold letters, digits and signs of ASCII alone")
     try:
         from corit_cli.serve.app import Service
         from corit_cli.serve.server import affordable, listen, run

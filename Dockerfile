@@ -10,6 +10,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY corit_cli corit_cli
 COPY weights weights
+COPY docs/model-card.md docs/model-card.md
 RUN python -m venv /opt/corit \
     && if [ -n "$EXTRA_INDEX" ]; then /opt/corit/bin/pip install --no-cache-dir --index-url "$EXTRA_INDEX" torch torchvision; fi \
     && /opt/corit/bin/pip install --no-cache-dir ".[serve,c2pa]" \

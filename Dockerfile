@@ -4,18 +4,20 @@
 #
 # EXTRA_INDEX may name an index with PyTorch's builds for CPUs (the one that pytorch.org names for them). Left out, pip
 # takes the usual build, which brings CUDA along: the image works alike, and is several times as large.
+# Compiling goes on past files that are for other versions of Python, which PyTorch has, and fails in the end.
 FROM python:3.12-slim AS build
 ARG EXTRA_INDEX=""
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY corit_cli corit_cli
 COPY weights weights
+COPY docs/model-card.md docs/model-card.md
 RUN python -m venv /opt/corit \
     && if [ -n "$EXTRA_INDEX" ]; then /opt/corit/bin/pip install --no-cache-dir --index-url "$EXTRA_INDEX" torch torchvision; fi \
     && /opt/corit/bin/pip install --no-cache-dir ".[serve,c2pa]" \
     && /opt/corit/bin/pip uninstall -y opencv-python \
     && /opt/corit/bin/pip install --no-cache-dir opencv-python-headless \
-    && /opt/corit/bin/python -m compileall -q /opt/corit/lib
+    && { /opt/corit/bin/python -m compileall -qq /opt/corit/lib || true; }
 
 FROM python:3.12-slim
 COPY --from=build /opt/corit /opt/corit

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_the_model_card_is_found_and_goes_into_the_package() -> None:
     assert model_card().read_text().startswith("# ")
     built = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert '"docs/model-card.md" = "corit_cli/model-card.md"' in built
+
+
+def test_all_that_the_package_is_built_from_goes_into_the_container() -> None:
+    root = Path(__file__).parents[1]
+    project = root.joinpath("pyproject.toml").read_text()
+    table = project.partition("[tool.hatch.build.targets.wheel.force-include]\n")[2].partition("\n\n")[0]
+    needed = {"pyproject.toml", "corit_cli", *re.findall(r'^"(.*?)" =', table, re.MULTILINE)}
+    copies = re.findall(r"^COPY (?!--)(.*) \S+$", root.joinpath("Dockerfile").read_text(), re.MULTILINE)
+    copied = {name for line in copies for name in line.split()}
+    sent = {line[1:] for line in root.joinpath(".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert len(needed) > 2 and needed <= copied <= sent
 
 
 def test_a_digest_is_of_what_is_in_a_file(tmp_path: Path) -> None:

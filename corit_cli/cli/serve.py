@@ -56,9 +56,11 @@ def serve(
     token = token if token is not None else os.environ.get(TOKEN)
     if token is not None and (not token.strip() or token != token.strip()):
         raise CoritError("the token is empty, or has blanks around it")
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise CoritError("the token may hold letters, digits and signs of ASCII alone")
     try:
         from corit_cli.serve.app import Service
-        from corit_cli.serve.server import listen, run
+        from corit_cli.serve.server import affordable, listen, run
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "corit_cli":
             raise
@@ -68,7 +70,8 @@ def serve(
 
     sizes = (round(size * MIB) for size in (max_file, max_request, memory))
     file, request, held = sizes
-    limits = Limits(file, request, max_files, queue, held, arrival, timeout)
+    uploads = max(Limits.uploads, queue + max_files)
+    limits = affordable(Limits(file, request, max_files, queue, held, arrival, timeout, uploads))
     listener = listen(host, port)
     with working("loading the detector"):
         detector = Detector.load(checkpoint, device, precision)

@@ -7,7 +7,7 @@ looked at before frames are spread over it, and where a frame lies in time is re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -23,12 +23,22 @@ from corit_cli.errors import CoritError
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".flv", ".wmv", ".3gp", ".ogv")
 )
+MAX_PIXELS = 100_000_000  # of a frame; the largest cameras give 80 million, and decoding takes 20 bytes for each
 FAR = 3.0  # seconds; a jump costs what decoding one (key frames every half second) to five (every ten) does
 #: Where a pixel is shown wider or higher than by this, frames are stretched to the shape that viewers see.
 _SQUARE = 1.03
 #: Codecs that OpenCV may lack, by the name in the container.
 _CODECS = {"AV01": "AV1", "av01": "AV1", "hev1": "HEVC", "hvc1": "HEVC", "vvc1": "VVC", "VP90": "VP9", "ap4h": "ProRes"}
 _TOLERANCE = 1.0  # seconds by which a header may be wrong about the end
+
+
+#: Asked before each frame that is decoded; where it says true, nobody wants the video any more.
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """A :data:`Stop` for what is wanted to its end."""
+    return False
 
 
 def is_video(path: str) -> bool:
@@ -65,13 +75,13 @@ class Frame:
     image: Image.Image
 
 
-def inspect(path: str | Path) -> VideoInfo:
+def inspect(path: str | Path, stop: Stop = never) -> VideoInfo:
     """Read a video's header and look at its last second.
 
     If the video ends more than a second before or after the end that the header promises, or the header promises none,
-    all frames are decoded to find out. Raises VideoError when not one frame can be read.
+    all frames are decoded to find out. Raises VideoError when not one frame can be read, and on ``stop``.
     """
-    with _Reader(path) as reader:
+    with _Reader(path, stop) as reader:
         promised = reader.promised
         if promised is not None and promised > 2 * _TOLERANCE:
             reader.jump(promised - _TOLERANCE)
@@ -89,7 +99,7 @@ def inspect(path: str | Path) -> VideoInfo:
 
 
 def sample_frames(
-    path: str | Path, frames: int = 32, rate: float | None = None, info: VideoInfo | None = None
+    path: str | Path, frames: int = 32, rate: float | None = None, info: VideoInfo | None = None, stop: Stop = never
 ) -> Iterator[Frame]:
     """Frames spread evenly over a video, in order, each read when it is asked for.
 
@@ -102,18 +112,18 @@ def sample_frames(
         raise CoritError("the number of frames must be at least 1")
     if rate is not None and not 0 < rate < math.inf:
         raise CoritError("the number of frames a second must be above 0")
-    info = info or inspect(path)
+    info = info or inspect(path, stop)
     if rate is None:
         moments: Iterable[float] = ((i + 0.5) * info.duration / frames for i in range(frames))
     else:
         moments = takewhile(lambda moment: moment < info.duration, (i / rate for i in count()))
     # A time stamp may be rounded, so a frame counts as shown a quarter of a frame before its time.
-    return _frames_at(path, (moment - 0.75 / info.fps for moment in moments))
+    return _frames_at(path, (moment - 0.75 / info.fps for moment in moments), stop)
 
 
-def _frames_at(path: str | Path, moments: Iterable[float]) -> Iterator[Frame]:
+def _frames_at(path: str | Path, moments: Iterable[float], stop: Stop) -> Iterator[Frame]:
     """The first frame after each of the rising ``moments``, none twice."""
-    with _Reader(path) as reader:
+    with _Reader(path, stop) as reader:
         for moment in moments:
             if moment <= reader.seconds:
                 continue
@@ -127,8 +137,8 @@ def _frames_at(path: str | Path, moments: Iterable[float]) -> Iterator[Frame]:
 class _Reader:
     """A video opened for reading forward. ``number`` and ``seconds`` are those of the frame decoded last."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._cv2 = load_opencv()
+    def __init__(self, path: str | Path, stop: Stop) -> None:
+        self._cv2, self._stop = load_opencv(), stop
         _check(path)
         self._path = str(Path(path).absolute())  # a relative one with a colon would be taken for a URL
         self._may_jump = True
@@ -140,6 +150,10 @@ class _Reader:
         frames = self._get("FRAME_COUNT")
         self.promised = frames / self.fps if 0 < frames < math.inf else None  # seconds
         self.size = self._shown()
+        pixels = max(self.size[0] * self.size[1], int(self._get("FRAME_WIDTH")) * int(self._get("FRAME_HEIGHT")))
+        if pixels > MAX_PIXELS:
+            self._capture.release()
+            raise VideoError(f"frames of {pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}")
 
     def __enter__(self) -> _Reader:
         return self
@@ -210,6 +224,8 @@ class _Reader:
         return image if image.size == self.size else image.resize(self.size, Image.Resampling.BICUBIC)
 
     def _grab(self) -> bool:
+        if self._stop():
+            raise VideoError("given up")
         if not self._capture.grab():
             return False
         self.number += 1

@@ -16,8 +16,8 @@ from torch import Tensor
 from corit_cli.data.faces import finder
 from corit_cli.data.images import Source
 from corit_cli.data.urls import is_url, local_copy
+from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video
-from corit_cli.data.video import sample_frames
 from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.eye import NOTHING, Eye, Seen, provenance_of
@@ -36,6 +36,8 @@ from corit_cli.model.scope import tuned_backbone
 DEFAULT_DETECTOR = "detector"
 #: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
 FACES = ("off", "auto", "only")
+#: Pixels of a video's frames that are held at once, while their windows are cut; a single frame may have more.
+MOST_AHEAD = 64_000_000
 
 
 class Detector:
@@ -119,6 +121,7 @@ class Detector:
         provenance: bool = True,
         frames: int = 32,
         rate: float | None = None,
+        stop: Stop = never,
     ) -> Iterator[Prediction]:
         """Predictions for images and videos in order, as they are ready; one that cannot be read gives its error.
 
@@ -130,8 +133,8 @@ class Detector:
         ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
         then the highest), ``off`` looks for none; by default ``auto`` where the detector has a reading of faces and
         OpenCV can be loaded, else ``off``. ``stability`` scores mildly degraded copies of images too. ``provenance``
-        adds what a file says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second. ``workers``
-        threads decode.
+        adds what a file says of itself. Of a video ``frames`` frames are scored, or ``rate`` a second; it is
+        left, with an error, where ``stop`` says so. ``workers`` threads decode.
 
         Raises CoritError for options that contradict each other, and for what is no source.
         """
@@ -139,7 +142,7 @@ class Detector:
             faces = self.faces_by_default()
         asked = Asked(faces, stability, provenance, frames, rate, workers)
         asked.check()
-        return self._predict(named(sources), asked)
+        return self._predict(named(sources), asked, stop)
 
     def faces_by_default(self) -> str:
         """What is done about faces where nobody says."""
@@ -148,11 +151,11 @@ class Detector:
         except CoritError:  # a picture can be judged without
             return "off"
 
-    def _predict(self, sources: Iterable[Named], asked: Asked) -> Iterator[Prediction]:
+    def _predict(self, sources: Iterable[Named], asked: Asked, stop: Stop) -> Iterator[Prediction]:
         for video, group in groupby(sources, lambda source: source.is_video):
             if video:
                 for source in group:
-                    yield self._told(self._video(source.name, asked), source.source, asked)
+                    yield self._told(self._video(source.name, asked, stop), source.source, asked)
             else:
                 yield from self._images(group, asked)
 
@@ -217,19 +220,21 @@ class Detector:
         found = self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
         return replace(found, provenance=seen.provenance)
 
-    def _video(self, path: str, asked: Asked) -> Prediction:
+    def _video(self, path: str, asked: Asked, stop: Stop = never) -> Prediction:
         start, eye = time.perf_counter(), self.eye(asked)
         shown: list[Shown] = []
         try:
             with local_copy(path) as file:
-                info = inspect_video(file)
-                sampled = sample_frames(file, asked.frames, asked.rate, info)
-                for item in stream(self.extractor, sampled, eye.glance, asked.workers):
+                info = inspect_video(file, stop)
+                # Each in a list, out of which it is taken: no pixels are held once the windows are cut.
+                sampled = ([frame] for frame in sample_frames(file, asked.frames, asked.rate, info, stop))
+                window = max(1, min(2 * self.extractor.batch, MOST_AHEAD // max(1, info.width * info.height)))
+                for item in stream(self.extractor, sampled, lambda one: eye.glance(one.pop()), asked.workers, window):
                     if item.error is not None:
                         raise CoritError(item.error)
                     if item.about is not None:
                         logits = self.head.fuse(self._each(item.readings)).tolist()
-                        shown.append(Shown(replace(item.item, image=None), item.about, logits))
+                        shown.append(Shown(*item.about, logits))
         except CoritError as error:
             return Prediction(path, None, None, time.perf_counter() - start, str(error))
         reel = Reel("video", info.frames, info.duration, info.fps, info.warning)

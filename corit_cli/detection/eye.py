@@ -107,9 +107,13 @@ class Eye:
         pictures = [picture for *_, own in found for picture in own]
         return pictures, Seen(notes=notes, pages=pages, each=[(frame, faces) for frame, faces, _ in found])
 
-    def glance(self, frame: Frame) -> tuple[list[Picture], list[Face] | None]:
-        """As :meth:`pictures`, of a frame of a video; nothing, and None, where it shows nothing."""
-        return ([], None) if is_flat(frame.image) else self.pictures(frame.image)
+    def glance(self, frame: Frame) -> tuple[list[Picture], tuple[Frame, list[Face]] | None]:
+        """The pictures of a frame of a video, and, with its faces, the frame without its pixels; nothing, and None,
+        where it shows nothing."""
+        if is_flat(frame.image):
+            return [], None
+        pictures, faces = self.pictures(frame.image)
+        return pictures, (replace(frame, image=None), faces)
 
     def pictures(self, image: Image.Image) -> tuple[list[Picture], list[Face]]:
         """The windows of the whole picture, unless faces only, and of every face; and the faces."""

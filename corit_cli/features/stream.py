@@ -52,17 +52,22 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: 
 
 
 def stream(
-    extractor: Extractor, items: Iterable[T], load: Callable[[T], tuple[list[Picture], Any]], workers: int | None = None
+    extractor: Extractor,
+    items: Iterable[T],
+    load: Callable[[T], tuple[list[Picture], Any]],
+    workers: int | None = None,
+    window: int | None = None,
 ) -> Iterator[Extracted[T]]:
     """Readings of ``items`` in order. Threads load ahead while the model works on full batches of windows.
 
     ``load`` gives an item's pictures, each as its windows (S, S, 3) uint8, and anything worth keeping about it. An
-    item that it raises CoritError for comes out with its ``error``; nothing stops the run.
+    item that it raises CoritError for comes out with its ``error``; nothing stops the run. At most ``window`` items are
+    loaded, or being loaded, ahead of the model's; by default two batches.
     """
 
     workers = workers or min(4, os.cpu_count() or 1)
     waiting: list[Extracted[T]] = []
-    for item in ahead(partial(loaded, load), items, workers, window=2 * extractor.batch):
+    for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
         waiting.append(item)
         if sum(_cut(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
             yield from forward(extractor, waiting)

@@ -78,9 +78,9 @@ class Service:
         workers: int | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.memory = Memory(self.limits.held)
-        self.scorer = Scorer(detector, self.limits.waiting, workers, lambda *run: self.metrics.run(*run))
+        self.memory = Memory(self.limits.held, self.limits.uploads)
         self.metrics = Metrics(lambda: self.scorer.waiting, lambda: self.memory.taken)
+        self.scorer = Scorer(detector, self.limits.waiting, workers, self.metrics.run)
         self._faces = detector.faces_by_default()
         self._arriving: set[asyncio.Future[list[Upload]]] = set()
         self._guarded = token is not None

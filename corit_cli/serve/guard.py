@@ -46,7 +46,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str | None, hosts: Iterable[str], metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
-        self._token = None if token is None else _digest(token.encode())
+        self._token = None if token is None else _digest(token.encode("utf-8", "surrogateescape"))
         self._hosts = frozenset(host.lower().rstrip(".") for host in ("localhost", *hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,13 @@ class Guard:
         except Refused as refused:
             await refusal(refused)(scope, receive, answer)
         else:
-            await self.app(scope, receive, answer)
+            try:
+                await self.app(scope, receive, answer)
+            except Exception:
+                log.exception("a request failed")
+                if status:  # part of an answer is sent: hang up
+                    raise
+                await refusal(Refused(500, "the request failed"))(scope, receive, answer)
         finally:
             seconds = time.monotonic() - begun
             path = scope["path"] if scope["path"] in KNOWN else "other"
@@ -87,7 +93,7 @@ class Guard:
         path = scope["path"]
         if self._token is None or path in OPEN or path.startswith(ASSETS):
             return
-        given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
+        given = headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
         scheme, _, token = given.partition(b" ")
         right = hmac.compare_digest(_digest(token.strip()), self._token)
         if not (right and scheme.lower() == b"bearer"):

@@ -12,7 +12,8 @@ SHUTTING_DOWN = "the service is shutting down"
 @dataclass(frozen=True)
 class Limits:
     """Bytes of a file and of a request, files of a request, files that may wait, bytes of all uploads held at once,
-    seconds in which a request must have arrived, and in which it is answered."""
+    seconds in which a request must have arrived, and in which it is answered; uploads, and connections, there may be at
+    once, each of which takes a descriptor."""
 
     file: int = 64 * MIB
     request: int = 128 * MIB
@@ -21,6 +22,8 @@ class Limits:
     held: int = 1024 * MIB
     arrival: float = 60.0
     answer: float = 120.0
+    uploads: int = 2048
+    connections: int = 1024
 
 
 class Refused(Exception):
@@ -33,19 +36,22 @@ class Refused(Exception):
 
 
 class Memory:
-    """Bytes that all uploads together may take. May be used from several threads."""
+    """Bytes that all uploads together may take, and how many there may be. May be used from several threads."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.taken = limit, 0
+    def __init__(self, limit: int, uploads: int) -> None:
+        self.limit, self.uploads = limit, uploads
+        self.taken = self.open = 0
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, uploads: int = 0) -> None:
         """Raises Refused where there is no more room."""
         with self._lock:
-            if self.taken + count > self.limit:
+            if self.taken + count > self.limit or self.open + uploads > self.uploads:
                 raise Refused(503, "too many uploads at once: try again soon", retry_after=5)
             self.taken += count
+            self.open += uploads
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, count: int, uploads: int = 0) -> None:
         with self._lock:
             self.taken -= count
+            self.open -= uploads

@@ -158,7 +158,11 @@ class Scorer:
         detector = self.detectors[wanted.strict]
         how = {name: value for name, value in asdict(wanted).items() if name != "strict"}
         flight: deque[tuple[Job, Upload]] = deque()  # in the order in which predictions come
-        for prediction in detector.predict(self._sources(wanted, flight), self.workers, **how):
+
+        def stop() -> bool:  # a video is looked at when all before it have been told of: it is the first in flight
+            return self._stopping or flight[0][0].given_up
+
+        for prediction in detector.predict(self._sources(wanted, flight), self.workers, stop=stop, **how):
             job, upload = flight.popleft()
             files += 1
             try:

@@ -10,7 +10,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -18,12 +19,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from corit_cli.errors import CoritError
 from corit_cli.serve.app import Service
+from corit_cli.serve.limits import Limits
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 #: Seconds in which a request's head must have come, and in which some of an answer must have been taken.
 HEAD, STALLED = 10.0, 30.0
 #: Seconds that requests under way have to end when the service is told to.
 GRACE = 4.0
-MOST_CONNECTIONS = 1024
+#: Descriptors that uploads and connections leave alone: for what decoders open, and libraries.
+SPARE = 256
 
 
 class Impatient(H11Protocol):
@@ -36,6 +44,9 @@ class Impatient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > 2 * self.limit_concurrency:  # too many even to be told so
+            transport.abort()
+            return
         self._waits = self.loop.call_later(HEAD, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -75,7 +86,7 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
+            limit_concurrency=service.limits.connections,
             timeout_graceful_shutdown=int(GRACE) + 1,
         )
         super().__init__(config)
@@ -103,6 +114,24 @@ class Server(uvicorn.Server):
         if not self.should_exit:  # what is not done in a while is answered, too: that there will be no result
             self._loop.call_soon_threadsafe(self._loop.call_later, GRACE - 1, self._service.abandon)
         super().handle_exit(sign, frame)
+
+
+def affordable(limits: Limits) -> Limits:
+    """Raises the number of files that this process may open as far as that goes, and the limits lowered to it."""
+    if resource is None:
+        return limits
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.uploads + 2 * limits.connections + SPARE
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS has a limit of its own, which it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    left = wanted if soft == resource.RLIM_INFINITY else soft
+    # A connection over the limit is open, too, until it has been told so.
+    share = min(1.0, max(0, left - SPARE) / (wanted - SPARE))
+    uploads, connections = max(1, int(share * limits.uploads)), max(1, int(share * limits.connections))
+    return replace(limits, uploads=uploads, connections=connections)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -18,16 +18,24 @@ from corit_cli.serve.limits import MIB, Limits, Memory, Refused
 
 LONGEST_NAME = 255  # characters of a file's name that are kept
 _LONGEST_SUFFIX = 8
+_LONGEST_HEADERS, _MOST_HEADERS = 8192, 16  # of one file, in bytes and in number
 
 
 class Upload:
-    """A file of a request: its name, as the client gave it but without folders, and its bytes in memory."""
+    """A file of a request: its name, as the client gave it but without folders, and its bytes in memory. Raises Refused
+    where there are too many already."""
 
     def __init__(self, name: str, memory: Memory) -> None:
         self.name = name
         suffix = PurePosixPath(name).suffix.lower()
-        self.file = Held(suffix if suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= _LONGEST_SUFFIX else "")
-        self._memory, self._taken = memory, 0
+        memory.take(0, uploads=1)
+        try:
+            known = suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= _LONGEST_SUFFIX
+            self.file = Held(suffix if known else "")
+        except OSError:
+            memory.give_back(0, uploads=1)
+            raise Refused(503, "too many files are open: try again soon", retry_after=5) from None
+        self._memory, self._taken, self._open = memory, 0, 1
 
     def write(self, data: bytes) -> None:
         """Append. Raises Refused where there is no room for it."""
@@ -41,8 +49,8 @@ class Upload:
     def close(self) -> None:
         """Forget it."""
         self.file.close()
-        self._memory.give_back(self._taken)
-        self._taken = 0
+        self._memory.give_back(self._taken, self._open)
+        self._taken = self._open = 0
 
 
 async def receive(request: Request, limits: Limits, memory: Memory) -> list[Upload]:
@@ -111,18 +119,27 @@ class Form:
         for upload in self.uploads:
             upload.close()
 
-    # --- called by the parser, which bounds the size and the number of headers ---
+    # --- called by the parser, whose older versions bound neither the size nor the number of headers ---
 
     def _on_part_begin(self) -> None:
         self._field = self._value = self._disposition = b""
+        self._headers = self._headed = 0
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._field += data[start:end]
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._value += data[start:end]
 
+    def _count(self, length: int) -> None:
+        self._headed += length
+        if self._headed > _LONGEST_HEADERS or self._headers >= _MOST_HEADERS:
+            raise Refused(400, "the form is malformed: too many headers, or too long ones")
+
     def _on_header_end(self) -> None:
+        self._headers += 1
         if self._field.lower() == b"content-disposition":
             self._disposition = self._value
         self._field = self._value = b""

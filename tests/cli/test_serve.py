@@ -130,6 +130,8 @@ def test_when_told_to_end_it_answers_what_it_has_and_ends(start: Start) -> None:
 
 def test_mistakes_are_one_line(corit, detector: Path, tmp_path: Path) -> None:
     one_line_error(corit("serve", "--token", ""), "the token is empty")
+    for token in ("pass\N{SNOWMAN}", "x\udcff", "a\tb"):
+        one_line_error(corit("serve", "--token", token), "the token may hold")
     one_line_error(corit("serve", "--port", "0", "-c", tmp_path), "not a corit checkpoint")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         one_line_error(corit("serve", "--port", taken.getsockname()[1]), "cannot listen on 127.0.0.1")

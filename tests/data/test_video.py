@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import weakref
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -195,6 +196,25 @@ def test_stopping_early_closes_the_file(hundred: Path) -> None:
     assert opened() == 1
     frames.close()
     assert opened() == 0
+
+
+def test_reading_stops_when_it_is_told_to(long: Path) -> None:
+    asked = count()
+    with pytest.raises(VideoError, match="given up"):
+        inspect(long, lambda: next(asked) == 5)
+    assert next(asked) == 6  # no frame was decoded after that
+    frames = sample_frames(long, rate=25, info=inspect(long), stop=lambda: next(asked) == 20)
+    with pytest.raises(VideoError, match="given up"):
+        list(frames)
+
+
+def test_frames_of_too_many_pixels(hundred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_PIXELS", WIDTH * HEIGHT)
+    assert inspect(hundred).frames == 100
+    monkeypatch.setattr(video, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    for read in (inspect, sample_frames):
+        with pytest.raises(VideoError, match=r"frames of \d+ megapixels, more than the limit"):
+            read(hundred)
 
 
 # --- broken videos --------------------------------------------------------------------------------

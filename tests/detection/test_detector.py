@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from corit_cli.features.extractor import Extractor, pool
 from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
-from tests.conftest import OneFace, photograph, random_head, random_tower
+from tests.conftest import OneFace, photograph, random_head, random_tower, save_tiny_detector
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(2, 3))
 
@@ -273,6 +275,30 @@ def test_faces_of_a_video_are_followed(detector: Detector, film: Path) -> None:
     assert only.probability == max(only.video.tracks.values())
     assert all(moment.probability is None for moment in only.video.moments)
     assert only.video.tracks == pytest.approx(found.video.tracks, abs=1e-5)
+
+
+def test_few_large_frames_of_a_video_are_held_at_once(tmp_path: Path) -> None:
+    """In a process of its own, whose peak is this video's."""
+    side, count = 3600, 16
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (side, side))
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[:600] = 255
+    for _ in range(count):
+        writer.write(pixels)
+    writer.release()
+    script = """if True:
+        import resource, sys
+        from corit_cli.detection.detector import Detector
+        detector = Detector.load(sys.argv[1], "cpu")
+        for frames in (1, 16):  # the peak of one frame, and that of all
+            (found,) = detector.predict([sys.argv[2]], faces="off", frames=frames)
+            print(len(found.video.moments), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+    """
+    command = [sys.executable, "-c", script, str(save_tiny_detector(tmp_path)), str(tmp_path / "a.avi")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ((one, before), (many, after)) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert (one, many) == (1, count), done.stderr
+    assert after - before < 6 * 3 * side * side / 2**20  # MiB: four are cut at once, one is decoded
 
 
 def test_a_video_that_is_none_is_a_row_with_an_error(detector: Detector, tmp_path: Path, file: Path) -> None:

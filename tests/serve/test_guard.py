@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corit_cli.detection.detector import Detector
-from corit_cli.serve.guard import hostname, named_here
+from corit_cli.serve.guard import HEADERS, hostname, named_here
+from corit_cli.serve.metrics import Metrics
 from tests.conftest import photograph
 from tests.hostile import encoded
 from tests.serve.conftest import Running, form, served
@@ -47,6 +48,33 @@ def test_a_wrong_token_learns_nothing(guarded: Running, authorization: str | Non
     said = {(a.status_code, a.text, tuple((k, v) for k, v in a.headers.items() if k != "date")) for a in answers}
     assert len(said) == 1 and answers[0].status_code == 401  # the same for what is there and what is not
     assert guarded.service.scorer.waiting == guarded.service.memory.taken == 0
+
+
+@pytest.mark.parametrize(
+    "token", ["pässe-\N{SNOWMAN}", "x\udcff"]
+)  # the last as the environment has bytes that are no UTF-8
+def test_a_token_is_compared_by_its_bytes(serve: Callable[..., Running], token: str) -> None:
+    running = serve(token=token)
+    for sent, status in ((token, 200), (token[:-1], 401)):
+        authorization = b"Bearer " + sent.encode("utf-8", "surrogateescape")
+        assert running.client.get("/metrics", headers={"authorization": authorization}).status_code == status
+
+
+def test_what_fails_is_answered_as_all_else_is(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = serve()
+
+    def fail(own: Metrics) -> bytes:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(Metrics, "text", fail)
+    answer = running.client.get("/metrics")
+    assert answer.status_code == 500 and answer.json() == {"error": "the request failed"}
+    assert HEADERS.items() <= dict(answer.headers).items()
+    assert "a secret" in caplog.text
+    monkeypatch.undo()
+    assert 'corit_requests_total{path="/metrics",status="500"} 1.0' in running.client.get("/metrics").text
 
 
 def test_what_is_open_without_a_token(guarded: Running) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +22,13 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
+from corit_cli.data import video
 from corit_cli.data.stored import Held, opened
-from corit_cli.serve import server
+from corit_cli.serve import server, upload
 from corit_cli.serve.limits import Limits, Memory, Refused
 from corit_cli.serve.upload import Form, base_name
 from tests.conftest import photograph
+from tests.data.test_video import write as make_video
 from tests.hostile import encoded
 from tests.serve.conftest import Gate, Running, form
 
@@ -45,7 +52,7 @@ def read(upload: object) -> bytes:
 
 @given(st.lists(st.tuples(names, st.binary(max_size=300)), min_size=1, max_size=4), st.integers(1, 70))
 def test_forms_are_read_as_starlette_reads_them(files: list[tuple[str, bytes]], step: int) -> None:
-    data, memory = body(files), Memory(1 << 20)
+    data, memory = body(files), Memory(1 << 20, 100)
     chunks = [data[i : i + step] for i in range(0, len(data), step)]
 
     async def stream():
@@ -68,7 +75,7 @@ def test_forms_are_read_as_starlette_reads_them(files: list[tuple[str, bytes]], 
 
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_no_body_breaks_the_reader(data: bytes, step: int) -> None:
-    memory = Memory(1 << 20)
+    memory = Memory(1 << 20, 100)
     own = Form(TYPE, Limits(), memory)
     try:
         for start in range(0, len(data), step):
@@ -78,6 +85,31 @@ def test_no_body_breaks_the_reader(data: bytes, step: int) -> None:
         assert refused.status in (400, 413)
     own.close()
     assert memory.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "fine"),
+    [
+        (b"X: y\r\n" * 15, True),
+        (b"X: y\r\n" * 16, False),
+        (b"X: " + b"y" * 8000 + b"\r\n", True),
+        (b"X: " + b"y" * 8192 + b"\r\n", False),
+        (b"x" * 8193 + b": y\r\n", False),
+        (b"X: %s\r\n" % (b"y" * 600) * 14, False),  # together
+    ],
+)
+def test_headers_of_a_file_are_few_and_short(headers: bytes, fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the parser has no bounds."""
+    boundless = partial(upload.MultipartParser, max_header_count=1 << 30, max_header_size=1 << 30)
+    monkeypatch.setattr(upload, "MultipartParser", boundless)
+    data = body([("a.png", PICTURE)]).replace(b"Content-Disposition", headers + b"Content-Disposition", 1)
+    for step in (100, len(data)):
+        own = Form(TYPE, Limits(), Memory(1 << 20, 100))
+        with nullcontext() if fine else pytest.raises(Refused, match="headers"):
+            for start in range(0, len(data), step):
+                own.feed(data[start : start + step])
+            assert len(own.finish()) == 1
+        own.close()
 
 
 @given(st.binary(max_size=300))
@@ -179,12 +211,85 @@ def test_all_uploads_together_have_a_limit(serve: Callable[..., Running], gate: 
     assert running.detect(("b.png", PICTURE)).status_code == 200
 
 
+def test_uploads_held_at_once_have_a_limit(serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serve(Limits(uploads=2))
+    for files, status in ((3, 503), (2, 200), (3, 503), (2, 200)):
+        answer = running.detect(*[("a.png", PICTURE)] * files)
+        assert answer.status_code == status
+        assert ("retry-after" in answer.headers) == (status == 503)
+        assert running.service.memory.taken == running.service.memory.open == 0
+
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("os.memfd_create", none_left)
+    answer = running.detect(("a.png", PICTURE))
+    assert answer.status_code == 503 and "too many files are open" in answer.json()["error"]
+    assert running.service.memory.taken == running.service.memory.open == 0
+
+
+@given(st.integers(64, 1 << 20), st.integers(64, 1 << 20), st.booleans())
+def test_limits_are_what_the_system_affords(one: int, other: int, may_be_raised: bool) -> None:
+    found = [min(one, other), max(one, other)]
+
+    def set_to(_: int, limits: tuple[int, int]) -> None:
+        if not may_be_raised:
+            raise ValueError
+        found[:] = limits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.resource, "getrlimit", lambda _: tuple(found))
+        patch.setattr(server.resource, "setrlimit", set_to)
+        limits = server.affordable(Limits())
+    taken = limits.uploads + 2 * limits.connections + server.SPARE
+    assert taken <= max(found[0], server.SPARE + 3)
+    if found[0] >= Limits.uploads + 2 * Limits.connections + server.SPARE:
+        assert limits == Limits()
+
+
+def test_a_flood_of_connections_is_hung_up_on(serve: Callable[..., Running]) -> None:
+    running = serve(Limits(connections=3))
+    with ExitStack() as stack:
+        flood = [stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(5)]
+        assert running.client.get("/health").status_code == 503
+        flood += [stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 5)) for _ in range(5)]
+        for client in flood[6:]:
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    until(lambda: running.client.get("/health").status_code == 200)
+
+
 def test_an_answer_that_takes_too_long(serve: Callable[..., Running], gate: Gate) -> None:
     running = serve(Limits(answer=0.2))
     answer = running.detect(("a.png", PICTURE))
     assert answer.status_code == 504 and "0.2 seconds" in answer.json()["error"]
     gate.open.set()
     until(lambda: running.service.scorer.waiting == running.service.memory.taken == 0)
+
+
+@pytest.mark.parametrize("why", ["its time", "the service ends"])
+def test_a_video_that_nobody_waits_for_is_left(
+    serve: Callable[..., Running], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one whose header lies about its end all frames would be decoded, a second for every twenty."""
+    film = bytearray(make_video(tmp_path / "a.avi", 400).read_bytes())
+    struct.pack_into("<I", film, film.index(b"strh") + 40, 20)
+    grab, begun = video._Reader._grab, threading.Event()
+
+    def slowly(reader: video._Reader) -> bool:
+        begun.set()
+        time.sleep(0.05)
+        return grab(reader)
+
+    monkeypatch.setattr(video._Reader, "_grab", slowly)
+    running = serve(Limits(answer=0.3 if why == "its time" else 60))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(running.detect, ("a.avi", bytes(film)))
+        assert begun.wait(30)
+        if why == "the service ends":
+            running.service.scorer.abandon()
+        assert answer.result().status_code == (504 if why == "its time" else 503)
+    until(lambda: running.service.scorer.waiting == running.service.memory.taken == 0, seconds=5)
 
 
 def head(length: int) -> bytes:

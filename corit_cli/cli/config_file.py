@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 import typer
 
+from corit_cli.cli.outputs import check_place
 from corit_cli.config import Settings, options_of
 from corit_cli.errors import CoritError
-from corit_cli.files import is_special, write_atomically
+from corit_cli.files import is_special, unwritable, write_atomically
 from corit_cli.model.hub import PREFIX
 from corit_cli.version import __version__
 
@@ -32,6 +33,8 @@ else:
 
 #: The configuration of a run, beside its checkpoint or in the folder of its sweep.
 NAME = "run.toml"
+#: How a complete configuration begins; nothing else is ever written over by one.
+HEAD = "# corit "
 #: What no complete configuration holds: secrets, and what a repetition must be asked for anew.
 UNKEPT = frozenset(("config", "dry-run", "overwrite", "push-to-hub", "private", "token"))
 
@@ -146,19 +149,29 @@ def _without_credentials(text: str) -> str:
     return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def save(path: Path, command: str, configuration: Mapping[str, Any]) -> None:
-    """Write a complete configuration. Raises CoritError when it cannot be written."""
+def save(path: Path, command: str, configuration: Mapping[str, Any], checkpoint: str | None = None) -> None:
+    """Write a complete configuration; a ``checkpoint`` from the Hub is named with the commit that was used. Raises
+    CoritError when it cannot be written."""
     import tomli_w
 
-    head = f"# corit {__version__}: corit {command} --config {path.name}\n"
+    configuration = configuration if checkpoint is None else {**configuration, "checkpoint": checkpoint}
+    head = f"{HEAD}{__version__}: corit {command} --config {path.name}\n"
     write_atomically(path, lambda temporary: temporary.write_text(head + tomli_w.dumps(configuration), "utf-8"))
 
 
-def save_beside(
-    report: Path | None, command: str, configuration: Mapping[str, Any], checkpoint: str | None = None
-) -> None:
-    """As :func:`save`, under a report's name with the suffix ``.toml``; not where that is no regular file. A
-    ``checkpoint`` from the Hub is named with the commit that was used."""
-    configuration = configuration if checkpoint is None else {**configuration, "checkpoint": checkpoint}
-    if report is not None and not is_special(report):
-        save(report.with_suffix(".toml"), command, configuration)
+def own(path: Path) -> Path:
+    """``path``, where a complete configuration may be written. Raises CoritError where it cannot, or something is that
+    no run wrote."""
+    check_place(path)
+    try:
+        if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
+            raise CoritError(f"cannot write {path}: what is there is no configuration that a run of corit left")
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return path
+
+
+def beside(report: Path | None) -> Path | None:
+    """Where the configuration of a report is written, if any is: under its name with :data:`NAME` behind. Raises
+    CoritError as :func:`own` does."""
+    return None if report is None or is_special(report) else own(report.with_name(f"{report.name}.{NAME}"))

@@ -20,6 +20,7 @@ from corit_cli.errors import CoritError
 from corit_cli.gsnr.study import StudySettings
 from corit_cli.model.settings import DETECTOR, METHOD, CoRITSettings
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
+from tests.conftest import photograph
 
 COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep", "push", "serve")
 GROUPS = (
@@ -128,6 +129,35 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert tomllib.loads((tmp_path / "run.toml").read_text()) == configuration
     with pytest.raises(CoritError, match="cannot write"):
         save(tmp_path / "none" / "run.toml", "train", configuration)
+
+
+def test_the_configuration_beside_a_report_destroys_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photograph(0).save("photo.png")
+    report, beside = ["detect", "photo.png", "--html", "r.html"], Path("r.html.run.toml")
+
+    def error(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*report, *arguments])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+        return result.stderr
+
+    assert "are the same file" in error("--csv", str(beside))
+    beside.write_text("frames = 3\n")
+    assert "no configuration that a run of corit left" in error()
+    assert "no configuration that a run of corit left" in error("--config", str(beside))
+    assert beside.read_text() == "frames = 3\n" and not Path("r.html").exists()
+    beside.unlink()
+    beside.mkdir()
+    assert "is a folder" in error()
+    beside.rmdir()
+    Path("mine.html").write_text("frames = 3\n")
+    mine = CliRunner().invoke(app, ["detect", "photo.png", "--config", "mine.html", "--html", "mine.html"])
+    assert mine.exit_code == 2 and "would write over mine.html" in mine.stderr
+    Path("r.toml").write_text("[project]\n")
+    for arguments in (report, [*report, "--frames", "5"], ["detect", "--config", str(beside)]):  # renewed
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+        assert tomllib.loads(beside.read_text())["html"] == str(tmp_path / "r.html")
+    assert tomllib.loads(beside.read_text())["frames"] == 5 and Path("r.toml").read_text() == "[project]\n"
 
 
 def test_the_complete_configuration_gives_the_same_bytes(corit, folder: Path, dataset: Path, tmp_path: Path) -> None:

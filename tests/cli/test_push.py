@@ -85,7 +85,7 @@ def test_a_detector_goes_to_the_hub_and_comes_back(
     assert (cells["detector"], cells["detector_sha256"]) == (found["detector"], found["detector_sha256"])
     report = (tmp_path / "report.html").read_text()
     assert found["detector"] in report and found["detector_sha256"] in report
-    assert f'checkpoint = "{found["detector"]}"' in (tmp_path / "report.toml").read_text()
+    assert f'checkpoint = "{found["detector"]}"' in (tmp_path / "report.html.run.toml").read_text()
 
     pinned = online("detect", photo, "-c", f"hf-hub:user/tiny@{newest}", "--jsonl", cache="other")
     assert pinned.stdout == offline.stdout and not server.requests  # a commit cannot change: nobody is asked

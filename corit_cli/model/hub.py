@@ -23,6 +23,8 @@ PREFIX = "hf-hub:"
 PATIENCE = 5  # seconds that a connection may take
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+#: A branch, tag or commit. The client makes a path in its cache of it, which must stay there.
+_REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./-]*")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ def fetch(name: str, files: Sequence[str]) -> Snapshot:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    check_name(repository)
+    if revision and not _REVISION.fullmatch(revision):
+        raise CoritError(f"a revision on the Hub is a branch, a tag or a commit, not {revision!r}")
     wanted: dict = {"revision": revision or None, "allow_patterns": list(files)}
     folder = None
     try:

@@ -19,6 +19,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub with some repositories, in place of the real one, and an empty cache."""
     with hub() as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        place = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -39,15 +41,29 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         ("user/gated", "grants access one by one"),
         ("user/other", "is not a corit detector: it has no config.json"),
         ("user/other@v9", "user/other@v9: it has no such revision"),
-        ("a/b/c", "cannot load Hub repository a/b/c"),
-        ("", "cannot load Hub repository"),
-        ("../../etc@main", "cannot load Hub repository"),
+        ("a/b/c", "is called USER/NAME, not 'a/b/c'"),
+        ("", "is called USER/NAME"),
+        ("../../etc@main", "is called USER/NAME"),
     ],
 )
 def test_what_cannot_be_fetched(server: Hub, name: str, words: str) -> None:
     with pytest.raises(CoritError, match=words) as caught:
         Checkpoint.find(f"hf-hub:{name}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "revision", ["{outside}", "../../../../outside", "a//b", "a/../../../../../outside", ".", "-x"]
+)
+def test_no_revision_is_a_path_out_of_the_cache(
+    server: Hub, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where a server knows every revision."""
+    monkeypatch.setattr(Repository, "find", lambda self, revision: next(iter(self.commits), None))
+    with pytest.raises(CoritError, match="is a branch, a tag or a commit"):
+        fetch(f"hf-hub:user/other@{revision.format(outside=tmp_path / 'outside')}", ["README.md"])
+    assert not list(tmp_path.parent.rglob("outside")) and not server.requests
+    assert fetch("hf-hub:user/other@v2.0-rc_1", ["README.md"]).folder.is_relative_to(tmp_path / "cache")
 
 
 def test_a_hub_that_is_out_of_order_is_not_an_offline_one(server: Hub) -> None:
@@ -78,9 +94,6 @@ def test_what_cannot_be_pushed(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_token_sees_what_is_private(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
     found = fetch("user/hidden", ["config.json"])
     assert found.name == f"hf-hub:user/hidden@{'1' * 40}" and (found.folder / "config.json").read_text() == "{}"
 

@@ -12,7 +12,7 @@ from corit_cli.cli import options
 from corit_cli.cli.console import err, escape, out, warn, working
 from corit_cli.cli.options import opt
 
-Private = Annotated[bool, opt("--private", "Make a new repository private.")]
+Private = Annotated[bool, opt("--private", "Make a new repository private; push to no public one.")]
 
 
 def push(

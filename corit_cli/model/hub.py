@@ -82,13 +82,15 @@ def check_login() -> str:
 
 
 def upload(repository: str, files: Mapping[str, Path | bytes], message: str, private: bool = False) -> str:
-    """Make ``repository`` unless it is there, and put ``files`` into it by one commit, whose hash is returned; a
-    repository that is there stays as public as it is. Raises CoritError where that cannot be done."""
+    """Make ``repository`` unless it is there, and put ``files`` into it by one commit, whose hash is returned.
+    Raises CoritError where that cannot be done, and where it is to be ``private`` and is there for all to see."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     with _told(f"push to {repository}"), _without_bars():
         HfApi().create_repo(repository, private=private or None, exist_ok=True)
+        if private and not HfApi().repo_info(repository).private:
+            raise CoritError(f"{repository} is on the Hub already, and public: push to another, or without --private")
         return str(HfApi().create_commit(repository, operations, commit_message=message).oid)
 
 
@@ -98,6 +100,8 @@ def _told(what: str) -> Iterator[None]:
     try:
         with at_once():
             yield
+    except CoritError:
+        raise
     except Exception as error:
         gone = _status(error) is None and is_offline(error)
         why = "the network cannot be reached" if gone else _why(error)

@@ -92,6 +92,16 @@ def test_what_cannot_be_pushed(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp
     assert set(server.repositories) == {"user/other", "user/hidden", "user/gated"}
 
 
+def test_what_is_to_be_private_goes_into_no_public_repository(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(CoritError, match="user/other is on the Hub already, and public"):
+        upload("user/other", {"secret.md": b"x"}, "message", private=True)
+    assert len(server.repositories["user/other"].commits) == 1
+    for _ in range(2):  # a new one, and one that is there
+        commit = upload("user/mine", {"secret.md": b"x"}, "message", private=True)
+    assert server.repositories["user/mine"].private and "secret.md" in server.repositories["user/mine"].commits[commit]
+
+
 def test_a_token_sees_what_is_private(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     found = fetch("user/hidden", ["config.json"])

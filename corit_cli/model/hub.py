@@ -157,21 +157,22 @@ def at_once() -> Iterator[None]:
     """Where the Hub cannot be reached, look into the cache alone: no tries again, nothing in the log."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
+    before, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
     constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
-        logging.disable(logging.ERROR)
+        logging.disable(max(silenced, logging.ERROR))
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        logging.disable(logging.NOTSET)
+        logging.disable(silenced)
 
 
 def _reachable(address: str) -> bool:
     """Whether a connection can be made, to the proxy where there is one."""
     url = urlsplit(address)
-    proxy = getproxies().get(url.scheme)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
     if proxy and not proxy_bypass(url.hostname or ""):
         url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:

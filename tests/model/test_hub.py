@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from huggingface_hub import constants
 
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.errors import CoritError
-from corit_cli.model.hub import check_login, check_name, fetch, is_offline, upload
+from corit_cli.model.hub import at_once, check_login, check_name, fetch, is_offline, upload
 from tests.hub_server import TOKEN, Hub, Repository, hub
 
 
@@ -116,6 +117,32 @@ def test_names_that_no_repository_has(name: str) -> None:
 
 def test_names_of_repositories() -> None:
     assert check_name("hf-hub:user/my-detector.v2") == check_name("user/my-detector.v2") == "user/my-detector.v2"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_what_the_caller_silenced_stays_silenced(server: Hub, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    for level in (logging.NOTSET, logging.INFO, logging.CRITICAL):
+        logging.disable(level)
+        try:
+            with at_once():
+                assert logging.root.manager.disable == (max(level, logging.ERROR) if offline else level)
+            assert logging.root.manager.disable == level
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "HTTPS_PROXY"])
+def test_a_hub_behind_a_proxy_is_not_out_of_reach(server: Hub, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.2:9")
+    with at_once():
+        assert constants.HF_HUB_OFFLINE
+    monkeypatch.setenv(name, server.url)
+    with at_once():
+        assert not constants.HF_HUB_OFFLINE
 
 
 def test_what_means_that_there_is_no_network() -> None:

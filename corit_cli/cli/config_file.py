@@ -184,7 +184,8 @@ def _utf8(text: str) -> str:
 def own(path: Path) -> Path:
     """``path``, where a complete configuration may be written. Raises CoritError where it cannot, or something is that
     no run wrote."""
-    check_place(path)
+    if path.parent.is_dir():  # else it is made
+        check_place(path)
     try:
         if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
             raise CoritError(f"cannot write {path}: what is there is no configuration that a run of corit left")

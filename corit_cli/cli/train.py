@@ -120,7 +120,7 @@ def train(
 
     first = launched().rank == 0
     check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
-    cut = windows.over(CropConfig())
+    cut, record = windows.over(CropConfig()), config_file.own(out_folder / config_file.NAME)
     configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
     samples = load_samples(data, warn if first else lambda message: None)
     if push_to_hub is not None and first and not dry_run:  # not found out after hours
@@ -162,13 +162,13 @@ def train(
                 cache=kept,
                 reading=reading,
                 log_dir=log_dir,
+                record=lambda: config_file.save(record, "train", configuration),
                 device="cpu" if ray else device,
                 progress=bars,
                 warn=warn,
             )
     if not first:
         return
-    config_file.save(out_folder / config_file.NAME, "train", configuration)
     warn_of_errors(trained.errors)
 
     from corit_cli.report.scores import validation_picture

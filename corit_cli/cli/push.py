@@ -57,6 +57,8 @@ def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = 
     backbone = checkpoint.backbone["name"]
     if Path(backbone).is_absolute():
         warn(f"its backbone is the local file {backbone}: whoever uses the detector needs the same file there")
+    elif backbone != "embedded" and not backbone.startswith(PREFIX):
+        warn(f"its backbone is open_clip's {backbone}, which no detector from the Hub may name: see docs/hub.md")
     if dry_run:
         return
     check_login()

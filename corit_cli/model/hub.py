@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -55,11 +55,11 @@ def fetch(name: str, files: Sequence[str]) -> Snapshot:
             with at_once(), _without_bars():
                 folder = Path(snapshot_download(repository, **wanted))
     except Exception as error:
-        if _status(error) is None and (isinstance(error, LocalEntryNotFoundError) or is_offline(error)):
+        if is_offline(error):
             at = f"--revision {revision} " if revision else ""
             command = f"hf download {at}{repository} {' '.join(files)}"
             raise NotCached(f"Hub repository {name.removeprefix(PREFIX)}", command) from None
-        raise CoritError(f"cannot load Hub repository {name.removeprefix(PREFIX)}: {_why(error)}") from None
+        raise CoritError(f"cannot load Hub repository {name.removeprefix(PREFIX)}: {why(error)}") from None
     return Snapshot(folder, f"{PREFIX}{repository}@{folder.name}")
 
 
@@ -103,12 +103,11 @@ def _told(what: str) -> Iterator[None]:
     except CoritError:
         raise
     except Exception as error:
-        gone = _status(error) is None and is_offline(error)
-        why = "the network cannot be reached" if gone else _why(error)
-        raise CoritError(f"cannot {what}: {why}") from None
+        told = "the network cannot be reached" if is_offline(error) else why(error)
+        raise CoritError(f"cannot {what}: {told}") from None
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """An error of the Hub's client in a few words."""
     from huggingface_hub import errors
 
@@ -157,15 +156,24 @@ def at_once() -> Iterator[None]:
     """Where the Hub cannot be reached, look into the cache alone: no tries again, nothing in the log."""
     from huggingface_hub import constants
 
-    before, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE:
-        logging.disable(max(silenced, logging.ERROR))
+    try:
+        with silenced() if constants.HF_HUB_OFFLINE else nullcontext():
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """No errors in the log, whose exceptions are told."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
-        logging.disable(silenced)
+        logging.disable(before)
 
 
 def _reachable(address: str) -> bool:
@@ -183,7 +191,10 @@ def _reachable(address: str) -> bool:
 
 
 def is_offline(error: BaseException) -> bool:
-    """Whether an exception, or any it was raised from, means that the network could not be reached."""
+    """Whether an exception, or any it was raised from, means that the network could not be reached: it could where
+    there was an answer."""
+    if _status(error) is not None:
+        return False
     seen = f"{type(error).__name__}: {error}".lower()
     signs = ("connect", "resolve", "offline", "localentrynotfound", "timed out", "unreachable", "proxy", "urlopen")
     if any(sign in seen for sign in signs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,12 @@ import pytest
 from huggingface_hub import constants
 
 from corit_cli.detection.checkpoint import Checkpoint
+from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
-from corit_cli.model.hub import at_once, check_login, check_name, fetch, is_offline, upload
+from corit_cli.model import loading
+from corit_cli.model.hub import NotCached, at_once, check_login, check_name, fetch, is_offline, upload
+from corit_cli.model.loading import load_backbone
+from tests.conftest import save_tiny_detector
 from tests.hub_server import TOKEN, Hub, Repository, hub
 
 
@@ -65,6 +70,36 @@ def test_no_revision_is_a_path_out_of_the_cache(
         fetch(f"hf-hub:user/other@{revision.format(outside=tmp_path / 'outside')}", ["README.md"])
     assert not list(tmp_path.parent.rglob("outside")) and not server.requests
     assert fetch("hf-hub:user/other@v2.0-rc_1", ["README.md"]).folder.is_relative_to(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("status", ["404", "401", "500"])
+def test_what_open_clip_cannot_fetch_is_no_lack_of_network(
+    server: Hub, status: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, caplog
+) -> None:
+    pytest.importorskip("open_clip")
+    server.broken = status == "500"
+    monkeypatch.setenv("HF_TOKEN", TOKEN if status == "404" else "wrong")
+    with pytest.raises(CoritError, match="open_clip cannot load ViT-B-32/laion2b_s34b_b79k") as caught:
+        load_backbone("ViT-B-32/laion2b_s34b_b79k")
+    assert not isinstance(caught.value, NotCached) and "\n" not in str(caught.value)
+    assert status != "500" or "the Hub answered 500" in str(caught.value)
+    assert not caplog.records and capfd.readouterr().err == ""
+
+
+def test_open_clip_is_not_asked_for_a_detector_from_the_hub(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save_tiny_detector(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    monkeypatch.setattr(loading, "_load_open_clip", lambda name: pytest.fail(f"open_clip was asked for {name}"))
+    for name in ("ViT-B-32/openai", "RN50", "x" * 5000):
+        config["backbone"]["name"] = name
+        files = {"config.json": json.dumps(config).encode()}
+        files["model.safetensors"] = (folder / "model.safetensors").read_bytes()
+        server.repositories["user/odd"] = Repository()
+        server.repositories["user/odd"].commit(files)
+        with pytest.raises(CoritError, match=r"hf-hub:user/odd@.* reads open_clip's"):
+            Detector.load("hf-hub:user/odd", "cpu")
 
 
 def test_a_hub_that_is_out_of_order_is_not_an_offline_one(server: Hub) -> None:

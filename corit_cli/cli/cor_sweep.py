@@ -153,9 +153,9 @@ def cor_sweep(
 
         kept = forecast.cache_file(None, scope.kind != "head")
         with forecast.foreseeing():
-            seen = foresee(problem, models, scope, radii, seeds, kept)
+            cost, runs, more = foresee(problem, models, scope, radii, seeds, kept)
         written = forecast.outputs(plot=plot, runs=resume or kept_runs(), features=kept)
-        return forecast.of_sweep(len(problem), len(images), seen, written).show()
+        return forecast.of_sweep(len(problem), len(images), cost, runs, more, written).show()
     if theory:
         return _theory(problem, seeds, plot, as_json)
 

@@ -148,7 +148,7 @@ def detect(
             raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
         with forecast.foreseeing():
             detector = Detector.load(checkpoint, device, precision)
-            written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, table=table)
+            written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, configuration=beside, table=table)
             found = forecast.of_detect(detector, files, looked_at, written)
         return found.show()
     with working("loading the detector"):

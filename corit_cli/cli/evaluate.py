@@ -92,9 +92,9 @@ def evaluate(
 
         kept = forecast.cache_file(cache, no_cache)
         with forecast.foreseeing():
-            seen = foresee(data, checkpoint, split, robustness, protocol or (), kept, device, precision)
-        written = forecast.outputs(csv=csv_file, report=html, features=kept)
-        return forecast.of_evaluate(seen, written).show()
+            cost, images, heads = foresee(data, checkpoint, split, robustness, protocol or (), kept, device, precision)
+        written = forecast.outputs(csv=csv_file, report=html, configuration=beside, features=kept)
+        return forecast.of_evaluate(images, cost, heads, written).show()
 
     with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = measure(

@@ -133,11 +133,11 @@ def train(
                 samples, chosen, made_of, tuned, corit, cut, backbone, activation, pick_device(device), **how
             )
             kept = forecast.cache_file(cache, no_cache)
-            found = foresee(planned, tuned, kept)
+            cost, rows, heads = foresee(planned, tuned, kept)
         names = (*FILES, LOG, config_file.NAME, "validation.png")
         written = [f"{out_folder / name}" for name in names] + [f"{kept} (features)"] * (kept is not None)
         written += [f"{push_to_hub} on the Hub"] * (push_to_hub is not None)
-        return forecast.of_train(samples, found, written).show()
+        return forecast.of_train(samples, cost, rows, heads, written).show()
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)

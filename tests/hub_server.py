@@ -146,10 +146,13 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, {"type": "user", "name": "user", "auth": {"accessToken": {"role": "write"}}})
 
     def info(self, name: str, revision: str | None = None) -> None:
-        if found := self._at(name, revision or "main"):
+        known = self.server.repositories.get(name)
+        new = known is not None and known.private and self.known and not known.commits  # no commit yet
+        if found := (None, {}) if new else self._at(name, revision or "main"):
             commit, files = found
             siblings = [{"rfilename": path} for path in files]
-            self._answer(200, {"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings})
+            private = self.server.repositories[name].private
+            self._answer(200, {"id": name, "modelId": name, "sha": commit, "private": private, "siblings": siblings})
 
     def tree(self, name: str, revision: str) -> None:
         if found := self._at(name, revision):

@@ -19,9 +19,12 @@ from urllib.parse import urlsplit
 
 import typer
 
+from corit_cli.cli.inputs import STDIN
+from corit_cli.cli.outputs import check_place
 from corit_cli.config import Settings, options_of
+from corit_cli.data.urls import is_url
 from corit_cli.errors import CoritError
-from corit_cli.files import is_special, write_atomically
+from corit_cli.files import is_special, unwritable, write_atomically
 from corit_cli.model.hub import PREFIX
 from corit_cli.version import __version__
 
@@ -32,11 +35,13 @@ else:
 
 #: The configuration of a run, beside its checkpoint or in the folder of its sweep.
 NAME = "run.toml"
+#: How a complete configuration begins; nothing else is ever written over by one.
+HEAD = "# corit "
 #: What no complete configuration holds: secrets, and what a repetition must be asked for anew.
 UNKEPT = frozenset(("config", "dry-run", "overwrite", "push-to-hub", "private", "token"))
 
-#: Options whose text may be a path.
-PLACES = frozenset(("backbone", "paths", "out"))
+#: Options whose text is a path unless it is a URL, and those whose text may end in one, as in ``reconstruct:FOLDER``.
+PLACES, FORGERIES = frozenset(("paths", "out")), frozenset(("forge", "local"))
 
 
 def key_of(parameter: Any) -> str:
@@ -104,8 +109,8 @@ def _shown(value: Any) -> str:
 
 
 def complete(ctx: typer.Context, **groups: Settings) -> dict[str, Any]:
-    """Every option of a run by key, with the settings that its groups came to. What is unset is left out, as are
-    secrets; paths are absolute."""
+    """Every option of a run by key, with the settings that its groups came to. What is unset is left out; paths
+    are absolute."""
     resolved: dict[str, Any] = {}
     for group, settings in groups.items():
         options = dict(options_of(type(settings)))
@@ -121,44 +126,75 @@ def complete(ctx: typer.Context, **groups: Settings) -> dict[str, Any]:
         value = (resolved if parameter.name in resolved else ctx.params).get(parameter.name)
         resumed = key == "resume" and isinstance(value, bool)
         if key and key not in UNKEPT and value is not None and not resumed:
-            out[key] = _plain(value, is_place=key in PLACES)
+            out[key] = _plain(key, value)
     return out
 
 
-def _plain(value: Any, is_place: bool = False) -> Any:
-    """As TOML has it. A text that ``is_place`` is a path if something is there."""
+def _plain(key: str, value: Any) -> Any:
+    """As TOML has it, with absolute paths."""
     if isinstance(value, list | tuple):
-        return [_plain(one, is_place) for one in value]
+        return [_plain(key, one) for one in value]
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):
         return str(value) if str(value).startswith(PREFIX) else os.path.abspath(value)
-    if is_place and os.path.lexists(value):
-        return os.path.abspath(value)
-    return _without_credentials(value) if isinstance(value, str) else value
+    if key in FORGERIES:
+        name, colon, source = value.partition(":")
+        return name + colon + (os.path.abspath(source) if os.path.isdir(source) else source)
+    if key == "backbone":
+        named = value == "embedded" or value.startswith(PREFIX)
+        return value if named or not os.path.exists(value) else os.path.abspath(value)
+    if key in PLACES:
+        return value if value == STDIN or is_url(value) else os.path.abspath(value)
+    return value
 
 
-def _without_credentials(text: str) -> str:
-    """A URL without user, password and query, which may hold a signature; other texts as they are."""
-    if "://" not in text:
-        return text
-    url = urlsplit(text)
+def _without_credentials(value: Any) -> Any:
+    """URLs, in lists too, without user, password and query, which may hold a signature; all else as it is."""
+    if isinstance(value, list):
+        return [_without_credentials(one) for one in value]
+    if not isinstance(value, str) or not is_url(value):
+        return value
+    url = urlsplit(value)
     return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def save(path: Path, command: str, configuration: Mapping[str, Any]) -> None:
-    """Write a complete configuration. Raises CoritError when it cannot be written."""
+def save(path: Path, command: str, configuration: Mapping[str, Any], checkpoint: str | None = None) -> None:
+    """Write a complete configuration; a ``checkpoint`` from the Hub is named with the commit that was used. Secrets in
+    URLs, and texts that are not UTF-8, are left out, which a comment says. Raises CoritError when it cannot be
+    written."""
     import tomli_w
 
-    head = f"# corit {__version__}: corit {command} --config {path.name}\n"
-    write_atomically(path, lambda temporary: temporary.write_text(head + tomli_w.dumps(configuration), "utf-8"))
-
-
-def save_beside(
-    report: Path | None, command: str, configuration: Mapping[str, Any], checkpoint: str | None = None
-) -> None:
-    """As :func:`save`, under a report's name with the suffix ``.toml``; not where that is no regular file. A
-    ``checkpoint`` from the Hub is named with the commit that was used."""
     configuration = configuration if checkpoint is None else {**configuration, "checkpoint": checkpoint}
-    if report is not None and not is_special(report):
-        save(report.with_suffix(".toml"), command, configuration)
+    lines = [f"{HEAD}{__version__}: corit {command} --config {_utf8(path.name)}\n"]
+    for key, value in configuration.items():
+        public = _without_credentials(value)
+        line = tomli_w.dumps({key: public})
+        if public != value:
+            lines.append(f"# {key} without what may be secret: user, password, query and fragment of URLs\n")
+        lines.append(line if _utf8(line) == line else f"# {key} is left out: it is not UTF-8, as TOML is\n")
+    write_atomically(path, lambda temporary: temporary.write_text("".join(lines), "utf-8"))
+
+
+def _utf8(text: str) -> str:
+    """``text`` with bytes that are not UTF-8, as names of files may have them, replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def own(path: Path) -> Path:
+    """``path``, where a complete configuration may be written. Raises CoritError where it cannot, or something is that
+    no run wrote."""
+    if path.parent.is_dir():  # else it is made
+        check_place(path)
+    try:
+        if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
+            raise CoritError(f"cannot write {path}: what is there is no configuration that a run of corit left")
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return path
+
+
+def beside(report: Path | None) -> Path | None:
+    """Where the configuration of a report is written, if any is: under its name with :data:`NAME` behind. Raises
+    CoritError as :func:`own` does."""
+    return None if report is None or is_special(report) else own(report.with_name(f"{report.name}.{NAME}"))

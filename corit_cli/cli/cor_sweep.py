@@ -153,9 +153,9 @@ def cor_sweep(
 
         kept = forecast.cache_file(None, scope.kind != "head")
         with forecast.foreseeing():
-            seen = foresee(problem, models, scope, radii, seeds, kept)
+            cost, runs, more = foresee(problem, models, scope, radii, seeds, kept)
         written = forecast.outputs(plot=plot, runs=resume or kept_runs(), features=kept)
-        return forecast.of_sweep(len(problem), len(images), seen, written).show()
+        return forecast.of_sweep(len(problem), len(images), cost, runs, more, written).show()
     if theory:
         return _theory(problem, seeds, plot, as_json)
 
@@ -174,6 +174,8 @@ def cor_sweep(
         "shuffled": "alike in both classes",  # kept runs of before were shuffled anyhow
     }
     title = _title(scope, recipe)
+    shown = windows.over(CropConfig("native"))
+    configuration = config_file.complete(ctx, optimization=recipe, reads=corit, windows=shown)
     with with_ray.arms_on(arms, ray, num_cpus) as trained:
         found, folder = _run(
             trained,
@@ -181,14 +183,12 @@ def cor_sweep(
             seeds=range(seeds),
             tests=tests,
             about=about,
+            configuration=configuration,
             resume=resume,
             extend=extend,
             plot=plot,
             title=title,
         )
-    shown = windows.over(CropConfig("native"))
-    configuration = config_file.complete(ctx, optimization=recipe, reads=corit, windows=shown)
-    config_file.save(folder / config_file.NAME, "cor-sweep", configuration)
     shapes = {}
     if geometry or (geometry is None and scope.kind == "head"):
         with working("geometry at the initial weights"):
@@ -250,6 +250,7 @@ def _run(
     seeds: Sequence[int],
     tests: Criteria,
     about: dict[str, Any],
+    configuration: dict[str, Any],
     resume: Path | None,
     extend: bool,
     plot: Path | None,
@@ -261,7 +262,9 @@ def _run(
 
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = resume or kept_runs() / key
+    record = config_file.own(folder / config_file.NAME)
     journal = Journal(folder, about)
+    config_file.save(record, "cor-sweep", configuration)
     try:
         with _live(tests) as (bars, tell):
             found = sweep(arms, radii, list(seeds), tests, journal, extend=extend, progress=bars, tell=tell)

@@ -17,7 +17,7 @@ from corit_cli.cli.console import Bars, err, escape, out, working
 from corit_cli.cli.illustrate import Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
-from corit_cli.cli.outputs import check_apart
+from corit_cli.cli.outputs import BESIDE, check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
@@ -135,7 +135,9 @@ def detect(
         if not files and not left.files:
             raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
     outputs = {"--csv": csv_file, "--html": html, "--out": table and Path(table)}
-    check_apart(outputs, files if isinstance(files, list) else paths)
+    beside = config_file.beside(html)
+    check_apart({**outputs, BESIDE: beside}, files if isinstance(files, list) else paths)
+    check_apart(outputs, [config] if config else [])
 
     from corit_cli.detection.detector import Detector
     from corit_cli.detection.verdicts import Prediction
@@ -146,7 +148,7 @@ def detect(
             raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
         with forecast.foreseeing():
             detector = Detector.load(checkpoint, device, precision)
-            written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, table=table)
+            written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, configuration=beside, table=table)
             found = forecast.of_detect(detector, files, looked_at, written)
         return found.show()
     with working("loading the detector"):
@@ -178,7 +180,8 @@ def detect(
         for path, reason in left.files:
             for one in write[: 1 + (csv_file is not None)]:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
-    config_file.save_beside(html, "detect", config_file.complete(ctx), detector.checkpoint.origin)
+    if beside is not None:
+        config_file.save(beside, "detect", config_file.complete(ctx), detector.checkpoint.origin)
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
         print_footer(detector.checkpoint)
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))

@@ -10,7 +10,7 @@ import typer
 from corit_cli.cli import config_file, forecast, options
 from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn, warn_of_errors
 from corit_cli.cli.options import opt
-from corit_cli.cli.outputs import check_apart
+from corit_cli.cli.outputs import BESIDE, check_apart
 from corit_cli.data.robustness import FAMILIES, parse_chains
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def evaluate(
     groups = [] if by == "none" else options.listed(by, ("source", "generator"), "--by")
     if robustness is not None:
         parse_chains(robustness)  # a mistake shows before anything is loaded
-    check_apart({"--csv": csv_file, "--html": html}, [data, *(scores or ())])
+    outputs, beside = {"--csv": csv_file, "--html": html}, config_file.beside(html)
+    check_apart({**outputs, BESIDE: beside}, [data, *(scores or ())])
+    check_apart(outputs, [config] if config else [])
 
     from corit_cli.evaluation.evaluate import evaluate as measure
 
@@ -90,9 +92,9 @@ def evaluate(
 
         kept = forecast.cache_file(cache, no_cache)
         with forecast.foreseeing():
-            seen = foresee(data, checkpoint, split, robustness, protocol or (), kept, device, precision)
-        written = forecast.outputs(csv=csv_file, report=html, features=kept)
-        return forecast.of_evaluate(seen, written).show()
+            cost, images, heads = foresee(data, checkpoint, split, robustness, protocol or (), kept, device, precision)
+        written = forecast.outputs(csv=csv_file, report=html, configuration=beside, features=kept)
+        return forecast.of_evaluate(images, cost, heads, written).show()
 
     with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = measure(
@@ -116,7 +118,8 @@ def evaluate(
         from corit_cli.report.evaluation_page import write_page
 
         write_page(found, html, f"Detector on {data.name or data}")
-        config_file.save_beside(html, "evaluate", config_file.complete(ctx), found.about["detector"])
+    if beside is not None:
+        config_file.save(beside, "evaluate", config_file.complete(ctx), found.about["detector"])
     if as_json:
         print_json(found.as_dict())
     else:

@@ -1,5 +1,5 @@
 """``--dry-run``: what a command would read, train and write, and how long it may take. Nothing is written, no feature
-kept, nothing fetched."""
+kept, nothing fetched; only which precision this machine is faster with is remembered once it was measured."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ from corit_cli.data.kinds import sniff
 from corit_cli.data.urls import is_url
 
 if TYPE_CHECKING:
-    from corit_cli.cor.foresee import Foreseen as Swept
     from corit_cli.data.manifest import Sample
     from corit_cli.detection.detector import Detector
-    from corit_cli.evaluation.foresee import Foreseen as Evaluated
-    from corit_cli.gsnr.foresee import Foreseen as Studied
-    from corit_cli.training.foresee import Foreseen as Trained
+    from corit_cli.features.foresee import Cost
 
 SAME = "each rate is that of a few images, read here and now; starting and drawing come on top"
 
@@ -117,35 +114,35 @@ def of_detect(detector: Detector, files: Iterable[str], asked: Mapping[str, Any]
     return Forecast([f"{told} ({size / 1e6:,.1f} MB of images)"], [], write, seconds, rests)
 
 
-def of_train(samples: Sequence[Sample], found: Trained, write: list[str]) -> Forecast:
+def of_train(samples: Sequence[Sample], cost: Cost, rows: int, heads: int, write: list[str]) -> Forecast:
     """Of ``corit train``."""
-    read = [counted(samples), features(found.to_read, found.cached)]
-    train = [f"{found.heads:,} heads on {found.rows:,} rows at most"]
-    parts = [f"reading {span(found.reading)}", f"heads {span(found.fitting)}"]
-    if found.tuning:
+    read = [counted(samples), features(cost.to_read, cost.cached)]
+    train = [f"{heads:,} heads on {rows:,} rows at most"]
+    parts = [f"reading {span(cost.reading)}", f"heads {span(cost.fitting)}"]
+    if cost.passes:
         train.append("parts of the backbone, with every epoch that is asked for")
-        parts.append(f"tuning at most {span(found.tuning)}, a pass backwards taken for two forwards")
-    return Forecast(read, train, write, found.seconds, f"{', '.join(parts)}; {SAME}")
+        parts.append(f"tuning at most {span(cost.passes)}, a pass backwards taken for two forwards")
+    return Forecast(read, train, write, cost.seconds, f"{', '.join(parts)}; {SAME}")
 
 
-def of_evaluate(found: Evaluated, write: list[str]) -> Forecast:
+def of_evaluate(samples: Sequence[Sample], cost: Cost, heads: int, write: list[str]) -> Forecast:
     """Of ``corit evaluate``."""
-    read = [counted(found.samples), features(found.to_read, found.cached)]
-    train = [f"{found.heads:,} heads, without a group each"] if found.heads else []
-    rests = f"reading {span(found.reading)}, heads {span(found.fitting)}, without intervals; {SAME}"
-    return Forecast(read, train, write, found.reading + found.fitting, rests)
+    read = [counted(samples), features(cost.to_read, cost.cached)]
+    train = [f"{heads:,} heads, without a group each"] if heads else []
+    rests = f"reading {span(cost.reading)}, heads {span(cost.fitting)}, without intervals; {SAME}"
+    return Forecast(read, train, write, cost.seconds, rests)
 
 
-def of_sweep(used: int, images: int, found: Swept, write: list[str]) -> Forecast:
+def of_sweep(used: int, images: int, cost: Cost, runs: int, more: int, write: list[str]) -> Forecast:
     """Of ``corit cor-sweep``."""
-    read = [f"{used:,} of {images:,} images, {found.to_read:,} of their features anew"]
-    train = [f"{found.runs:,} runs that are not kept yet, and at most {found.more:,} more around a cliff"]
-    rests = f"for {found.runs:,} runs, from one epoch on few images or random features, here and now"
-    return Forecast(read, train, write, found.seconds, rests)
+    read = [f"{used:,} of {images:,} images, {cost.to_read:,} of their features anew"]
+    train = [f"{runs:,} runs that are not kept yet, and at most {more:,} more around a cliff"]
+    rests = f"for {runs:,} runs, from one epoch on few images or random features, here and now"
+    return Forecast(read, train, write, cost.seconds, rests)
 
 
-def of_study(found: Studied, write: list[str]) -> Forecast:
+def of_study(cost: Cost, images: int, backwards: int, write: list[str]) -> Forecast:
     """Of ``corit gsnr``."""
-    read = [f"{found.images:,} images at most, {found.to_read:,} of their class tokens anew"]
-    rests = f"{found.backwards:,} passes backwards, each taken for two forwards; {SAME}"
-    return Forecast(read, [], write, found.seconds, rests)
+    read = [f"{images:,} images at most, {cost.to_read:,} of their class tokens anew"]
+    rests = f"{backwards:,} passes backwards, each taken for two forwards; {SAME}"
+    return Forecast(read, [], write, cost.seconds, rests)

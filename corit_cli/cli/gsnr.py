@@ -123,8 +123,9 @@ def gsnr(
     if dry_run:
         kept = forecast.cache_file(cache, no_cache)
         with forecast.foreseeing():
-            seen = foresee(images, loaded, [known[name] for name in names], cut, asked, device, kept)
-        return forecast.of_study(seen, forecast.outputs(csv=csv_file, plot=plot, features=kept)).show()
+            cost, count, backwards = foresee(images, loaded, [known[name] for name in names], cut, asked, device, kept)
+        written = forecast.outputs(csv=csv_file, plot=plot, features=kept)
+        return forecast.of_study(cost, count, backwards, written).show()
     with options.feature_cache(cache, no_cache, cache_size) as store, Bars() as bars:
         found = study(
             images,

@@ -14,6 +14,9 @@ from corit_cli.data.kinds import OTHER, sniff
 from corit_cli.errors import CoritError
 from corit_cli.files import is_special, unwritable
 
+#: What is written beside a report, as it is called where it would destroy something.
+BESIDE = "the configuration beside --html"
+
 
 def check_place(path: Path | None) -> Path | None:
     """``path``. Raises CoritError unless that, if any, can be a file to write."""

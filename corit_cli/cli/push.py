@@ -12,7 +12,7 @@ from corit_cli.cli import options
 from corit_cli.cli.console import err, escape, out, warn, working
 from corit_cli.cli.options import opt
 
-Private = Annotated[bool, opt("--private", "Make a new repository private.")]
+Private = Annotated[bool, opt("--private", "Make a new repository private; push to no public one.")]
 
 
 def push(
@@ -57,6 +57,8 @@ def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = 
     backbone = checkpoint.backbone["name"]
     if Path(backbone).is_absolute():
         warn(f"its backbone is the local file {backbone}: whoever uses the detector needs the same file there")
+    elif backbone != "embedded" and not backbone.startswith(PREFIX):
+        warn(f"its backbone is open_clip's {backbone}, which no detector from the Hub may name: see docs/hub.md")
     if dry_run:
         return
     check_login()

@@ -120,7 +120,7 @@ def train(
 
     first = launched().rank == 0
     check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
-    cut = windows.over(CropConfig())
+    cut, record = windows.over(CropConfig()), config_file.own(out_folder / config_file.NAME)
     configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
     samples = load_samples(data, warn if first else lambda message: None)
     if push_to_hub is not None and first and not dry_run:  # not found out after hours
@@ -133,11 +133,11 @@ def train(
                 samples, chosen, made_of, tuned, corit, cut, backbone, activation, pick_device(device), **how
             )
             kept = forecast.cache_file(cache, no_cache)
-            found = foresee(planned, tuned, kept)
+            cost, rows, heads = foresee(planned, tuned, kept)
         names = (*FILES, LOG, config_file.NAME, "validation.png")
         written = [f"{out_folder / name}" for name in names] + [f"{kept} (features)"] * (kept is not None)
         written += [f"{push_to_hub} on the Hub"] * (push_to_hub is not None)
-        return forecast.of_train(samples, found, written).show()
+        return forecast.of_train(samples, cost, rows, heads, written).show()
     with nullcontext() if first else _silent():
         if first:
             print_shortcuts(samples, made_of)
@@ -162,13 +162,13 @@ def train(
                 cache=kept,
                 reading=reading,
                 log_dir=log_dir,
+                record=lambda: config_file.save(record, "train", configuration),
                 device="cpu" if ray else device,
                 progress=bars,
                 warn=warn,
             )
     if not first:
         return
-    config_file.save(out_folder / config_file.NAME, "train", configuration)
     warn_of_errors(trained.errors)
 
     from corit_cli.report.scores import validation_picture

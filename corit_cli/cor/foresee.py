@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,23 +13,12 @@ from corit_cli.cor.heads import train_population
 from corit_cli.cor.problem import TRAINED_ON, Problem
 from corit_cli.cor.sweep import ROUNDS
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.foresee import lacking, seconds_each
+from corit_cli.features.foresee import Cost, lacking, seconds_each
 from corit_cli.model.scope import Scope
 from corit_cli.model.settings import CoRITSettings
 
 #: Images that a block is tuned on for one epoch, to learn how long that takes.
 TRIED = 24
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """How many runs there are, at most how many more around a cliff, features to be taken, and seconds for all but
-    these more."""
-
-    runs: int
-    more: int
-    to_read: int
-    seconds: float
 
 
 def foresee(
@@ -39,12 +28,12 @@ def foresee(
     radii: Sequence[float],
     seeds: int,
     cache: Path | None,
-) -> Foreseen:
-    """What the sweep of ``models`` by name on ``problem`` would cost, with features kept in ``cache``."""
+) -> tuple[Cost, int, int]:
+    """What the sweep of ``models`` by name on ``problem`` would cost, with features kept in ``cache``; how many runs
+    there are, and at most how many more around a cliff, which are not in it."""
     runs, more = len(models) * seeds * (2 + len(radii)), len(models) * seeds * 2 * ROUNDS
     if scope.kind == "head":
-        reading, training, missing = _heads(problem, models, [0.0, *radii], seeds, cache)
-        return Foreseen(runs, more, missing, reading + training)
+        return _heads(problem, models, [0.0, *radii], seeds, cache), runs, more
     few = Problem(
         problem.samples,
         problem.backbone,
@@ -53,24 +42,24 @@ def foresee(
         most=min(TRIED, len(problem)),
         device=problem.device,
     )
-    seconds = 0.0
+    reading = passes = 0.0
+    share = len(problem) / len(few)
     for name, settings in models.items():
         begun = time.perf_counter()
         arm = few.arm(name, settings, scope)
-        reading = time.perf_counter() - begun
+        reading += (time.perf_counter() - begun) * share
         for _ in range(2):  # the first warms up
             begun = time.perf_counter()
             list(arm.run([(max(radii), 0, False)]))
         epoch = time.perf_counter() - begun
-        share, epochs = len(problem) / len(few), problem.optimization.epochs
-        seconds += (reading + runs / len(models) * epochs * epoch) * share
-    return Foreseen(runs, more, len(problem) * len(models), seconds)
+        passes += runs / len(models) * problem.optimization.epochs * epoch * share
+    return Cost(len(problem) * len(models), reading=reading, passes=passes), runs, more
 
 
 def _heads(
     problem: Problem, models: Mapping[str, CoRITSettings], radii: Sequence[float], seeds: int, cache: Path | None
-) -> tuple[float, float, int]:
-    """Seconds of reading and of training, and how many features are to be taken."""
+) -> Cost:
+    """That of heads on frozen features."""
     n, reading, training, missing = len(problem), 0.0, 0.0, 0
     labels, part = torch.arange(n) % 2, torch.arange(max(2, round(n * TRAINED_ON)))
     for settings in models.values():
@@ -83,4 +72,4 @@ def _heads(
             begun = time.perf_counter()
             train_population(x, labels, part, range(seeds), radii, replace(problem.optimization, epochs=1))
         training += (time.perf_counter() - begun) * problem.optimization.epochs
-    return reading, training, missing
+    return Cost(missing, n * len(models) - missing, reading, training)

@@ -69,7 +69,7 @@ class Detector:
         found = Checkpoint.find(folder)
         device = pick_device(device)
         name = found.backbone["name"]
-        backbone = load_backbone(name, found.backbone.get("activation"), device)
+        backbone = load_backbone(name, found.backbone.get("activation"), device, found.origin)
         if backbone.sha256 != found.backbone["sha256"]:
             raise CoritError(
                 f"{folder} was trained on other weights than those now called {name} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from corit_cli.data.manifest import Sample, load_samples
@@ -13,21 +12,9 @@ from corit_cli.detection.detector import Detector
 from corit_cli.evaluation import protocols
 from corit_cli.evaluation.evaluate import of_split
 from corit_cli.features.cache import Job
-from corit_cli.features.foresee import lacking, seconds_each
+from corit_cli.features.foresee import Cost, lacking, seconds_each
 from corit_cli.training.foresee import head_seconds
 from corit_cli.training.rows import INNER_FOLDS, plan
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """The images, features to be taken and those in the cache, heads to be trained, and seconds for both."""
-
-    samples: Sequence[Sample]
-    to_read: int
-    cached: int
-    heads: int
-    reading: float
-    fitting: float
 
 
 def foresee(
@@ -39,8 +26,9 @@ def foresee(
     cache: Path | None,
     device: str,
     precision: str,
-) -> Foreseen:
-    """As :func:`~corit_cli.evaluation.evaluate.evaluate` takes it, with features kept in ``cache``."""
+) -> tuple[Cost, Sequence[Sample], int]:
+    """As :func:`~corit_cli.evaluation.evaluate.evaluate` takes it, with features kept in ``cache``; the images, and how
+    many heads are trained."""
     samples = load_samples(data)
     samples = samples if split is None else of_split(samples, split)
     detector = Detector.load(checkpoint, device, precision).without_faces()
@@ -60,4 +48,4 @@ def foresee(
         fitting = turns * head_seconds(settings, readings, len(rows))
     missing = lacking(detector.extractor, jobs, cache)
     each = seconds_each(detector.extractor, missing)
-    return Foreseen(samples, len(missing), len(set(jobs)) - len(missing), heads, each * len(missing), fitting)
+    return Cost(len(missing), len(set(jobs)) - len(missing), each * len(missing), fitting), samples, heads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from corit_cli.features.cache import FeatureCache, Job, extract, read_jobs
@@ -13,6 +14,25 @@ from corit_cli.features.stream import Extracted
 
 #: Images that are read to learn how long one takes, the first of which only warms up.
 TRIED = 9
+#: A pass backwards through a tower, in passes forwards.
+BACKWARDS = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Features to be taken and those that are cached, with the seconds of reading, of fitting heads, and of all other
+    ``passes`` through the tower, to tune it or for its gradients."""
+
+    to_read: int
+    cached: int = 0
+    reading: float = 0.0
+    fitting: float = 0.0
+    passes: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.reading + self.fitting + self.passes
 
 
 class Peek(FeatureCache):

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from corit_cli.data.manifest import Sample
 from corit_cli.data.windows import CropConfig
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.foresee import lacking, seconds_each
+from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
 from corit_cli.gsnr.layers import FIT_SHARE
 from corit_cli.gsnr.study import Compared, StudySettings
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
-
-#: A pass backwards through a tower, in passes forwards.
-BACKWARDS = 2
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """Images at most, those whose class tokens are not cached, passes backwards, and seconds."""
-
-    images: int
-    to_read: int
-    backwards: int
-    seconds: float
 
 
 def foresee(
@@ -38,16 +24,16 @@ def foresee(
     settings: StudySettings,
     device: str,
     cache: Path | None,
-) -> Foreseen:
-    """As :func:`~corit_cli.gsnr.layers.study` takes it, with features kept in ``cache``; the images are the first that
-    could be drawn."""
+) -> tuple[Cost, int, int]:
+    """As :func:`~corit_cli.gsnr.layers.study` takes it, with features kept in ``cache``; how many images
+    there are, the first that could be drawn, and passes backwards."""
     images = min(len(samples), (1 + FIT_SHARE) * settings.samples)
     jobs = [Job(sample.path) for sample in samples[:images]]
     depth = backbone.tower.config.layers
     tower = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=tuple(range(1, depth + 1)))
     extractor = Extractor(backbone, tower, crops, device)
     missing, each = lacking(extractor, jobs, cache), seconds_each(extractor, jobs)
-    forwards, backwards = len(missing), 0
+    forwards = backwards = 0
     for model in models:
         passes = 1 + len(model.settings.views) if model.settings.contrasted else 1
         forwards += (passes - 1) * images
@@ -56,4 +42,5 @@ def foresee(
             turns = states * (2 if settings.by else 1) * min(settings.samples, len(samples))
             backwards += turns
             forwards += turns * (passes + BACKWARDS)
-    return Foreseen(images, len(missing), backwards, forwards * each)
+    cost = Cost(len(missing), len(set(jobs)) - len(missing), len(missing) * each, passes=forwards * each)
+    return cost, images, backwards

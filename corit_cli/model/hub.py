@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,8 @@ PREFIX = "hf-hub:"
 PATIENCE = 5  # seconds that a connection may take
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+#: A branch, tag or commit. The client makes a path in its cache of it, which must stay there.
+_REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./-]*")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ def fetch(name: str, files: Sequence[str]) -> Snapshot:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    check_name(repository)
+    if revision and not _REVISION.fullmatch(revision):
+        raise CoritError(f"a revision on the Hub is a branch, a tag or a commit, not {revision!r}")
     wanted: dict = {"revision": revision or None, "allow_patterns": list(files)}
     folder = None
     try:
@@ -50,11 +55,11 @@ def fetch(name: str, files: Sequence[str]) -> Snapshot:
             with at_once(), _without_bars():
                 folder = Path(snapshot_download(repository, **wanted))
     except Exception as error:
-        if _status(error) is None and (isinstance(error, LocalEntryNotFoundError) or is_offline(error)):
+        if is_offline(error):
             at = f"--revision {revision} " if revision else ""
             command = f"hf download {at}{repository} {' '.join(files)}"
             raise NotCached(f"Hub repository {name.removeprefix(PREFIX)}", command) from None
-        raise CoritError(f"cannot load Hub repository {name.removeprefix(PREFIX)}: {_why(error)}") from None
+        raise CoritError(f"cannot load Hub repository {name.removeprefix(PREFIX)}: {why(error)}") from None
     return Snapshot(folder, f"{PREFIX}{repository}@{folder.name}")
 
 
@@ -77,13 +82,15 @@ def check_login() -> str:
 
 
 def upload(repository: str, files: Mapping[str, Path | bytes], message: str, private: bool = False) -> str:
-    """Make ``repository`` unless it is there, and put ``files`` into it by one commit, whose hash is returned; a
-    repository that is there stays as public as it is. Raises CoritError where that cannot be done."""
+    """Make ``repository`` unless it is there, and put ``files`` into it by one commit, whose hash is returned.
+    Raises CoritError where that cannot be done, and where it is to be ``private`` and is there for all to see."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     with _told(f"push to {repository}"), _without_bars():
         HfApi().create_repo(repository, private=private or None, exist_ok=True)
+        if private and not HfApi().repo_info(repository).private:
+            raise CoritError(f"{repository} is on the Hub already, and public: push to another, or without --private")
         return str(HfApi().create_commit(repository, operations, commit_message=message).oid)
 
 
@@ -93,13 +100,14 @@ def _told(what: str) -> Iterator[None]:
     try:
         with at_once():
             yield
+    except CoritError:
+        raise
     except Exception as error:
-        gone = _status(error) is None and is_offline(error)
-        why = "the network cannot be reached" if gone else _why(error)
-        raise CoritError(f"cannot {what}: {why}") from None
+        told = "the network cannot be reached" if is_offline(error) else why(error)
+        raise CoritError(f"cannot {what}: {told}") from None
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """An error of the Hub's client in a few words."""
     from huggingface_hub import errors
 
@@ -150,19 +158,29 @@ def at_once() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE:
-        logging.disable(logging.ERROR)
+    try:
+        with silenced() if constants.HF_HUB_OFFLINE else nullcontext():
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """No errors in the log, whose exceptions are told."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _reachable(address: str) -> bool:
     """Whether a connection can be made, to the proxy where there is one."""
     url = urlsplit(address)
-    proxy = getproxies().get(url.scheme)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
     if proxy and not proxy_bypass(url.hostname or ""):
         url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:
@@ -173,7 +191,10 @@ def _reachable(address: str) -> bool:
 
 
 def is_offline(error: BaseException) -> bool:
-    """Whether an exception, or any it was raised from, means that the network could not be reached."""
+    """Whether an exception, or any it was raised from, means that the network could not be reached: it could where
+    there was an answer."""
+    if _status(error) is not None:
+        return False
     seen = f"{type(error).__name__}: {error}".lower()
     signs = ("connect", "resolve", "offline", "localentrynotfound", "timed out", "unreachable", "proxy", "urlopen")
     if any(sign in seen for sign in signs):

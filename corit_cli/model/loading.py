@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from corit_cli.config import restored
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256, weights_dir
 from corit_cli.model.backbone import TowerConfig, VisionTower
-from corit_cli.model.hub import PREFIX, NotCached, at_once, fetch, is_offline
+from corit_cli.model.hub import PREFIX, NotCached, at_once, fetch, is_offline, silenced, why
 from corit_cli.model.names import infer_config, tower_state
 
 EMBEDDED = "embedded"
@@ -43,20 +44,28 @@ class Backbone:
     sha256: str
 
 
-def load_backbone(name: str = EMBEDDED, activation: str | None = None, device: str = "cpu") -> Backbone:
+def load_backbone(
+    name: str = EMBEDDED, activation: str | None = None, device: str = "cpu", origin: str | None = None
+) -> Backbone:
     """Load the tower called ``name`` (see the module's table), frozen, in float32, on ``device``.
 
-    ``activation`` is needed only for a local file with no configuration beside it. Raises CoritError with a
-    remedy when the weights are missing, damaged, unreachable or not a CLIP tower.
+    ``activation`` is needed only for a local file with no configuration beside it; ``origin`` is where on the Hub the
+    name comes from, if it does: open_clip, whose files may be pickles, is not asked for those. Raises CoritError with
+    a remedy when the weights are missing, damaged, unreachable or not a CLIP tower.
     """
     if name == EMBEDDED:
         backbone = _load_embedded()
-    elif Path(name).exists():
+    elif os.path.exists(name):  # also of what no file can be called
         backbone = _load_local(Path(name), activation)
     elif name.startswith((".", "/", "~")) or name.endswith((".safetensors", ".pt", ".pth", ".bin")):
         raise CoritError(f"backbone file {name} does not exist")
     elif name.startswith(PREFIX) or ("/" in name and not _is_open_clip_name(name.split("/", 1)[0])):
         backbone = _load_hub(name)
+    elif origin is not None:
+        raise CoritError(
+            f"{origin} reads open_clip's {name}, which may be a pickle and is not fetched for a detector from the Hub: "
+            "download its files into a folder, and give that, if you trust their maker"
+        )
     else:
         backbone = _load_open_clip(name)
     return replace(backbone, tower=backbone.tower.to(device))
@@ -213,12 +222,12 @@ def _load_open_clip(name: str) -> Backbone:
         raise CoritError(f"open_clip knows no weights {tag!r} for {architecture}; it has: {', '.join(tags) or 'none'}")
     command = f"python -c \"import open_clip; open_clip.create_model('{architecture}', pretrained='{tag}')\""
     try:
-        with at_once():
+        with at_once(), silenced():
             model = open_clip.create_model(architecture, pretrained=tag)
     except Exception as error:
         if is_offline(error):
             raise NotCached(f"open_clip weights {name}", command) from None
-        raise CoritError(f"open_clip cannot load {name}: {_first_line(error)}") from None
+        raise CoritError(f"open_clip cannot load {name}: {why(error)}") from None
     tower = from_open_clip(model.visual)
     return Backbone(tower, name, tower_sha256(tower))
 

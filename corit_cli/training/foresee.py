@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from corit_cli.data.splits import source_split
 from corit_cli.features.cache import Job
-from corit_cli.features.foresee import lacking, seconds_each
+from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
 from corit_cli.model.settings import baseline
 from corit_cli.training.head import fit_head
 from corit_cli.training.rows import plan
@@ -21,27 +21,6 @@ from corit_cli.training.tower import ASIDE
 
 #: Rows that a head is fitted to, to learn how long an epoch takes.
 TRIED = 1024
-#: A pass backwards through a tower, in passes forwards.
-BACKWARDS = 2
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """How many rows there are to train on, how many features are to be taken and how many are cached, how many heads
-    are fitted, and how many seconds reading, heads and tuning may take."""
-
-    rows: int
-    to_read: int
-    cached: int
-    heads: int
-    reading: float
-    fitting: float
-    tuning: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.reading + self.fitting + self.tuning
 
 
 def head_seconds(settings: TrainSettings, readings: Mapping[str, int], rows: int) -> float:
@@ -61,8 +40,9 @@ def head_seconds(settings: TrainSettings, readings: Mapping[str, int], rows: int
     return total
 
 
-def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> Foreseen:
-    """What ``run`` would cost with features kept in ``cache``, as :func:`~corit_cli.training.train.train` does it."""
+def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, int, int]:
+    """What ``run`` would cost with features kept in ``cache``, as :func:`~corit_cli.training.train.train` does it; how
+    many rows there are to train on, and how many heads are fitted."""
     part = sorted([*run.train_part, *(run.val_part if run.refit else ())])
     planned = plan(run.samples, part, run.recipe)
     jobs = [row.job for row in planned] + [Job(run.samples[i].path) for i in run.val_part]
@@ -72,15 +52,14 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> Foreseen:
         extractor = extractor.with_settings(replace(extractor.settings, integrate=extractor.settings.integrate + last))
     missing = lacking(extractor, jobs, cache)
     each = seconds_each(extractor, missing or jobs)
+    cost = Cost(len(missing), len(set(jobs)) - len(missing), each * len(missing))
     rows = sum(row.trained for row in planned)
     one = head_seconds(settings, run.extractor.readings, rows)
     if tuning.scope == "head":
         turns = (1 + len(run.folds(part))) * (2 if run.refit else 1)
-        heads = turns * len(settings.heads_of(run.extractor.readings))
-        return Foreseen(rows, len(missing), len(set(jobs)) - len(missing), heads, each * len(missing), turns * one)
+        return replace(cost, fitting=turns * one), rows, turns * len(settings.heads_of(run.extractor.readings))
     fitted, aside = (len(side) for side in source_split([run.samples[i] for i in run.train_part], ASIDE, settings.seed))
     per_image = rows / max(1, len(part))
     passes = (1 + BACKWARDS) * (2 if tuning.rho else 1)
     tuned = tuning.epochs * (fitted * per_image * passes + aside) * each + (2 * aside + len(run.val_part)) * each
-    heads = len(settings.heads_of(run.extractor.readings))
-    return Foreseen(rows, len(missing), len(set(jobs)) - len(missing), heads, each * len(missing), one, tuned)
+    return replace(cost, fitting=one, passes=tuned), rows, len(settings.heads_of(run.extractor.readings))

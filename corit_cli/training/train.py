@@ -53,6 +53,7 @@ def train(
     cache: FeatureCache | None = None,
     reading: Read | None = None,
     log_dir: str | Path | None = None,
+    record: Callable[[], None] = lambda: None,
     device: str = "auto",
     progress: Progress = quiet,
     warn: Callable[[str], None] = lambda message: None,
@@ -79,6 +80,7 @@ def train(
         cache: where features are kept; None reads them anew.
         reading: reads images for the heads (``cluster/reading.py``); None does it here.
         log_dir: folder that TensorBoard is told of every epoch in, besides ``log.csv`` beside the checkpoint.
+        record: called whenever there is something to go on with in ``out``, and at the end: to note down the run there.
         device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
         progress, warn: told of the work, and of what went wrong without ending it.
 
@@ -91,6 +93,12 @@ def train(
     first = launched().rank == 0
     device = pick_device(device)
     log = EpochLog(folder / LOG if folder and first and tuned else None, Path(log_dir) if log_dir and first else None)
+
+    def tell(**row: Any) -> None:
+        log(**row)
+        if first and tuned and folder is not None and (folder / STATE).is_file():
+            record()
+
     with closing(log), world(device) as processes:
         run = prepare(
             samples,
@@ -109,7 +117,7 @@ def train(
             reading=reading,
             progress=progress,
             world=processes,
-            log=log,
+            log=tell if tuned else log,
         )
         faults = find_faults(samples, run.train_part, run.val_part)
         for fault in faults.words if first else ():
@@ -136,6 +144,7 @@ def train(
             trained.checkpoint.save(folder, overwrite=True)
     if folder is not None:
         log.save(folder / LOG)
+        record()
         (folder / STATE).unlink(missing_ok=True)
     return trained
 

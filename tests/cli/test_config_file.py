@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from corit_cli.cli.app import app
-from corit_cli.cli.config_file import UNKEPT, _without_credentials, key_of, save, tomllib
+from corit_cli.cli.config_file import UNKEPT, _without_credentials, complete, key_of, save, tomllib
 from corit_cli.config import options_of
 from corit_cli.cor.settings import Optimization
 from corit_cli.data.windows import CropConfig
@@ -20,6 +21,7 @@ from corit_cli.errors import CoritError
 from corit_cli.gsnr.study import StudySettings
 from corit_cli.model.settings import DETECTOR, METHOD, CoRITSettings
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
+from tests.conftest import photograph
 
 COMMANDS = ("detect", "train", "evaluate", "gsnr", "cor-sweep", "push", "serve")
 GROUPS = (
@@ -128,6 +130,91 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert tomllib.loads((tmp_path / "run.toml").read_text()) == configuration
     with pytest.raises(CoritError, match="cannot write"):
         save(tmp_path / "none" / "run.toml", "train", configuration)
+
+
+def test_the_configuration_beside_a_report_destroys_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photograph(0).save("photo.png")
+    report, beside = ["detect", "photo.png", "--html", "r.html"], Path("r.html.run.toml")
+
+    def error(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*report, *arguments])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+        return result.stderr
+
+    assert "are the same file" in error("--csv", str(beside))
+    beside.write_text("frames = 3\n")
+    assert "no configuration that a run of corit left" in error()
+    assert "no configuration that a run of corit left" in error("--config", str(beside))
+    assert beside.read_text() == "frames = 3\n" and not Path("r.html").exists()
+    beside.unlink()
+    beside.mkdir()
+    assert "is a folder" in error()
+    beside.rmdir()
+    Path("mine.html").write_text("frames = 3\n")
+    mine = CliRunner().invoke(app, ["detect", "photo.png", "--config", "mine.html", "--html", "mine.html"])
+    assert mine.exit_code == 2 and "would write over mine.html" in mine.stderr
+    Path("r.toml").write_text("[project]\n")
+    for arguments in (report, [*report, "--frames", "5"], ["detect", "--config", str(beside)]):  # renewed
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+        assert tomllib.loads(beside.read_text())["html"] == str(tmp_path / "r.html")
+    assert tomllib.loads(beside.read_text())["frames"] == 5 and Path("r.toml").read_text() == "[project]\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "detect -r http://host/p?id=5 a.png d/*.png gone --no-provenance --rate 2 --faces off --html r.html",
+        "detect - -c hf-hub:user/x@v1 --heatmap maps --csv rows.csv --workers 1 --strict",
+        "detect -c det a.png --out rows.parquet --checksum --shard 1/2",
+        "evaluate d --robustness jpeg --scores a.csv --scores b.csv --no-cache --protocol leave-source-out --cache c",
+        "train d --forge reconstruct:taesd/ --forge reconstruct@part:madebyollin/taesd --degrade jpeg --no-cgp",
+        "train d --local reconstruct@part:taesd --local self_blend --backbone tower.safetensors --log-dir tb --refit",
+        "train d --backbone embedded --no-face --val-fraction 0.4 --match-codec 75-95",
+        "gsnr --data d --backbone hf-hub:user/clip --layers 1-2 --csv g.csv --plot g.png",
+        "cor-sweep --data d --rho 0.1,0.2 --no-geometry --resume sweep --plot c.svg",
+        "serve --allow-host a --allow-host b --port 0 --host 0.0.0.0 -c det --queue 3",
+        "push det user/x",
+    ],
+)
+def test_a_complete_configuration_means_the_same_elsewhere(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders called as what is no path change nothing, and it matters not where it is read."""
+    here = tmp_path / "here"
+    for name in ("d", "det", "taesd", "embedded", "hf-hub:user/clip"):
+        (here / name).mkdir(parents=True)
+    for name in ("a.png", "tower.safetensors", "a.csv", "b.csv"):
+        (here / name).touch()
+    monkeypatch.chdir(here)
+    name, *arguments = line.split()
+    command = get_command(app).get_command(None, name)
+    given = complete(command.make_context(name, list(arguments)))
+    save(tmp_path / "run.toml", name, given)
+    monkeypatch.chdir(tmp_path)
+    kept = complete(command.make_context(name, ["--config", str(tmp_path / "run.toml")]))
+    if name == "detect" and "http" in line:
+        assert given["paths"][0] == "http://host/p?id=5" and kept["paths"][0] == "http://host/p"
+        assert "# paths without what may be secret" in (tmp_path / "run.toml").read_text()
+        given["paths"][0] = "http://host/p"
+    assert kept == given
+    relative = [word for word in ("a.png", "d/*.png", "gone", "d", "det", "taesd") if word in arguments]
+    assert all(str(here / word) in str(kept) for word in relative)
+    assert kept.get("backbone") in (None, "embedded", "hf-hub:user/clip", str(here / "tower.safetensors"))
+    if "reconstruct:taesd/" in line:
+        assert kept["forge"] == [f"reconstruct:{here}/taesd", "reconstruct@part:madebyollin/taesd"]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"photo\xff")
+    (tmp_path / name).mkdir()
+    photograph(0).save(tmp_path / name / "a.png")
+    monkeypatch.chdir(tmp_path / name)
+    for report in ("r.html", os.fsdecode(b"r\xfe.html")):
+        result = CliRunner().invoke(app, ["detect", "a.png", "--html", report])
+        assert result.exit_code == 0 and Path(report).is_file(), result.output
+        said = Path(f"{report}.run.toml").read_text("utf-8")
+        assert "# paths is left out: it is not UTF-8" in said and tomllib.loads(said)["frames"] == 32
 
 
 def test_the_complete_configuration_gives_the_same_bytes(corit, folder: Path, dataset: Path, tmp_path: Path) -> None:

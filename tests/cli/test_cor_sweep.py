@@ -153,5 +153,6 @@ def test_an_interrupted_sweep_leaves_a_folder_and_a_plot(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in stderr
     assert "finished runs are kept in" in stderr and (kept / "partial.png").exists()
+    assert "seeds = 5\n" in (kept / "run.toml").read_text()
     before = runs.read_text()
     assert before.endswith("\n") and all(json.loads(line)["model"] == "baseline" for line in before.splitlines())

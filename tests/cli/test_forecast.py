@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from corit_cli.cli.app import app
 from corit_cli.cli.forecast import span
+from corit_cli.features.foresee import Cost
+from corit_cli.model.precision import pick_precision
 from tests.conftest import save_tiny_detector
 
 
@@ -24,6 +26,7 @@ def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
     """Runs a command in this process, with empty caches."""
     for name in ("HOME", "XDG_CACHE_HOME", "COLUMNS"):
         monkeypatch.setenv(name, environment[name])
+    pick_precision("auto", "cpu")  # measured once and kept, by whatever runs first
     return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
 
 
@@ -82,11 +85,16 @@ def test_detect_and_evaluate(dry, corit, dataset: Path, tmp_path: Path) -> None:
     (dataset / "notes.txt").write_text("no picture")
     told = dry("detect", "-r", dataset, "-c", detector, "--csv", tmp_path / "rows.csv")
     assert "48 images (" in told and f"{tmp_path / 'rows.csv'} (csv)" in told
-    told = dry("evaluate", dataset, "-c", detector, "--robustness", "jpeg-75,jpeg-50")
+    told = dry("evaluate", dataset, "-c", detector, "--robustness", "jpeg-75,jpeg-50", "--html", tmp_path / "r.html")
+    assert f"{tmp_path / 'r.html.run.toml'} (configuration)" in told
     assert "features of 144 images or copies" in told
     fetched = corit("detect", dataset, "-r", "-c", "hf-hub:user/none", "--dry-run")
     assert fetched.returncode == 0 and "Hub repository user/none, which is fetched first" in fetched.stdout
     assert "May take: unknown" in fetched.stdout
+
+
+def test_a_cost_is_all_of_its_parts() -> None:
+    assert Cost(5, 2, reading=1.0, fitting=20.0, passes=300.0).seconds == 321
 
 
 def test_spans() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from corit_cli.cli.app import app
 from corit_cli.detection.checkpoint import Checkpoint
 from tests.cli.conftest import one_line_error
 from tests.conftest import photograph, save_tiny_detector
@@ -85,7 +88,7 @@ def test_a_detector_goes_to_the_hub_and_comes_back(
     assert (cells["detector"], cells["detector_sha256"]) == (found["detector"], found["detector_sha256"])
     report = (tmp_path / "report.html").read_text()
     assert found["detector"] in report and found["detector_sha256"] in report
-    assert f'checkpoint = "{found["detector"]}"' in (tmp_path / "report.toml").read_text()
+    assert f'checkpoint = "{found["detector"]}"' in (tmp_path / "report.html.run.toml").read_text()
 
     pinned = online("detect", photo, "-c", f"hf-hub:user/tiny@{newest}", "--jsonl", cache="other")
     assert pinned.stdout == offline.stdout and not server.requests  # a commit cannot change: nobody is asked
@@ -127,3 +130,13 @@ def test_train_and_push(online: Callable, server: Hub, detector: Path, dataset: 
         f"| as they are | {kept['metrics']['held_out_sources']['images']} | {rate:.1%} |" in files["README.md"].decode()
     )
     assert all(TOKEN not in path.read_text("latin-1") for path in (tmp_path / "det").iterdir())
+
+
+def test_a_backbone_that_nobody_could_fetch_is_told(detector: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(detector, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    for name, told in (("ViT-L-14/openai", True), ("hf-hub:user/clip@v1", False)):
+        config["backbone"]["name"] = name
+        (folder / "config.json").write_text(json.dumps(config))
+        result = CliRunner().invoke(app, ["push", str(folder), "user/odd", "--dry-run"])
+        assert result.exit_code == 0 and ("no detector from the Hub may name" in result.stderr) == told

@@ -242,15 +242,18 @@ def test_an_interrupted_run_is_gone_on_with(
     arguments = tune_arguments(dataset, folder, out, "--tune-epochs", 2, "--no-probe", "--no-cache")
     save = State.save
 
-    def interrupt(*arguments: object) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
+    def interrupt(state: State, *arguments: object) -> None:
+        if len(state.history) > 2:
+            raise KeyboardInterrupt
+        save(state, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(State, "save", interrupt)
         stopped = CliRunner().invoke(app, arguments)
     assert stopped.exit_code == 130 and "--resume to go on" in stopped.stderr
-    assert os.listdir(out) == ["resume.safetensors"]
+    assert sorted(os.listdir(out)) == ["log.csv", "resume.safetensors", "run.toml"]
+    record = (out / "run.toml").read_text()
+    assert "tune-epochs = 2\n" in record
     unclear = CliRunner().invoke(app, arguments)
     assert unclear.exit_code == 2 and "interrupted run" in unclear.stderr
     resumed = CliRunner().invoke(app, [*arguments, "--resume"])
@@ -258,5 +261,6 @@ def test_an_interrupted_run_is_gone_on_with(
     assert sorted(os.listdir(out)) == MADE
     told = (out / "log.csv").read_text()
     assert [line.split(",")[3] for line in told.splitlines() if line.startswith("tune,")] == ["0", "1", "2"]
+    assert (out / "run.toml").read_text() == record
     whole = CliRunner().invoke(app, [*arguments, "--overwrite"])
     assert whole.exit_code == 0 and (out / "log.csv").read_text() == told  # as if it had never stopped

@@ -164,6 +164,9 @@ def test_a_damaged_embedded_tower_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_unknown_names_say_what_is_understood() -> None:
     with pytest.raises(CoritError, match="unknown backbone"):
         load_backbone("ViT-nonsense")
+    for name in ("x" * 5000, "a\0b", "\ud800"):  # no file can be called so
+        with pytest.raises(CoritError, match="unknown backbone"):
+            load_backbone(name)
     with pytest.raises(CoritError, match="it has: openai"):
         load_backbone("ViT-L-14-336/nonsense")
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ray import cluster_utils
 
 import tests
 from corit_cli.cluster.session import session
-
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 # Two processes test side by side, and each starts more: one thread apiece, or they would wait for each other.
@@ -31,10 +30,6 @@ from corit_cli.model.head import Head
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance
-
-#: What needs an extra is left out where that is not installed.
-EXTRAS = {"ray": ("cluster",), "fastapi": ("serve", "cli/test_serve.py")}
-collect_ignore = [place for package, places in EXTRAS.items() if find_spec(package) is None for place in places]
 
 # Examples are not timed: a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)

@@ -1,6 +1,6 @@
 """Speed of detection against a plain open_clip forward pass, on this machine, in one run.
 
-    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N | --precisions]
+    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N | --precisions [--on MANIFEST]]
 
 Everything is interleaved, round by round, and the median of the per-round ratios is printed: absolute times drift on a
 shared machine, ratios much less. The unit is one forward pass of open_clip's ViT-B-16-quickgelu image tower in float32
@@ -8,7 +8,8 @@ for one image, at the same batch size and with the same threads. The peers are a
 UniversalFakeDetect (decode, open_clip's own preprocessing, its image tower, one linear layer) and, if installed,
 sahu65's ``detect``. ``--large`` times N photographs of 12 megapixels against the model alone on as many windows, and
 watches the memory. ``--precisions`` compares arithmetics, 8-bit products among them (the weights are stored in 8 bits):
-time, and verdicts that come out otherwise.
+time, and verdicts and probabilities that come out otherwise, of the images or of the validation images of a manifest;
+of these the AUC of every source with enough images of both classes too.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from corit_cli import metrics
 from corit_cli.data.images import read_image
+from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.windows import crop_with_face
 from corit_cli.detection.detector import Detector
+from corit_cli.detection.verdicts import Prediction
+from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.precision import pick_precision
 from corit_cli.model.settings import METHOD
@@ -166,8 +171,27 @@ def in_int8(detector: Detector) -> Detector:
     return Detector(detector.checkpoint, e)
 
 
+def changes(samples: list[Sample], one: list[Prediction], other: list[Prediction]) -> str:
+    """What is otherwise in predictions on the same images."""
+    read = [k for k, prediction in enumerate(one) if prediction.error is None]
+    verdicts = [{one[k].verdict, other[k].verdict} for k in read]
+    probabilities = np.array([[p[k].probability for k in read] for p in (one, other)])  # (2, n)
+    sources, labels = (np.array([getattr(samples[k], name) for k in read]) for name in ("source", "label"))
+    both = [
+        own
+        for own in (sources == s for s in np.unique(sources))
+        if min(np.bincount(labels[own], minlength=2)) >= MINIMUM
+    ]
+    moved = [abs(np.subtract(*(metrics.auc(labels[own], p[own]) for p in probabilities))) for own in both]
+    changed = sum(len(pair) > 1 for pair in verdicts)
+    crossed = sum(pair == {"real", "fake"} for pair in verdicts)
+    largest = np.abs(np.subtract(*probabilities)).max()
+    auc = f"{max(moved):.4f}" if moved else "-"
+    return f"{changed:>18}{crossed:>15}{largest:>16.4f}{auc:>16}"
+
+
 @torch.inference_mode()
-def precisions(rounds: int, images: list[Path]) -> None:
+def precisions(rounds: int, images: list[Path], samples: list[Sample]) -> None:
     """What the arithmetic costs in time, and changes in verdicts."""
     import open_clip
 
@@ -183,16 +207,16 @@ def precisions(rounds: int, images: list[Path]) -> None:
             taken = seconds(lambda n=name: plain(pixels) if n == "open_clip" else detectors[n].extractor(batch))
             if i:
                 times[name].append(taken / (BATCH if name == "open_clip" else len(batch)))
-    found = {name: list(detector.predict(images, faces="off")) for name, detector in detectors.items()}
-    print(f"auto is {pick_precision('auto', 'cpu')} here; {len(images)} images, {rounds} rounds\n")
-    print(f"{'':10}{'s an image':>12}{'x open_clip':>13}{'verdicts changed':>18}{'largest change':>16}")
+    paths = [sample.path for sample in samples]
+    found = {name: list(detector.predict(paths, faces="off")) for name, detector in detectors.items()}
+    print(f"auto is {pick_precision('auto', 'cpu')} here; verdicts on {len(paths)} images, {rounds} rounds\n")
+    print(f"{'':10}{'s an image':>12}{'x open_clip':>13}{'verdicts changed':>18}{'real to fake':>15}", end="")
+    print(f"{'largest change':>16}{'of an AUC':>16}")
     for name, taken in times.items():
         ratio = statistics.median(t / u for t, u in zip(taken, times["open_clip"], strict=True))
         print(f"{name:10}{statistics.median(taken):>12.3f}{ratio:>13.2f}", end="")
         if name in found:
-            pairs = [(a, b) for a, b in zip(found["fp32"], found[name], strict=True) if a.error is None]
-            changed = sum(a.verdict != b.verdict for a, b in pairs)
-            print(f"{changed:>18}{max(abs(a.probability - b.probability) for a, b in pairs):>16.4f}", end="")
+            print(changes(samples, found["fp32"], found[name]), end="")
         print()
 
 
@@ -220,12 +244,16 @@ if __name__ == "__main__":
     parser.add_argument("--cold", action="store_true", help="whole processes from a cold start instead")
     parser.add_argument("--large", type=int, metavar="N", help="so many photographs of 12 megapixels instead")
     parser.add_argument("--precisions", action="store_true", help="float32, bf16 and 8-bit products instead")
+    parser.add_argument("--on", type=Path, metavar="MANIFEST", help="verdicts on its validation images")
     arguments = parser.parse_args()
     found = sorted(p for p in arguments.images.rglob("*") if p.suffix in (".jpg", ".png"))
     if arguments.cold:
         cold_start(arguments.rounds, found[0])
     elif arguments.precisions:
-        precisions(arguments.rounds, found)
+        samples = [Sample(path, 0) for path in found]
+        if arguments.on:
+            samples = [sample for sample in load_samples(arguments.on) if sample.split == "val"]
+        precisions(arguments.rounds, found, samples)
     elif arguments.large:
         large(arguments.large, found)
     else:

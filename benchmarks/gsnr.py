@@ -44,8 +44,8 @@ from torch.func import functional_call, grad, vmap
 
 from corit_cli.cli.console import Bars
 from corit_cli.data.manifest import load_samples
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import deal, jackknife_groups, thin, units_of
-from corit_cli.data.windows import CropConfig
 from corit_cli.gsnr.gradients import Cell, bce_per_sample, measure, named_parameters
 from corit_cli.gsnr.heads import initial_head
 from corit_cli.gsnr.measured import Measured

@@ -29,7 +29,8 @@ from corit_cli import metrics
 from corit_cli.cli.console import Bars
 from corit_cli.data.degrade import parse_degradation
 from corit_cli.data.forge import Forge, middle, parse_forge
-from corit_cli.data.images import IMAGE_SUFFIXES, read_image
+from corit_cli.data.images import read_image
+from corit_cli.data.kinds import IMAGE_SUFFIXES
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.splits import group_split
 from corit_cli.detection.checkpoint import Localizer

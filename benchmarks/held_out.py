@@ -14,7 +14,7 @@ from torch import Tensor
 from corit_cli import metrics
 from corit_cli.cli.console import Bars
 from corit_cli.data.manifest import Sample
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.evaluation.protocols import heads_without, held_out_logits
 from corit_cli.features.cache import FeatureCache, Job, extract

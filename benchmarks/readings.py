@@ -24,8 +24,8 @@ from torch import Tensor
 from corit_cli import metrics
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.robustness import CHAINS, parse_chains
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.variants import ORIGINAL, Variant
-from corit_cli.data.windows import CropConfig
 from corit_cli.detection.detector import Detector
 from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import Job, default_cache_path

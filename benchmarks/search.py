@@ -30,8 +30,8 @@ from held_out import Bench, Row, first_of_each
 from corit_cli import metrics
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.robustness import CHAINS
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.variants import Variant
-from corit_cli.data.windows import CropConfig
 from corit_cli.evaluation.protocols import heads_without
 from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.settings import DETECTOR, CoRITSettings, baseline, parse_layers

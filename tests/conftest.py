@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from corit_cli.data.faces import Face
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.detector import Detector

@@ -16,9 +16,9 @@ from corit_cli.cli.app import Commands
 from corit_cli.cli.options import Given, expand, opt
 from corit_cli.config import Settings, option, options_of, restored
 from corit_cli.cor.settings import Optimization
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.gsnr.study import StudySettings
+from corit_cli.gsnr.settings import StudySettings
 from corit_cli.model.settings import CoRITSettings, parse_layers
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
 

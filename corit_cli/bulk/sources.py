@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from corit_cli.bulk import parquet
-from corit_cli.data.images import IMAGE_SUFFIXES
+from corit_cli.data.kinds import SUFFIXES
 from corit_cli.data.manifest import PATH_NAMES
 from corit_cli.data.urls import file_system, is_url, reason
-from corit_cli.data.video import VIDEO_SUFFIXES
 from corit_cli.errors import CoritError
 
-SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 LISTS = (".csv", ".jsonl", ".parquet")
 
 #: Lists the files that paths on this machine stand for: ``collect(paths, recursive)``.

@@ -1,19 +1,21 @@
-"""The ``corit`` command. Each command has a file of its own; torch is imported inside them, never for ``--help``."""
+"""The ``corit`` command. Each command has a file of its own, loaded when it is used; torch is imported inside them,
+never for ``--help``."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from corit_cli.cli import cor_sweep, detect, evaluate, gsnr, push, serve, train
 from corit_cli.cli.console import err, escape
 from corit_cli.cli.helping import ALL, Command, Plain
-from corit_cli.cli.with_ray import WithRay
 from corit_cli.errors import CoritError
 from corit_cli.texts import forgive_encodings
 from corit_cli.version import __version__
@@ -50,13 +52,43 @@ class Commands(Plain, TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+class Later(TyperCommand):
+    """A command as the list of all shows it: what it takes is loaded when it is used."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> typer.Context:
+        return loaded(self.name).make_context(*arguments, **more)
+
+
+def loaded(name: str) -> TyperCommand:
+    """A command by its name, with all that it takes."""
+    from corit_cli.cli.with_ray import WithRay
+
+    name_in_python = name.replace("-", "_")
+    function = getattr(import_module(f"corit_cli.cli.{name_in_python}"), name_in_python)
+    alone = typer.Typer(**_SETTINGS, add_completion=False)
+    alone.command(name, cls=WithRay if "ray" in inspect.signature(function).parameters else Command)(function)
+    return get_command(alone)
+
+
+_SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+#: The commands, in the order in which they are listed, and what each is for: the first line of its own help.
+COMMANDS = {
+    "detect": "Say of each image whether it is real, fake or uncertain, with the probability that it is fake.",
+    "serve": "Answer over HTTP what corit detect says of files: a page to drop pictures on, JSON, reports.",
+    "train": "Train a detector on labelled images, calibrate it, and show what it is worth.",
+    "evaluate": "Measure a detector on labelled images: AUC and error rates with intervals, by source and generator, "
+    "degraded, beside other detectors, or trained anew without each source.",
+    "gsnr": "Measure where in the backbone the gradient carries signal, and what CoRIT does about it.",
+    "cor-sweep": "Find the radius (COR) past which training with SAM collapses to random guessing, and put an "
+    "interval on it.",
+    "push": "Put a detector on the Hugging Face Hub: weights, configuration, and a model card made from "
+    "measured figures.",
+}
+app = typer.Typer(cls=Commands, no_args_is_help=True, **_SETTINGS)
 
 
 def _version(value: bool) -> None:
@@ -74,13 +106,8 @@ def corit(
     """Deepfake and AI-image forensics: is this picture real, and how sure can one be?"""
 
 
-app.command("detect", cls=WithRay)(detect.detect)
-app.command("serve", cls=Command)(serve.serve)
-app.command("train", cls=WithRay)(train.train)
-app.command("evaluate", cls=Command)(evaluate.evaluate)
-app.command("gsnr", cls=Command)(gsnr.gsnr)
-app.command("cor-sweep", cls=WithRay)(cor_sweep.cor_sweep)
-app.command("push", cls=Command)(push.push)
+for _name, _purpose in COMMANDS.items():
+    app.command(_name, cls=Later, help=_purpose)(lambda: None)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
 from corit_cli.cor.settings import BLOCKS, HEADS, Optimization
 from corit_cli.cor.settings import PANEL as TRAINED
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 from corit_cli.version import __version__

@@ -14,14 +14,12 @@ import typer
 
 from corit_cli.cli import bulk, config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, out, working
-from corit_cli.cli.illustrate import Illustrator
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
 from corit_cli.cli.outputs import BESIDE, check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
-from corit_cli.report.drawn import FEW
 
 if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction
@@ -166,6 +164,8 @@ def detect(
         if csv_file is not None:
             write.append(csv_writer(detector.checkpoint, csv_file, stack))
         if heatmap is not None or html is not None:
+            from corit_cli.cli.illustrate import FEW, Illustrator
+
             few = total is not None and total <= FEW and faces != "only"
             illustrator = Illustrator(
                 detector, heatmap, html, few=few, frames=frames, rate=rate, inputs=files if heatmap else ()

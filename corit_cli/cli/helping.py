@@ -8,8 +8,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from corit_cli.cli.config_file import defaults
-
 ALL = "--help-all"
 #: By command, what ``--help`` shows; commands that are not named show all that they have.
 COMMON = {
@@ -52,6 +50,8 @@ class Command(Plain, TyperCommand):
         said, _, _ = self.make_parser(ctx).parse_args(list(args))
         if not said.get("config") or said.get("help"):
             return args
+        from corit_cli.cli.config_file import defaults
+
         ctx.default_map = found = defaults(Path(said["config"]), ctx)
         for parameter in self.params:  # of which there may be none: the parser does not ask for defaults
             if parameter.nargs == -1 and not said.get(parameter.name) and parameter.name in found:

@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from corit_cli.data.images import IMAGE_SUFFIXES
-from corit_cli.data.kinds import HEAD, IMAGE, OTHER, kind_of, sniff
-from corit_cli.data.video import VIDEO_SUFFIXES
+from corit_cli.data.kinds import HEAD, IMAGE, OTHER, SUFFIXES, kind_of, sniff
 from corit_cli.errors import CoritError
 
 GLOB_CHARACTERS = frozenset("*?[")
-SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 #: How an image that comes on standard input is called.
 STDIN = "-"
 #: Bytes of an image that may come there.

@@ -51,7 +51,7 @@ def serve(
     curl -F file=@photo.jpg http://127.0.0.1:8000/v1/detect
     CORIT_TOKEN=... corit serve --host 0.0.0.0 --allow-host corit.example
 
-    Needs FastAPI: pip install '.[serve]'. Uploads stay in memory until they are answered; docs/service.md has more.
+    Needs FastAPI: pip install '.\\[serve]'. Uploads stay in memory until they are answered; docs/service.md has more.
     """
     token = token if token is not None else os.environ.get(TOKEN)
     if token is not None and (not token.strip() or token != token.strip()):

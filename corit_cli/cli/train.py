@@ -14,7 +14,7 @@ from corit_cli.cli.console import Bars, err, out, warn, warn_of_errors
 from corit_cli.cli.options import Given, opt
 from corit_cli.cli.push import Private, push_detector
 from corit_cli.cli.train_tables import print_outcome, print_shortcuts
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import DETECTOR, CoRITSettings
 from corit_cli.training.settings import DATA, Recipe, TrainSettings, TuneSettings

@@ -18,8 +18,9 @@ from corit_cli.cor.settings import Optimization
 from corit_cli.cor.tuned import Tuned
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import deal, thin, units_of
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extract
 from corit_cli.features.extractor import Extractor

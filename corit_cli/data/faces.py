@@ -190,18 +190,22 @@ _QUARTERS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Ima
 
 
 def _cut(image: Image.Image, left: int, top: int, side: int, spare: int) -> Image.Image:
-    """The square at (left, top) and ``spare`` pixels around it, mirrored where the image ends."""
-    pixels = np.asarray(image)
-    for axis, start in ((0, top), (1, left)):
-        indices = np.arange(start - spare, start + side + spare)
-        pixels = pixels.take(_mirrored(indices, pixels.shape[axis]), axis)
-    return Image.fromarray(pixels)
-
-
-def _mirrored(indices: np.ndarray, length: int) -> np.ndarray:
-    """Indices of any sign folded into 0..length-1: ... 1 0 | 0 1 ... n-1 | n-1 n-2 ..."""
-    folded = indices % (2 * length)
-    return np.minimum(folded, 2 * length - 1 - folded)
+    """The square at (left, top), which lies in the image, and ``spare`` pixels around it, ``side`` at most, mirrored
+    where the image ends."""
+    right, bottom = left + side, top + side
+    room = [left, top, image.width - right, image.height - bottom]
+    lacking = [max(0, spare - there) for there in room]
+    within = (
+        left - spare + lacking[0],
+        top - spare + lacking[1],
+        right + spare - lacking[2],
+        bottom + spare - lacking[3],
+    )
+    part = image.crop(within)
+    if not any(lacking):
+        return part
+    around = ((lacking[1], lacking[3]), (lacking[0], lacking[2]), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(part), around, mode="symmetric"))
 
 
 def _shorter_side(box: np.ndarray) -> float:

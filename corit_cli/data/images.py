@@ -36,10 +36,6 @@ MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken f
 MAX_SCAN_PIXELS = 16 * MAX_PIXELS  # of all passes over a JPEG together; a progressive one takes about ten
 MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
 
-#: What images are called, where nothing but the name is known.
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
-) | {".jp2", ".ppm", ".pgm", ".tga"}
 # Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")
 # Those that hold several pictures; what an MPO holds besides its main one are previews.

@@ -11,6 +11,14 @@ from corit_cli.data.stored import Buffer, Stored, called, opened
 
 IMAGE, VIDEO, RAW, OTHER = "image", "video", "raw", "other"
 HEAD = 1024  # bytes looked at
+#: What images and videos are called, where nothing but the name is known.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+) | {".jp2", ".ppm", ".pgm", ".tga"}
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".flv", ".wmv", ".3gp", ".ogv")
+)
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from corit_cli.data.images import IMAGE_SUFFIXES
-from corit_cli.data.kinds import IMAGE, sniff
+from corit_cli.data.kinds import IMAGE, IMAGE_SUFFIXES, sniff
 from corit_cli.errors import CoritError
 
 _CLASSES = {

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from corit_cli.data.images import ImageError
 from corit_cli.errors import CoritError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -54,6 +53,8 @@ def changed(info: dict[str, Any]) -> int | None:
 
 def fetch(url: str) -> bytes:
     """A file's bytes. Raises ImageError when they cannot be had."""
+    from corit_cli.data.images import ImageError
+
     fs, path = file_system(url)
     try:
         return fs.cat_file(path)

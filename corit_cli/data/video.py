@@ -16,13 +16,10 @@ import numpy as np
 from PIL import Image
 
 from corit_cli.data.images import check_file
-from corit_cli.data.kinds import VIDEO, sniff
+from corit_cli.data.kinds import VIDEO, VIDEO_SUFFIXES, sniff
 from corit_cli.data.opencv import load_opencv
 from corit_cli.errors import CoritError
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".flv", ".wmv", ".3gp", ".ogv")
-)
 MAX_PIXELS = 100_000_000  # of a frame; the largest cameras give 80 million, and decoding takes 20 bytes for each
 FAR = 3.0  # seconds; a jump costs what decoding one (key frames every half second) to five (every ten) does
 #: Where a pixel is shown wider or higher than by this, frames are stretched to the shape that viewers see.

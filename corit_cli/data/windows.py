@@ -3,51 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from corit_cli.config import Settings, option
 from corit_cli.data.faces import SMALLEST, Face, align, finder
-from corit_cli.errors import CoritError
+from corit_cli.data.settings import CropConfig
 
-PANEL = "What is read from CLIP"
 MAX_STRETCH = 64  # a strip longer than this many times its width is cut before it is enlarged
-
-
-@dataclass(frozen=True)
-class CropConfig(Settings):
-    """How an image becomes windows of ``size`` x ``size``: see :func:`crop`. ``crops`` counts the native ones; with
-    ``face`` the last window is one of a face (:func:`crop_with_face`).
-
-    ``interpolation``, bicubic or bilinear, is that of the resized window; an extractor takes it from its backbone, and
-    ``face`` from what it is to read.
-    """
-
-    mode: str = option(
-        "both",
-        "Windows of untouched pixels, the whole image resized as CLIP does, or both.",
-        flag="--crop",
-        choices=("both", "native", "resize"),
-        panel=PANEL,
-    )
-    size: int = 224
-    crops: int = option(1, "Native windows an image is averaged over.", minimum=1, panel=PANEL)
-    interpolation: str = "bicubic"
-    face: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size < 1:
-            raise CoritError("the crop size must be at least 1")
-
-    @property
-    def windows(self) -> tuple[str, ...]:
-        """What each window is, in the order in which they are cut."""
-        native = tuple(f"native {i + 1}/{self.crops}" for i in range(self.crops))
-        windows = {"both": ("resize", *native), "native": native, "resize": ("resize",)}[self.mode]
-        return (*windows, "face") if self.face else windows
 
 
 def crop(image: Image.Image, config: CropConfig) -> np.ndarray:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from corit_cli.config import restored
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.errors import CoritError
 from corit_cli.files import write_together

@@ -12,11 +12,12 @@ from corit_cli.data.images import ImageError, Source, decode
 from corit_cli.data.pages import Pages, sample_pages
 from corit_cli.data.provenance import Provenance, read_provenance
 from corit_cli.data.robustness import CHAINS
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.stored import Buffer
 from corit_cli.data.urls import fetch, is_url
 from corit_cli.data.variants import Variant
 from corit_cli.data.video import Frame
-from corit_cli.data.windows import CropConfig, crop_with_face, face_window
+from corit_cli.data.windows import crop_with_face, face_window
 from corit_cli.detection.verdicts import MILD
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import Picture

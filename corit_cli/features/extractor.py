@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corit_cli.data.manifest import Sample
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
 from corit_cli.gsnr.layers import FIT_SHARE
-from corit_cli.gsnr.study import Compared, StudySettings
+from corit_cli.gsnr.settings import StudySettings
+from corit_cli.gsnr.study import Compared
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.gsnr.measured import Strata
-from corit_cli.gsnr.study import Study, StudySettings, epoch_state
+from corit_cli.gsnr.settings import StudySettings, epoch_state
+from corit_cli.gsnr.study import Study
 from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from corit_cli.data.manifest import Sample
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import FEWEST_UNITS, deal, thin, units_of
-from corit_cli.data.windows import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor, Reader, mean_over_windows
@@ -30,7 +30,8 @@ from corit_cli.gsnr.heads import heads_at, initial_like, measure_heads
 from corit_cli.gsnr.measured import Measured, subsets
 from corit_cli.gsnr.probes import probe_auc
 from corit_cli.gsnr.proxy import measure_proxy
-from corit_cli.gsnr.study import Compared, Layer, Study, StudySettings, epochs_of
+from corit_cli.gsnr.settings import StudySettings, epochs_of
+from corit_cli.gsnr.study import Compared, Layer, Study
 from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.corit import Reading
 from corit_cli.model.fusion import FusedHead

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import FEWEST_UNITS, jackknife_groups, source_strata
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.windows import crop
 from corit_cli.features.extractor import BATCH, pixels
 from corit_cli.features.stream import ahead
 from corit_cli.gsnr.gradients import Cell

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import floor, log10
 
-from corit_cli.gsnr.study import DifferenceRow, Row, Study, stage
+from corit_cli.gsnr.settings import stage
+from corit_cli.gsnr.study import DifferenceRow, Row, Study
 from corit_cli.metrics.gsnr import INDISTINCT
 
 #: What a layer's number stands for, by part.

@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from corit_cli.errors import CoritError
 
@@ -178,6 +177,8 @@ def silenced() -> Iterator[None]:
 
 def _reachable(address: str) -> bool:
     """Whether a connection can be made, to the proxy where there is one."""
+    from urllib.request import getproxies, proxy_bypass
+
     url = urlsplit(address)
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")

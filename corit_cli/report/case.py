@@ -22,7 +22,7 @@ from corit_cli.report.words import clock, file_size, looked_at, percent, place, 
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from corit_cli.data.windows import CropConfig
+    from corit_cli.data.settings import CropConfig
     from corit_cli.detection.calibration import Thresholds
     from corit_cli.detection.checkpoint import Checkpoint
     from corit_cli.detection.verdicts import FaceVerdict, Prediction, Stability

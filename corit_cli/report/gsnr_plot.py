@@ -7,7 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from corit_cli.gsnr.study import Row, Study, stage
+from corit_cli.gsnr.settings import stage
+from corit_cli.gsnr.study import Row, Study
 from corit_cli.metrics.gsnr import INDISTINCT
 from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
 

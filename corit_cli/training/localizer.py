@@ -28,7 +28,7 @@ from corit_cli.data.degrade import jpeg
 from corit_cli.data.forge import Forge, middle
 from corit_cli.data.images import ImageError, inspect, read_image
 from corit_cli.data.manifest import Sample
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.checkpoint import Localizer
 from corit_cli.detection.heatmap import contrasted, smooth, tile
 from corit_cli.errors import CoritError

@@ -112,18 +112,19 @@ class Recipe(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from corit_cli.data.degrade import parse_degradation
-        from corit_cli.data.forge import parse_forge
-
         super().__post_init__()
         if self.copies and not self.degrade and not self.match_codec:
             raise CoritError("--copies makes degraded copies: say how with --degrade")
         if self.degrade and self.copies == 0:
             raise CoritError("--degrade is for copies, and --copies 0 makes none: leave one of them out")
-        for spec in self.forge:
-            parse_forge(spec)
-        for spec in self.degrade:
-            parse_degradation(spec)
+        if self.forge or self.degrade:
+            from corit_cli.data.degrade import parse_degradation
+            from corit_cli.data.forge import parse_forge
+
+            for spec in self.forge:
+                parse_forge(spec)
+            for spec in self.degrade:
+                parse_degradation(spec)
 
     @property
     def copies_made(self) -> int:

@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import source_split
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor, Reader, mean_over_windows, pixels

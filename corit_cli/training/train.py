@@ -11,7 +11,7 @@ from typing import Any
 from corit_cli.data.faults import find_faults
 from corit_cli.data.forge import Forge, parse_forge
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.detector import pick_device
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Read

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.main import get_command
 from typer.testing import CliRunner
 
-from corit_cli.cli.app import app
+from corit_cli.cli.app import app, loaded
 from corit_cli.cli.config_file import UNKEPT, _without_credentials, complete, key_of, save, tomllib
 from corit_cli.config import options_of
 from corit_cli.cor.settings import Optimization
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.gsnr.study import StudySettings
+from corit_cli.gsnr.settings import StudySettings
 from corit_cli.model.settings import DETECTOR, METHOD, CoRITSettings
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
 from tests.conftest import photograph
@@ -33,7 +32,7 @@ GROUPS = (
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_a_file_and_every_option_has_a_key_of_its_own(command: str) -> None:
-    parameters = get_command(app).get_command(None, command).params
+    parameters = loaded(command).params
     keys = [key_of(parameter) for parameter in parameters if key_of(parameter)]
     assert "config" in keys and len(keys) == len(set(keys)) > 3
 
@@ -188,7 +187,7 @@ def test_a_complete_configuration_means_the_same_elsewhere(
         (here / name).touch()
     monkeypatch.chdir(here)
     name, *arguments = line.split()
-    command = get_command(app).get_command(None, name)
+    command = loaded(name)
     given = complete(command.make_context(name, list(arguments)))
     save(tmp_path / "run.toml", name, given)
     monkeypatch.chdir(tmp_path)
@@ -223,7 +222,7 @@ def test_the_complete_configuration_gives_the_same_bytes(corit, folder: Path, da
     first = corit("train", dataset, *tiny, "--out", tmp_path / "a", "--overwrite")
     assert first.returncode == 0, first.stderr
     kept = tomllib.loads((tmp_path / "a" / "run.toml").read_text())
-    known = {key_of(p) for p in get_command(app).get_command(None, "train").params}
+    known = {key_of(p) for p in loaded("train").params}
     assert set(kept) <= known - UNKEPT and kept["rho"] == 0.3 and kept["cgp"] == "1,2" and kept["native"] == "none"
     again = corit("train", "--config", tmp_path / "a" / "run.toml", "--out", tmp_path / "b")
     assert again.returncode == 0, again.stderr

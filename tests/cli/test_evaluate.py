@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from corit_cli.cli import evaluate as command
 from corit_cli.cli.app import Commands
 from corit_cli.data.manifest import load_samples
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings

@@ -16,7 +16,7 @@ from corit_cli.cor.problem import Problem
 from corit_cli.cor.settings import BLOCKS, HEADS
 from corit_cli.cor.sweep import Journal, sweep
 from corit_cli.data.manifest import load_samples
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import Backbone

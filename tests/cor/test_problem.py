@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from corit_cli.cor.problem import Problem, apart
 from corit_cli.cor.settings import Optimization
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.model.loading import Backbone
 from corit_cli.model.scope import Scope

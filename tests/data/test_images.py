@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 
 from corit_cli.data import colours, images
 from corit_cli.data.images import FileInfo, ImageError, inspect, read_image
+from corit_cli.data.kinds import IMAGE_SUFFIXES
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
 
@@ -56,7 +57,7 @@ def test_lossless_formats_come_back_unchanged(tmp_path: Path, suffix: str) -> No
     assert distance(read_image(str(path)), photo()) == 0
 
 
-@pytest.mark.parametrize("suffix", sorted(images.IMAGE_SUFFIXES - {".pgm", ".gif"}))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES - {".pgm", ".gif"}))
 def test_every_searched_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     pillow_heif.register_heif_opener()
     path = tmp_path / f"a{suffix.upper()}"

@@ -10,7 +10,8 @@ from PIL import Image
 
 from corit_cli.data import windows
 from corit_cli.data.faces import SMALLEST, align
-from corit_cli.data.windows import CropConfig, crop, crop_with_face
+from corit_cli.data.settings import CropConfig
+from corit_cli.data.windows import crop, crop_with_face
 from corit_cli.errors import CoritError
 from tests.conftest import OneFace
 

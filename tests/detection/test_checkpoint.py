@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
 from corit_cli.errors import CoritError

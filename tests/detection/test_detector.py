@@ -17,8 +17,9 @@ from PIL import Image, PngImagePlugin
 from corit_cli.data.faces import Face, align
 from corit_cli.data.images import read_image
 from corit_cli.data.robustness import CHAINS
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.variants import Variant
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.windows import crop
 from corit_cli.detection import detector as predict
 from corit_cli.detection import eye
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.settings import CropConfig
+from corit_cli.data.windows import crop
 from corit_cli.detection.checkpoint import Localizer
 from corit_cli.detection.heatmap import Heatmap, heatmap, smooth, tile
 from corit_cli.errors import CoritError

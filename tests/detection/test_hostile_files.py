@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection import eye
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint

@@ -13,8 +13,8 @@ from corit_cli import metrics
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.robustness import CHAINS
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.variants import Variant
-from corit_cli.data.windows import CropConfig
 from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.evaluation.evaluate import evaluate, score

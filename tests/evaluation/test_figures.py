@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_s
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.calibration import Calibration, Thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.evaluation import protocols

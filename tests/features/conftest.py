@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from corit_cli.data.images import read_image
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.variants import Variant
-from corit_cli.data.windows import CropConfig
 from corit_cli.features import cache as module
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor

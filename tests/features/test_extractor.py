@@ -10,7 +10,8 @@ from PIL import Image
 
 from corit_cli.data.faces import align
 from corit_cli.data.images import read_image
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.settings import CropConfig
+from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor, mean_over_windows, pixels, pool

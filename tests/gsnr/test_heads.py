@@ -11,7 +11,8 @@ import torch
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.errors import CoritError
 from corit_cli.gsnr.heads import heads_at, initial_head, measure_heads
-from corit_cli.gsnr.study import Study, StudySettings
+from corit_cli.gsnr.settings import StudySettings
+from corit_cli.gsnr.study import Study
 from corit_cli.metrics import gsnr
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head

@@ -11,13 +11,15 @@ import torch
 
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import jackknife_groups
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.gsnr import layers
 from corit_cli.gsnr.gradients import layer_of
 from corit_cli.gsnr.layers import study
-from corit_cli.gsnr.study import Compared, Study, StudySettings, parse_all, parse_states
+from corit_cli.gsnr.settings import StudySettings, parse_all, parse_states
+from corit_cli.gsnr.study import Compared, Study
 from corit_cli.metrics import gsnr
 from corit_cli.model.corit import CoRIT, Reading
 from corit_cli.model.fusion import FusedHead

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.data.provenance import Finding, Provenance
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.calibration import Thresholds
 from corit_cli.detection.verdicts import MILD, FaceVerdict, Moment, Prediction, Stability, VideoVerdict
 from corit_cli.errors import CoritError

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from corit_cli.data.forge import Forged, blend, parse_forge, region
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.heatmap import heatmap, tile
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor

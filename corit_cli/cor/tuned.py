@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corit_cli.cor.heads import micro_batches, run_batches, sam_of
+from corit_cli.cor.memory import given_back
 from corit_cli.cor.settings import Optimization
 from corit_cli.features.extractor import pixels
 from corit_cli.model.backbone import VisionTower
@@ -51,17 +52,17 @@ class Tuned(nn.Module):
         if self.frozen_blocks < 0:
             advance(len(images))
             return Prepared(images, None)
-        states = []
-        for batch in images.split(BATCH):
-            state = self.corit.run(self.corit.start(pixels(batch, self._device)), self.frozen_blocks)
-            # What was read are parts of all tokens of its layer, which would stay in memory with it.
-            states.append(replace(state, found={key: value.clone() for key, value in state.found.items()}))
-            advance(len(batch))
-        K = len(self.corit.views)
-        views = [s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1) for s in states]  # (b, K, N, d)
-        found = {key: torch.cat([s.found[key] for s in states]) for key in states[0].found}
-        x = torch.cat([s.x for s in states])
-        return Prepared(images, State(self.frozen_blocks, x, torch.cat(views), found))
+        n, K, found = len(images), len(self.corit.views), {}
+        with given_back():
+            for start in range(0, n, BATCH):
+                batch = slice(start, start + BATCH)
+                s = self.corit.run(self.corit.start(pixels(images[batch], self._device)), self.frozen_blocks)
+                # Copied, since what was read are parts of all tokens of its layer, which would stay in memory with it.
+                read = {**s.found, "x": s.x, "views": s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1)}
+                for key, value in read.items():  # (b, ...)
+                    found.setdefault(key, value.new_empty(n, *value.shape[1:]))[batch] = value
+                advance(len(s.x))
+        return Prepared(images, State(self.frozen_blocks, found.pop("x"), found.pop("views"), found))
 
     @property
     def _device(self) -> torch.device:

@@ -159,9 +159,8 @@ class SAM:
 
     @contextmanager
     def _perturbed(self, parameters: list[Tensor], gradients: list[Tensor], norm: Tensor) -> Iterator[None]:
-        """Move the weights along ``gradients`` of this ``norm`` (*population), and put them back exactly."""
-        # The weights are copied and put back: subtracting the perturbation would leave rounding behind.
-        kept = [p.detach().clone() for p in parameters]
+        """Put moved weights in the place of the weights, along ``gradients`` of this ``norm`` (*population)."""
+        kept = [p.data for p in parameters]  # untouched: subtracting the perturbation would leave rounding behind
         direction, finite = gradients, norm.isfinite()
         with torch.no_grad():
             if self.friendly is not None:
@@ -177,12 +176,12 @@ class SAM:
             if self.adaptive:
                 torch._foreach_mul_(direction, parameters)  # w^2 g
             factor = torch.where(length > 0, self.rho / length, 0).to(norm)
-            torch._foreach_addcmul_(parameters, direction, [_over(factor, p) for p in parameters])
+            moved = torch._foreach_addcmul(kept, direction, [_over(factor, p) for p in kept])
         try:
+            _put(parameters, moved)
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, kept)
+            _put(parameters, kept)
 
     def _rows(self, values: Tensor) -> Tensor:
         """(*population, ...) to (*population, n)."""
@@ -192,6 +191,12 @@ class SAM:
         """The Euclidean norm of each member's values over all tensors (*population)."""
         norms = [torch.linalg.vector_norm(self._rows(v), dim=-1) for v in values]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def _put(parameters: list[Tensor], values: list[Tensor]) -> None:
+    """Have parameters hold other values, which are not copied."""
+    for p, value in zip(parameters, values, strict=True):
+        p.data = value
 
 
 def _over(members: Tensor, values: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def detect(
     shard: bulk.ShardOption = None,
     ray: with_ray.Ray = None,
     num_cpus: with_ray.NumCpus = None,
-    workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     config: options.Config = None,

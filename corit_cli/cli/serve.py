@@ -39,7 +39,7 @@ def serve(
     timeout: Annotated[
         float, opt("--timeout", "Time in which it is answered from then on.", LIMITS, min=0.1, metavar="SECONDS")
     ] = 120,
-    workers: Annotated[int | None, opt("--workers", "Threads that decode images.", options.RUN, min=1)] = None,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     config: options.Config = None,

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from corit_cli.cli.app import COMMANDS, app, loaded
 from corit_cli.cli.helping import COMMON
+from corit_cli.cli.options import threads
 from corit_cli.version import __version__
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT
@@ -97,6 +98,13 @@ def command_of(name: str) -> Callable:
 
 def test_a_closed_standard_output_is_one_line(corit, tmp_path: Path) -> None:
     one_line_error(corit("detect", tmp_path, preexec_fn=lambda: os.close(1)), "standard output is closed")
+
+
+def test_threads_are_a_number_or_left_to_the_machine(corit) -> None:
+    assert threads("auto") is None and threads("3") == threads(3) == 3
+    for said in ("0", "-1", "two"):
+        result = corit("detect", "no-file.png", "--workers", said)
+        assert result.returncode == 2 and "a number from 1 on, or auto" in result.stderr
 
 
 def test_brackets_in_a_help_are_text(corit) -> None:

@@ -64,6 +64,7 @@ def test_what_is_spelled_is_read_back(settings) -> None:
         ("train", "config = 'x.toml'", ["has no option 'config'"]),
         ("detect", "fail-on = 'sunday'", ["fail-on: "]),
         ("detect", "frames = 0", ["frames: "]),
+        ("detect", "workers = 0", ["workers: ", "auto"]),
         ("gsnr", "sample = 3", ["did you mean samples?"]),
         ("evaluate", "spilt = 'val'", ["did you mean split?"]),
         ("cor-sweep", "rhos = '0.1'", ["did you mean rho?"]),

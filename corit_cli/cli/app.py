@@ -52,14 +52,14 @@ class Commands(Plain, TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-class Later(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command as the list of all shows it: what it takes is loaded when it is used."""
 
     def make_context(self, *arguments: Any, **more: Any) -> typer.Context:
-        return loaded(self.name).make_context(*arguments, **more)
+        return load_command(self.name).make_context(*arguments, **more)
 
 
-def loaded(name: str) -> TyperCommand:
+def load_command(name: str) -> TyperCommand:
     """A command by its name, with all that it takes."""
     from corit_cli.cli.with_ray import WithRay
 
@@ -107,7 +107,7 @@ def corit(
 
 
 for _name, _purpose in COMMANDS.items():
-    app.command(_name, cls=Later, help=_purpose)(lambda: None)
+    app.command(_name, cls=LazyCommand, help=_purpose)(lambda: None)  # never called: see LazyCommand
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ def defaults(file: Path, ctx: typer.Context) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CoritError(f"{file} is no TOML: {' '.join(str(error).split())}") from None
     known = {key_of(p): p for p in ctx.command.params if key_of(p) not in ("", "config")}
-    hints = get_type_hints(inspect.unwrap(ctx.command.callback))
+    function = inspect.unwrap(ctx.command.callback)
+    hints, annotated = get_type_hints(function), get_type_hints(function, include_extras=True)
     out = {}
     for key, value in said.items():
         if key not in known:
@@ -70,7 +71,9 @@ def defaults(file: Path, ctx: typer.Context) -> dict[str, Any]:
             hint = f": did you mean {near[0]}?" if near else f"; see corit {ctx.info_name} --help-all"
             raise CoritError(f"{file}: corit {ctx.info_name} has no option {key!r}{hint}")
         parameter = known[key]
-        _check_type(f"{file}: {key}", value, hints[parameter.name])
+        parsed = any(getattr(one, "parser", None) for one in getattr(annotated[parameter.name], "__metadata__", ()))
+        if not (parsed and isinstance(value, str)):
+            _check_type(f"{file}: {key}", value, hints[parameter.name])
         out[parameter.name] = value
         try:
             parameter.process_value(ctx, value)

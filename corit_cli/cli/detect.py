@@ -164,7 +164,8 @@ def detect(
         if csv_file is not None:
             write.append(csv_writer(detector.checkpoint, csv_file, stack))
         if heatmap is not None or html is not None:
-            from corit_cli.cli.illustrate import FEW, Illustrator
+            from corit_cli.cli.illustrate import Illustrator
+            from corit_cli.report.drawn import FEW
 
             few = total is not None and total <= FEW and faces != "only"
             illustrator = Illustrator(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from corit_cli import texts
 from corit_cli.cli.console import escape, out, print_table
 from corit_cli.data.splits import FEWEST_UNITS, SMALL
 from corit_cli.files import write_atomically
 from corit_cli.gsnr.reading import reading
 from corit_cli.gsnr.settings import stage
-from corit_cli.texts import Table as Rows
 
 if TYPE_CHECKING:
     from corit_cli.gsnr.study import Study
@@ -23,6 +23,7 @@ PARTS = {"params": "", "head": "", "cls": " cls", "patches": " patches"}
 
 
 def show(found: Study) -> None:
+    """Print what was measured on, tables by state of the head and subset, and what they say."""
     about = found.about["data"]
     out.print(
         f"GSNR on {about['measured']} images ({about['measured_fakes']} fake) in {about['jackknife_groups']} jackknife "
@@ -155,11 +156,12 @@ def _show_proxies(found: Study) -> None:
 
 
 def write_csv(found: Study, path: Path) -> None:
+    """Write a row for each model, state of the head, subset and layer."""
     rows = [_flat(row) for row in found.as_dict()["gsnr"]]
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            table = Rows(file, rows[0])
+            table = texts.Table(file, rows[0])
             for row in rows:
                 table.write(row)
 

@@ -146,31 +146,11 @@ def _given(group: str, shown: Settings, arguments: dict[str, Any], context: type
     return Given(values, tuple(flags), asked)
 
 
-def threads(said: str | int) -> int | None:
-    """A number of threads, None for ``auto``. Raises BadParameter otherwise."""
-    if said == "auto":
-        return None
-    if str(said).isdecimal() and int(said) > 0:
-        return int(said)
-    raise typer.BadParameter(f"a number from 1 on, or auto, not {said!r}")
-
-
 # --- options of the commands' own -----------------------------------------------------------------
 
 Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
 Precision = Annotated[
     str, opt("--precision", "Arithmetic of the model; auto: the faster one here.", RUN, **words("auto", "fp32", "bf16"))
-]
-Workers = Annotated[
-    int | None,
-    opt(
-        "--workers",
-        "Threads that decode images, beside the model's own.",
-        RUN,
-        parser=threads,
-        metavar="auto|N",
-        show_default="auto",
-    ),
 ]
 Backbone = Annotated[
     str,
@@ -211,6 +191,28 @@ Html = Annotated[
     Path | None, opt("--html", "Also a report to hand on, in one file.", OUTPUT, metavar="FILE", callback=check_file)
 ]
 Plot = Annotated[Path | None, opt("--plot", "Also a plot: .png or .svg.", OUTPUT, metavar="FILE", callback=check_place)]
+
+
+def parse_workers(text: str | int) -> int | None:
+    """A number of threads, None for ``auto``. Raises BadParameter otherwise."""
+    if text == "auto":
+        return None
+    if str(text).isdecimal() and int(text) > 0:
+        return int(text)
+    raise typer.BadParameter(f"a number from 1 on, or auto, not {text!r}")
+
+
+Workers = Annotated[
+    int | None,
+    opt(
+        "--workers",
+        "Threads that decode images; auto if not given.",
+        RUN,
+        parser=parse_workers,
+        metavar="auto|N",
+        autocompletion=words("auto")["autocompletion"],
+    ),
+]
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corit_cli.cor.heads import micro_batches, run_batches, sam_of
-from corit_cli.cor.memory import given_back
+from corit_cli.cor.memory import give_back
 from corit_cli.cor.settings import Optimization
 from corit_cli.features.extractor import BATCH, pixels
 from corit_cli.model.backbone import VisionTower
@@ -49,18 +50,19 @@ class Tuned(nn.Module):
         if self.frozen_blocks < 0:
             advance(len(images))
             return Prepared(images, None)
-        n, K, found = len(images), len(self.corit.views), {}
-        size = BATCH[self._device.type]
-        with given_back():
-            for start in range(0, n, size):
-                batch = slice(start, start + size)
-                s = self.corit.run(self.corit.start(pixels(images[batch], self._device)), self.frozen_blocks)
-                # Copied, since what was read are parts of all tokens of its layer, which would stay in memory with it.
-                read = {**s.found, "x": s.x, "views": s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1)}
-                for key, value in read.items():  # (b, ...)
-                    found.setdefault(key, value.new_empty(n, *value.shape[1:]))[batch] = value
-                advance(len(s.x))
-        return Prepared(images, State(self.frozen_blocks, found.pop("x"), found.pop("views"), found))
+        n, K, size = len(images), len(self.corit.views), BATCH[self._device.type]
+        whole: dict[Any, Tensor] = {}  # (n, ...) each
+        for start in range(0, n, size):
+            batch = slice(start, start + size)
+            s = self.corit.run(self.corit.start(pixels(images[batch], self._device)), self.frozen_blocks)
+            views = s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1)  # (b, K, N, d)
+            for key, part in {**s.found, "x": s.x, "views": views}.items():
+                # Copied: what was read is part of all tokens of its layer, which would stay in memory with it.
+                whole.setdefault(key, part.new_empty(n, *part.shape[1:]))[batch] = part
+            advance(len(s.x))
+            del s, views, part
+            give_back()
+        return Prepared(images, State(self.frozen_blocks, whole.pop("x"), whole.pop("views"), whole))
 
     @property
     def _device(self) -> torch.device:

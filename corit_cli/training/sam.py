@@ -63,7 +63,8 @@ class SAM:
     dimensions and the loss has this shape. Norms are per member, over all its parameters. No member influences
     another; one without a radius, or without a finite gradient other than 0, takes its plain gradient.
 
-    Autocast belongs into the loss. Buffers, such as running means, see both passes.
+    Autocast belongs into the loss. Buffers, such as running means, see both passes. In the second the parameters hold
+    other tensors: what shares memory with a parameter does not see the moved weights.
 
     Raises ``ValueError`` for a ``rho`` that is negative or not finite, for ``friendly`` outside [0, 1) and for a
     parameter that lacks the population's dimensions.
@@ -159,8 +160,9 @@ class SAM:
 
     @contextmanager
     def _perturbed(self, parameters: list[Tensor], gradients: list[Tensor], norm: Tensor) -> Iterator[None]:
-        """Put moved weights in the place of the weights, along ``gradients`` of this ``norm`` (*population)."""
-        kept = [p.data for p in parameters]  # untouched: subtracting the perturbation would leave rounding behind
+        """Within it the parameters hold weights that are moved by rho along ``gradients`` of this ``norm``
+        (*population), afterwards their own tensors again, untouched."""
+        kept = [p.data for p in parameters]  # taking the perturbation off again would leave rounding behind
         direction, finite = gradients, norm.isfinite()
         with torch.no_grad():
             if self.friendly is not None:
@@ -176,7 +178,7 @@ class SAM:
             if self.adaptive:
                 torch._foreach_mul_(direction, parameters)  # w^2 g
             factor = torch.where(length > 0, self.rho / length, 0).to(norm)
-            moved = torch._foreach_addcmul(kept, direction, [_over(factor, p) for p in kept])
+            moved = torch._foreach_addcmul(kept, direction, [_over(factor, p).to(p.dtype) for p in kept])
         try:
             _put(parameters, moved)
             yield

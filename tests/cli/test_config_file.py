@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from corit_cli.cli.app import app, loaded
+from corit_cli.cli.app import app, load_command
 from corit_cli.cli.config_file import UNKEPT, _without_credentials, complete, key_of, save, tomllib
 from corit_cli.config import options_of
 from corit_cli.cor.settings import Optimization
@@ -32,7 +32,7 @@ GROUPS = (
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_a_file_and_every_option_has_a_key_of_its_own(command: str) -> None:
-    parameters = loaded(command).params
+    parameters = load_command(command).params
     keys = [key_of(parameter) for parameter in parameters if key_of(parameter)]
     assert "config" in keys and len(keys) == len(set(keys)) > 3
 
@@ -77,6 +77,13 @@ def test_mistakes_are_one_line_that_names_the_key(command: str, text: str, words
     result = CliRunner().invoke(app, [command, "--config", str(tmp_path / "bad.toml")])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
     assert all(word in result.stderr for word in ["error: ", "bad.toml", *words]), result.stderr
+
+
+@pytest.mark.parametrize("workers", ['"auto"', "2", '"2"'])
+def test_what_is_read_by_a_parser_takes_text_and_numbers(workers: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f"workers = {workers}")
+    result = CliRunner().invoke(app, ["detect", str(tmp_path), "--config", str(tmp_path / "run.toml")])
+    assert result.exit_code == 2 and "no images or videos in" in result.stderr, result.stderr
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -188,7 +195,7 @@ def test_a_complete_configuration_means_the_same_elsewhere(
         (here / name).touch()
     monkeypatch.chdir(here)
     name, *arguments = line.split()
-    command = loaded(name)
+    command = load_command(name)
     given = complete(command.make_context(name, list(arguments)))
     save(tmp_path / "run.toml", name, given)
     monkeypatch.chdir(tmp_path)
@@ -223,7 +230,7 @@ def test_the_complete_configuration_gives_the_same_bytes(corit, folder: Path, da
     first = corit("train", dataset, *tiny, "--out", tmp_path / "a", "--overwrite")
     assert first.returncode == 0, first.stderr
     kept = tomllib.loads((tmp_path / "a" / "run.toml").read_text())
-    known = {key_of(p) for p in loaded("train").params}
+    known = {key_of(p) for p in load_command("train").params}
     assert set(kept) <= known - UNKEPT and kept["rho"] == 0.3 and kept["cgp"] == "1,2" and kept["native"] == "none"
     again = corit("train", "--config", tmp_path / "a" / "run.toml", "--out", tmp_path / "b")
     assert again.returncode == 0, again.stderr

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from corit_cli.cli.app import app, loaded
+from corit_cli.cli.app import app, load_command
 from tests.cli.conftest import one_line_error
 from tests.conftest import random_tower, save_tiny_detector
 
@@ -89,7 +89,7 @@ def test_mistakes_are_told_before_a_cluster_is_looked_for(
 
 def test_an_address_is_told_from_what_follows() -> None:
     """``--ray`` may be left alone before a source, an option, or the end."""
-    command = loaded("detect")
+    command = load_command("detect")
     for after, address, paths in (
         (["photos"], "local", ["photos"]),
         (["auto", "photos"], "auto", ["photos"]),

@@ -291,6 +291,15 @@ def test_a_square_that_leaves_the_image_moves_inside(
         assert corner == np.clip(round(centre - n / 2), 0, length - n)
 
 
+@pytest.mark.parametrize("spare", [0, 1, 9])
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (11, 0), (0, 8), (11, 8), (5, 4), (5, 0), (0, 4), (11, 4), (5, 8)])
+def test_a_square_is_mirrored_where_the_picture_ends(left: int, top: int, spare: int) -> None:
+    pixels, side = np.random.default_rng(0).integers(0, 256, (20, 23, 3), dtype=np.uint8), 12
+    found = np.asarray(faces._cut(Image.fromarray(pixels), left, top, side, spare))
+    whole = np.pad(pixels, ((spare, spare), (spare, spare), (0, 0)), mode="symmetric")
+    assert np.array_equal(found, whole[top : top + side + 2 * spare, left : left + side + 2 * spare])
+
+
 def test_corners_of_a_turned_square_are_mirrored() -> None:
     crop = np.asarray(align(Image.new("RGB", (80, 80), (50, 100, 150)), face_at(40, 40, 50, 30)))
     assert crop.shape == (80, 80, 3)

@@ -59,6 +59,20 @@ def sharp_gradients(model: nn.Module, loss: Callable[[], Tensor], rho: float) ->
     return gradients
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float64])
+def test_parameters_keep_their_dtypes(low: torch.dtype) -> None:
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=low))
+    sam = SAM(torch.optim.SGD([a, b], lr=0.1), 0.5)
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def loss(_: None) -> Tensor:
+        seen.append((a.dtype, b.dtype))
+        return (a * a).sum() + (b.float() ** 2).sum()
+
+    step = sam.step(loss)
+    assert seen == [(torch.float32, low)] * 2 and step.perturbed > step.loss and (a < 1).all() and (b < 1).all()
+
+
 def descend(model: nn.Module, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
     for p, g in zip(model.parameters(), gradients, strict=True):
         p.grad = g.clone()

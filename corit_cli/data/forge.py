@@ -9,6 +9,8 @@
 ``self_blend``             a region of the photograph replaced by another view of that same region
 ``face_blend``             every face replaced by another view of itself; trains the reading of faces alone
 ``NAME@part[:SOURCE]``     the forgery ``NAME`` in one random region; the rest of the photograph stays, to the bit
+``NAME@native[:SOURCE]``   trains the readings of native windows alone: others see the photograph, and a wrong label
+``SHARE*NAME...``          of a share of the photographs, from 0 to 1, drawn at random
 =========================  =========================================================================================
 """
 
@@ -157,15 +159,20 @@ BLENDS = {"self_blend": self_blend, "face_blend": face_blend}
 
 @dataclass(frozen=True)
 class Forge:
-    """A named way to forge, of the whole image or of a ``part``; calling it maps an RGB image to its forgery."""
+    """A named way to forge, of the whole image or of a ``part``; calling it maps an RGB image to its forgery.
+
+    With ``native`` only readings of native windows are trained on it. ``share`` is that of the photographs forged.
+    """
 
     name: str
     source: str = ""
     part: bool = False
+    native: bool = False
+    share: float = 1.0
 
     @property
     def spelling(self) -> str:
-        """As :func:`parse_forge` reads it, without its source."""
+        """As :func:`parse_forge` reads it, without its share and source, nor what is trained on it."""
         return self.name + ("@part" if self.part else "")
 
     @property
@@ -206,20 +213,34 @@ class Forge:
 
 
 def parse_forge(spec: str) -> Forge:
-    """``NAME[@part][:SOURCE]`` to a :class:`Forge`. Raises CoritError naming what is understood."""
+    """``[SHARE*]NAME[@part|@native][:SOURCE]`` to a :class:`Forge`. Raises CoritError naming what is understood."""
     head, _, source = spec.partition(":")
-    name, at, part = head.partition("@")
+    share, star, head = head.rpartition("*")
+    name, at, where = head.partition("@")
     if name not in FORGES:
         raise CoritError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
-    if at and part != "part":
-        raise CoritError(f"cannot read {head!r}: write {name} for the whole image or {name}@part for a region of it")
+    if star and not 0 < _number(share) <= 1:
+        raise CoritError(f"cannot read {share!r} in {spec!r}: write 0.3*{head} for three photographs in ten")
+    if at and where not in ("part", "native"):
+        raise CoritError(
+            f"cannot read {head!r}: write {name} for the whole image, {name}@part for a region of it, or {name}@native "
+            "for the readings of native windows"
+        )
     if at and name in BLENDS:
         raise CoritError(f"{name} always forges a part of the image: write {name}")
     if name == "reconstruct" and not source:
         raise CoritError(f"{head} needs autoencoder weights: {head}:FOLDER or {head}:HUB/REPOSITORY")
     if name != "reconstruct" and ":" in spec:
         raise CoritError(f"{name} takes nothing after a colon: write {head}")
-    return Forge(name, source, bool(at))
+    return Forge(name, source, where == "part", where == "native", _number(share) if star else 1.0)
+
+
+def _number(text: str) -> float:
+    """What ``text`` says, NaN where that is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 # --- steps ----------------------------------------------------------------------------------------

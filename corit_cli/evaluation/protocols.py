@@ -171,7 +171,7 @@ def run(
     check(detector.checkpoint, samples, names)
     settings, recipe = recipe_of(detector.checkpoint)
     plans = {name: leave_out(samples, name, settings.seed) for name in names}
-    rows = plan(samples, range(len(samples)), recipe)
+    rows = plan(samples, range(len(samples)), recipe, detector.extractor.native)
     every = rows + [Planned(i, Job(s.path), s.label) for i, s in enumerate(samples)]
     ours = detector.extractor
     last = baseline(ours.backbone.tower.config.layers)

@@ -44,6 +44,11 @@ class Reader:
         """(kind, layer) of each part that it reads, in order."""
         return [(self.cls if kind == "cls" else kind, layer) for kind, layer in self.corit.parts]
 
+    @property
+    def readings(self) -> set[str]:
+        """What it reads is called: see ``READINGS``."""
+        return {READINGS[kind] for kind, _ in self.parts}
+
 
 class Extractor:
     """Windows of images to features.
@@ -153,10 +158,16 @@ class Extractor:
         part.crops = replace(self.crops, face=any(reader.cls == "face" for reader in part.readers))
         return part
 
-    def of(self, reading: str) -> Extractor:
-        """The same extractor with the readers of one reading only."""
-        kinds = [{READINGS[kind] for kind, _ in reader.parts} for reader in self.readers]
-        return self.only([number for number, names in enumerate(kinds) if names == {reading}])
+    def of(self, readings: Sequence[str]) -> Extractor:
+        """The same extractor with the readers of some readings only."""
+        return self.only([n for n, reader in enumerate(self.readers) if reader.readings <= set(readings)])
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        """The readings of native windows alone."""
+        kinds = [{self.crops.windows[w].split()[0] for w in reader.windows} for reader in self.readers]
+        found = set().union(*(r.readings for r, kind in zip(self.readers, kinds, strict=True) if kind == {"native"}))
+        return tuple(name for name in self.readings if name in found)
 
     def fingerprints(self) -> list[list[str]]:
         """For each reader, everything that each window's parts depend on besides the image, in the readings' order.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,46 +31,58 @@ INNER_FOLDS = 5
 @dataclass(frozen=True)
 class Planned:
     """One row of the training set: which sample it comes from, what is done to it, its label afterwards, whether heads
-    are trained on it or only scored, and the only ``reading`` that is taken of it, if it is not for all."""
+    are trained on it or only scored, and the ``readings`` that are taken of it, if it is not for all."""
 
     sample: int
     job: Job
     label: int
     trained: bool = True
-    reading: str | None = None
+    readings: tuple[str, ...] | None = None
 
 
-def plan(samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe) -> list[Planned]:
+def plan(
+    samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe, native: tuple[str, ...] = ()
+) -> list[Planned]:
     """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, and degraded copies of all.
 
     A forgery is saved the way its photograph was (JPEG at the same quality, or losslessly), so that the codec does
     not give it away. Where every image is re-encoded, each is there as it is too, to be scored: files to be detected
-    are not re-encoded.
+    are not re-encoded. ``native`` are the readings of native windows.
     """
     forges = [parse_forge(spec) for spec in recipe.forge]
     rows = []
     for i in indices:
         sample = samples[i]
         clean = Variant(codec=recipe.match_codec, seed=recipe.seed if recipe.match_codec else 0)
-        versions: list[tuple[Variant, int, str | None]] = [(clean, sample.label, None)]
-        if sample.label == 0 and forges:
+        versions: list[tuple[Variant, int, tuple[str, ...] | None]] = [(clean, sample.label, None)]
+        chosen = [forge for number, forge in enumerate(forges) if _drawn(forge.share, recipe.seed, number, i)]
+        if sample.label == 0 and chosen:
             try:
                 quality = inspect(sample.path).jpeg_quality
             except ImageError:
                 rows.append(Planned(i, Job(sample.path), sample.label))  # to be reported when it is read
                 continue
             versions += [
-                (replace(clean, forge=forge, saved=quality, seed=recipe.seed), 1, "face" if forge.of_faces else None)
-                for forge in forges
+                (
+                    replace(clean, forge=forge, saved=quality, seed=recipe.seed),
+                    1,
+                    ("face",) if forge.of_faces else native if forge.native else None,
+                )
+                for forge in chosen
             ]
-        for variant, label, reading in versions:
-            rows.append(Planned(i, Job(sample.path, variant), label, reading=reading))
+        for variant, label, readings in versions:
+            rows.append(Planned(i, Job(sample.path, variant), label, readings=readings))
             for copy in range(1, recipe.copies_made + 1):
                 degraded = replace(variant, degradations=recipe.degrade, seed=recipe.seed * 1000 + copy)
-                rows.append(Planned(i, Job(sample.path, degraded), label, reading=reading))
+                rows.append(Planned(i, Job(sample.path, degraded), label, readings=readings))
         if recipe.match_codec:
             rows.append(Planned(i, Job(sample.path), sample.label, trained=False))
     return rows
+
+
+def _drawn(share: float, *seed: int) -> bool:
+    """Whether a photograph is among a ``share``, whatever else is trained on."""
+    return share >= 1 or np.random.default_rng(seed).random() < share
 
 
 #: Takes an extractor and jobs to features (n, F), NaN where a job failed, and errors by position.
@@ -77,17 +90,19 @@ Read = Callable[[Extractor, list[Job]], tuple[Tensor, dict[int, str]]]
 
 
 def features_of(rows: Sequence[Planned], extractor: Extractor, read: Read) -> tuple[Tensor, dict[int, str]]:
-    """Features (n, F) of ``rows`` and errors by position. Of a row that is there for one reading only that is read,
-    if the extractor has it and the image is fit for it, and the others are NaN."""
-    z, errors, start = torch.full((len(rows), extractor.width), float("nan")), {}, 0
-    for reading, width in {None: extractor.width, **extractor.readings}.items():
-        where = [k for k, row in enumerate(rows) if row.reading == reading]
-        if where:
-            found, failed = read(extractor.of(reading) if reading else extractor, [rows[k].job for k in where])
-            z[where, start : start + width] = found
-            if not reading:
+    """Features (n, F) of ``rows`` and errors by position. Of a row that is there for some readings only these are read,
+    if the extractor has them and the image is fit for them, and the others are NaN."""
+    z, errors = torch.full((len(rows), extractor.width), float("nan")), {}
+    owner = torch.tensor([n for n, width in enumerate(extractor.readings.values()) for _ in range(width)])  # (F,)
+    for readings in dict.fromkeys(row.readings for row in rows):
+        where = [k for k, row in enumerate(rows) if row.readings == readings]
+        part = extractor if readings is None else extractor.of(readings)
+        if part.readers:
+            found, failed = read(part, [rows[k].job for k in where])
+            own = torch.tensor([n for n, name in enumerate(extractor.readings) if name in part.readings])
+            z[torch.tensor(where)[:, None], torch.isin(owner, own).nonzero().T] = found
+            if readings is None:
                 errors = {where[k]: message for k, message in failed.items()}
-        start += width if reading else 0
     return z, errors
 
 
@@ -158,7 +173,7 @@ class TrainingSet:
 
     def weights(self, settings: TrainSettings) -> Tensor:
         """What each row weighs (n,), 1 on average."""
-        copies = torch.tensor([bool(row.job.variant.degradations or row.reading) for row in self.rows])
+        copies = torch.tensor([bool(row.job.variant.degradations or row.readings) for row in self.rows])
         weights = balance_weights(self.labels.tolist(), self.sources, settings.balance)
         weights = torch.where(copies, settings.copy_weight, 1.0) * weights
         return weights / weights.mean()
@@ -174,7 +189,11 @@ class TrainingSet:
     @property
     def whole(self) -> Tensor:
         """Which rows all readings are taken of, (n,) bool."""
-        return torch.tensor([row.reading is None for row in self.rows], dtype=torch.bool)
+        return torch.tensor([row.readings is None for row in self.rows], dtype=torch.bool)
+
+    def taught(self, heads: Sequence[str]) -> Tensor:
+        """Which of ``heads``, by their readings, each row is for, (n, R) bool."""
+        return torch.tensor([[row.readings is None or name in row.readings for name in heads] for row in self.rows])
 
     @property
     def originals(self) -> Tensor:

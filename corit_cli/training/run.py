@@ -86,8 +86,13 @@ class Run:
         reads_faces = self.faces_wanted = bool(self.extractor.settings.face)
         if reads_faces and self.settings.fusion == "early":
             raise CoritError("one head on all readings needs all of every image: with --fusion early give --no-face")
-        if not reads_faces and any(parse_forge(spec).of_faces for spec in self.recipe.forge):
+        forges = [parse_forge(spec) for spec in self.recipe.forge]
+        if not reads_faces and any(forge.of_faces for forge in forges):
             raise CoritError("face_blend trains the reading of faces, and none is read: give --face LAYERS")
+        if any(forge.native for forge in forges) and (not self.extractor.native or self.settings.fusion == "early"):
+            raise CoritError(
+                "@native trains readings of native windows: they need --crop both or native, and a head each"
+            )
 
     def folds(self, part: Sequence[int] | None = None) -> list[list[int]]:
         """What is held out in turn for calibration of the training part, or of another ``part``, as sample numbers."""
@@ -108,20 +113,21 @@ class Run:
         for spec in self.recipe.forge:
             parse_forge(spec).check()
         samples = self.samples
-        rows = plan(samples, sorted([*self.train_part, *(self.val_part if self.refit else ())]), self.recipe)
+        part = sorted([*self.train_part, *(self.val_part if self.refit else ())])
+        rows = plan(samples, part, self.recipe, self.extractor.native)
         every = rows + [Planned(i, Job(samples[i].path), samples[i].label) for i in self.val_part]
         z, z_probe, failed = self._features_and_probe(every)
         kept = [k for k in range(len(rows)) if k not in failed]
         val = [k for k in range(len(rows), len(every)) if k not in failed]
         taught = set(self.train_part)
-        trained = {every[k].label for k in kept if every[k].sample in taught and not every[k].reading}
+        trained = {every[k].label for k in kept if every[k].sample in taught and not every[k].readings}
         for labels in (trained, {every[k].label for k in val}):
             if len(labels) < 2:
                 raise CoritError("without the images that cannot be read, no real or no fake ones are left")
         if self._too_few_faces(z[kept], [every[k] for k in kept]):
             self.extractor = self.extractor.with_settings(replace(self.extractor.settings, face=()))
             z = z[:, : self.extractor.width]  # that reading is the last one
-            kept = [k for k in kept if every[k].reading is None]
+            kept = [k for k in kept if every[k].readings != ("face",)]
         errors = {every[k].sample: message for k, message in failed.items()}
         width = self.extractor.backbone.tower.config.width
         seen = z[[k for k in kept if every[k].job.variant == ORIGINAL]].nan_to_num()

@@ -88,8 +88,9 @@ class Recipe(Settings):
     forge: tuple[str, ...] = option(
         (),
         "Train on forgeries of the real images too: self_blend, resample, recompress, or reconstruct:FOLDER with a "
-        "TAESD autoencoder's weights; NAME@part forges only a region; face_blend a face, for its reading. Repeatable.",
-        metavar="NAME[@part][:SOURCE]",
+        "TAESD autoencoder's weights; NAME@part forges only a region; face_blend a face, for its reading; NAME@native "
+        "is for the readings of native windows; 0.3*NAME forges three photographs in ten. Repeatable.",
+        metavar="[SHARE*]NAME[@part][:SOURCE]",
         many=True,
         panel=DATA,
     )

@@ -133,7 +133,8 @@ def tune(
     n, device, settings, world = len(fitted.rows), model.device, run.settings, run.world
     if min(n, tuning.batch_size) < world.size:
         raise CoritError(f"{world.size} processes cannot share batches of {min(n, tuning.batch_size)}")
-    y, weights = fitted.labels.float().to(device), fitted.weights(settings).to(device)  # (n,) each
+    y = fitted.labels.float().to(device)  # (n,)
+    weights = (fitted.weights(settings)[:, None] * fitted.taught(model.head.names)).to(device)  # (n, R)
     net = world.wrap(model)
     optimizer = _optimizer(model, tuning, settings)
     sam = SAM(optimizer, tuning.rho)
@@ -286,13 +287,14 @@ def held_out_loss(run: Run, model: Model, aside: TrainingSet, tuning: TuneSettin
     for start in range(0, len(share), tuning.micro_batch):
         seen = torch.stack(list(islice(windows, tuning.micro_batch)))  # (b, w, S, S, 3)
         logits[share[start : start + tuning.micro_batch]] = model(pixels(seen, model.device)).cpu()  # (b, R)
-    return float(_losses(run.world.total(logits), aside.labels.float(), aside.weights(run.settings)).mean())
+    weights = aside.weights(run.settings)[:, None].expand_as(logits)  # (a, R)
+    return float(_losses(run.world.total(logits), aside.labels.float(), weights).mean())
 
 
 def _losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted losses of every head's logits (b, R), with ``labels`` and ``weights`` (b,): the heads' mean (b,)."""
-    truth, weight = (values[:, None].expand_as(logits) for values in (labels, weights))
-    return F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="none").mean(1)
+    """Losses of every head's logits (b, R), with ``labels`` (b,) and ``weights`` (b, R): the heads' mean (b,)."""
+    truth = labels[:, None].expand_as(logits)  # (b, R)
+    return F.binary_cross_entropy_with_logits(logits, truth, weight=weights, reduction="none").mean(1)
 
 
 def _share_left(done: float) -> float:

@@ -196,8 +196,8 @@ def check(
     if folder is not None and launched().rank == 0:  # the other processes may be on other machines
         _check_folder(folder, overwrite, resume)
     kinds = [parse_forge(spec) for spec in ([local] if isinstance(local, str) else local)]
-    if not all(kind.local for kind in kinds):
-        raise CoritError("--local takes forgeries of a region: self_blend, or a name with @part")
+    if not all(kind.local and kind.share == 1 for kind in kinds):
+        raise CoritError("--local takes forgeries of a region, of every photograph: self_blend, or a name with @part")
     for forge in kinds:
         forge.check()
     return kinds

@@ -262,7 +262,13 @@ def test_spelling(spec: str, forge: Forge) -> None:
         ("", "choose from"),
         ("resample:x", "write resample"),
         ("resample@part:", "write resample@part"),
-        ("resample@half", "resample@part for a region"),
+        ("resample@half", "resample@part for a region of it, or resample@native"),
+        ("self_blend@native", "write self_blend"),
+        ("0*resample", "write 0.3\\*resample"),
+        ("1.5*resample", "write 0.3\\*resample"),
+        ("nan*resample", "write 0.3\\*resample"),
+        ("*resample", "write 0.3\\*resample"),
+        ("0.5*", "choose from"),
         ("recompress@", "recompress@part for a region"),
         ("self_blend@part", "write self_blend"),
     ],
@@ -270,6 +276,13 @@ def test_spelling(spec: str, forge: Forge) -> None:
 def test_nonsense_is_refused(spec: str, hint: str) -> None:
     with pytest.raises(CoritError, match=hint):
         parse_forge(spec)
+
+
+def test_who_is_trained_and_how_many_are_forged_change_no_forgery() -> None:
+    plain, asked = parse_forge("resample"), parse_forge("0.25*resample@native")
+    assert (asked.native, asked.share, asked.part) == (True, 0.25, False)
+    assert (plain.native, plain.share) == (False, 1.0)
+    assert asked.fingerprint == plain.fingerprint and asked.spelling == plain.spelling
 
 
 def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:

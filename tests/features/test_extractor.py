@@ -210,14 +210,14 @@ def test_a_face_is_a_reading_of_its_own_and_missing_where_there_is_none(
     again, _ = extract(extractor, [Job(large), Job(files[3])], cache)
     torch.testing.assert_close(again, z, equal_nan=True, atol=0, rtol=0)
     assert one_face.asked == asked and sizes == []
-    alone, _ = extract(extractor.of("face"), [Job(large)])
+    alone, _ = extract(extractor.of(["face"]), [Job(large)])
     torch.testing.assert_close(alone[0], z[0, -2 * d :], atol=1e-6, rtol=1e-5)
 
 
 def test_no_face_is_looked_for_where_only_others_are_read(one_face: OneFace, files: list[Path]) -> None:
     settings = replace(SETTINGS, face=(3,))
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
-    extract(extractor.of("cgp"), [Job(files[3])])
+    extract(extractor.of(["cgp"]), [Job(files[3])])
     assert one_face.asked == 0
 
 

@@ -57,6 +57,49 @@ def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
     assert [row.job for row in plan([broken], [0], Recipe(forge=("self_blend",)))] == [Job(broken.path)]
 
 
+def test_forgeries_for_native_windows_teach_nobody_else(dataset: Path) -> None:
+    samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,)))
+    assert e.native == ("native", "cgp")
+    rows = plan(samples, range(len(samples)), Recipe(forge=("resample@native",), degrade=("jpeg",)), e.native)
+    forged = torch.tensor([row.job.variant.forge is not None for row in rows])
+    assert {row.readings for row, own in zip(rows, forged.tolist(), strict=True) if own} == {("native", "cgp")}
+    z, errors = features_of(rows, e, extract)
+    assert not errors
+    data = TrainingSet.of(samples, rows, z, e.readings)
+    names = list(e.readings)
+    assert torch.equal(data.taught(names), ~forged[:, None] | torch.tensor([name != "hri" for name in names]))
+    parts = dict(zip(names, z.split(list(e.readings.values()), 1), strict=True))
+    assert parts["hri"][forged].isnan().all() and z[~forged].isfinite().all()
+    # What is read of them is what is read where everything is.
+    whole, _ = extract(e, [row.job for row in rows])
+    torch.testing.assert_close(torch.where(z.isnan(), whole, z), whole, atol=1e-6, rtol=1e-5)
+    head, without = data.heads(QUICK), data.chosen(~forged).heads(QUICK)
+    for name in names:
+        same = torch.equal(head.heads[name].layers[0].weight, without.heads[name].layers[0].weight)
+        assert same is (name == "hri")
+    light, heavy = (data.weights(replace(QUICK, copy_weight=w)) for w in (0.25, 1.0))
+    original = torch.tensor([not row.job.variant.degradations for row in rows])
+    ratios = light / heavy
+    torch.testing.assert_close(
+        ratios[forged & original] * 4, ratios[~forged & original][:1].expand(int((forged & original).sum()))
+    )
+
+
+def test_a_share_of_the_photographs_is_drawn_the_same_whatever_else_is_there(tmp_path: Path) -> None:
+    photograph(0).save(tmp_path / "one.png")
+    samples = [Sample(tmp_path / "one.png", i % 2) for i in range(400)]
+
+    def forged(name: str, indices: range, seed: int = 0, **more: tuple[str, ...]) -> list[int]:
+        rows = plan(samples, indices, Recipe(forge=(name,), seed=seed, **more))
+        return [row.sample for row in rows if row.job.variant.forge and not row.job.variant.degradations]
+
+    some = forged("0.3*resample", range(400))
+    assert 40 < len(some) < 80 and not any(i % 2 for i in some)
+    assert forged("0.3*resample", range(200), degrade=("jpeg",)) == [i for i in some if i < 200]
+    assert forged("0.3*resample", range(400), seed=1) != some
+    assert len(forged("resample", range(400))) == len(forged("1*resample", range(400))) == 200
+
+
 def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files_as_they_are(dataset: Path) -> None:
     samples = load_samples(dataset)
     rows = plan(samples, range(len(samples)), Recipe(match_codec=(40, 50)))
@@ -99,9 +142,9 @@ def test_a_reading_that_some_rows_lack_is_learned_from_the_others(dataset: Path)
 def test_forged_faces_are_for_their_reading_alone_and_weigh_as_copies_do(dataset: Path) -> None:
     samples = load_samples(dataset)
     rows = plan(samples, range(len(samples)), Recipe(forge=("face_blend", "resample")))
-    faces = [k for k, row in enumerate(rows) if row.reading]
+    faces = [k for k, row in enumerate(rows) if row.readings]
     real = sum(s.label == 0 for s in samples)
-    assert len(faces) == real and {rows[k].reading for k in faces} == {"face"}
+    assert len(faces) == real and {rows[k].readings for k in faces} == {("face",)}
     assert {rows[k].job.variant.forge.name for k in faces} == {"face_blend"} and {rows[k].label for k in faces} == {1}
     read: list[tuple[int, int]] = []
 
@@ -121,7 +164,7 @@ def test_forged_faces_are_for_their_reading_alone_and_weigh_as_copies_do(dataset
     assert features_of(rows, bare, zeros)[0][faces].isnan().all()
     # Other heads are trained as if they were not there, and copies' weight is theirs.
     data = TrainingSet.of(samples, rows, z, e.readings)
-    whole = torch.tensor([row.reading is None for row in rows])
+    whole = torch.tensor([row.readings is None for row in rows])
     head, without = data.heads(QUICK), data.chosen(whole).heads(QUICK)
     for name in ("hri", "cgp"):
         torch.testing.assert_close(head.heads[name].state_dict(), without.heads[name].state_dict(), atol=0, rtol=0)

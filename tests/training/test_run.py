@@ -200,3 +200,15 @@ def test_what_does_not_go_with_faces(dataset: Path) -> None:
         train(samples, replace(QUICK, fusion="early"), e=e)
     with pytest.raises(CoritError, match="give --face LAYERS"):
         train(samples, recipe=Recipe(forge=("face_blend",)))
+
+
+def test_forgeries_for_native_windows_need_such_a_reading(dataset: Path) -> None:
+    samples, recipe = load_samples(dataset), Recipe(forge=("resample@native",))
+    resized = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("resize", 32))
+    assert resized.native == ()
+    for e, settings in ((resized, QUICK), (extractor(), replace(QUICK, fusion="early"))):
+        with pytest.raises(CoritError, match="--crop both or native"):
+            train(samples, settings, e=e, recipe=recipe)
+    alone = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("native", 32))
+    assert alone.native == ("hri", "cgp")
+    assert train(samples, e=alone, recipe=recipe).checkpoint.head.names == ["hri", "cgp"]

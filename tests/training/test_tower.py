@@ -157,19 +157,30 @@ def test_lower_precision_is_finite_close_and_keeps_float32_weights(scope: str, w
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def test_training_equals_a_loop_over_whole_forward_passes(samples: list[Sample], tmp_path: Path) -> None:
-    """Planned rows with degraded copies, balance, SAM, schedule and both step sizes, written out; no micro-batches."""
-    recipe = Recipe(degrade=("jpeg:30-50",), copies=1)
+@pytest.mark.parametrize("forge", [(), ("resample@native",)])
+def test_training_equals_a_loop_over_whole_forward_passes(
+    forge: tuple[str, ...], samples: list[Sample], tmp_path: Path
+) -> None:
+    """Planned rows with degraded copies and forgeries, balance, SAM, schedule and both step sizes, written out; no
+    micro-batches."""
+    recipe = Recipe(forge=forge, degrade=("jpeg:30-50",), copies=1)
     tuning, settings = replace(TUNING, rho=0.05), replace(HEAD, optimizer="sgd", balance="source")
     found = run(samples, tmp_path, tuning, settings=settings, recipe=recipe)
 
     e = extractor()
     fit_part = set_aside(samples, group_split(samples, 0.3, 0)[0], 0)
-    rows = plan(samples, fit_part, recipe)
-    labels = torch.tensor([r.label for r in rows])
-    weights = balance_weights(labels.tolist(), [samples[r.sample].source for r in rows], "source")
-    parts = extract(e, [r.job for r in rows])[0].split(list(e.readings.values()), 1)
-    heads = {name: fit_head(z, labels, weights, settings) for name, z in zip(e.readings, parts, strict=True)}
+    rows = plan(samples, fit_part, recipe, e.native)
+    labels, sources = torch.tensor([r.label for r in rows]), [samples[r.sample].source for r in rows]
+    forged = torch.tensor([r.job.variant.forge is not None for r in rows])
+    assert forged.any() == bool(forge)
+    weights = balance_weights(labels.tolist(), sources, "source")
+    parts, heads, taught = extract(e, [r.job for r in rows])[0].split(list(e.readings.values()), 1), {}, {}
+    for name, z in zip(e.readings, parts, strict=True):
+        own = taught[name] = ~forged | (name == "cgp")
+        w = balance_weights(
+            labels[own].tolist(), [s for s, k in zip(sources, own.tolist(), strict=True) if k], "source"
+        )
+        heads[name] = fit_head(z[own], labels[own], w, settings)
     head = torch.nn.ModuleDict(heads)
     cut = np.stack([crop(r.job.variant.apply(read_image(r.job.path)), e.crops) for r in rows])
     images = torch.from_numpy(cut).permute(0, 1, 4, 2, 3).float() / 255  # (n, 2, 3, S, S)
@@ -189,8 +200,10 @@ def test_training_equals_a_loop_over_whole_forward_passes(samples: list[Sample],
                 z = torch.cat([r.corit(images[batch][:, r.windows[0]]).z for r in e.readers], 1)
                 parts = z.split(list(e.readings.values()), 1)
                 losses = [
-                    F.binary_cross_entropy_with_logits(one(part), labels[batch].float(), weight=weights[batch])
-                    for one, part in zip(head.values(), parts, strict=True)
+                    F.binary_cross_entropy_with_logits(
+                        head[name](part), labels[batch].float(), weight=(weights * taught[name])[batch]
+                    )
+                    for name, part in zip(e.readings, parts, strict=True)
                 ]
                 return sum(losses) / len(losses)
 

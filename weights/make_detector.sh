@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train the detector that ships with the package on a manifest with a split column (docs/model-card.md names the data).
-# AUTOENCODER is a folder with the weights of a TAESD autoencoder, for regions that the heatmap learns from.
+# AUTOENCODER is a folder with the weights of a TAESD autoencoder, for reconstructions.
 #   weights/make_detector.sh MANIFEST AUTOENCODER [further options of corit train, such as --cache FILE]
 set -euo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +14,8 @@ for kind in crop:0.3-0.9 tonemap:1-4 grade:0.2-0.6 grey:1 portrait:0.5-2 paint:1
     degraded+=(--degrade "$kind")
 done
 # Swapped faces are imitated by faces blended with another view of themselves; only the reading of faces sees these.
-forged=(--forge face_blend)
+# Reconstructions differ from their photographs in pixels alone; only the readings of native windows see these.
+forged=(--forge face_blend --forge "0.3*reconstruct@native:$autoencoder")
 local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
-corit train "$manifest" --out "$folder/detector" --overwrite --refit "${forged[@]}" "${degraded[@]}" --copy-weight 0.3 \
+corit train "$manifest" --out "$folder/detector" --overwrite --refit "${forged[@]}" "${degraded[@]}" --copy-weight 0.2 \
     --folds 12 "${local[@]}" "$@"

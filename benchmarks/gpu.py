@@ -4,7 +4,8 @@
 
 The tower in bf16 on windows of 224 px that lie on the device, run as it is, as a CUDA graph and through torch.compile:
 images a second, and the share of what a square product of bf16 matrices reaches. Then photographs of 12 megapixels
-through ``corit detect``'s own path, by the number of decoding threads, beside the decoding and the model alone.
+through ``corit detect``'s own path, by the number of decoding threads, beside the decoding and the model alone. These
+are four files by turns: windows that are the same are read once a batch.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def push(
 def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = False) -> None:
     """Say what is uploaded, and upload it. Raises CoritError for a folder that holds no detector, and where the Hub
     takes nothing."""
+    from corit_cli.data.forge import parse_forge
     from corit_cli.detection.checkpoint import FILES, Checkpoint
     from corit_cli.model.hub import PREFIX, check_login, check_name, upload
     from corit_cli.report.detector_card import detector_card
@@ -54,6 +55,9 @@ def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = 
     names = len(checkpoint.data.get("sources", {}))
     if names:
         err.print(f"config.json names the {names} sources that it was trained and validated on.", soft_wrap=True)
+    forges = checkpoint.training.get("recipe", {}).get("forge", ())
+    if autoencoders := {forge.source for forge in map(parse_forge, forges)} - {""}:
+        err.print(f"config.json names the autoencoders of its forgeries: {', '.join(sorted(autoencoders))}.")
     backbone = checkpoint.backbone["name"]
     if Path(backbone).is_absolute():
         warn(f"its backbone is the local file {backbone}: whoever uses the detector needs the same file there")

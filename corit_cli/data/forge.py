@@ -9,8 +9,8 @@
 ``self_blend``             a region of the photograph replaced by another view of that same region
 ``face_blend``             every face replaced by another view of itself; trains the reading of faces alone
 ``NAME@part[:SOURCE]``     the forgery ``NAME`` in one random region; the rest of the photograph stays, to the bit
-``NAME@native[:SOURCE]``   trains the readings of native windows alone: others see the photograph, and a wrong label
-``SHARE*NAME...``          of a share of the photographs, from 0 to 1, drawn at random
+``NAME@native[:SOURCE]``   trains the readings of native windows alone
+``SHARE*NAME...``          of a share of the photographs (more than 0, at most 1), drawn by their contents
 =========================  =========================================================================================
 """
 
@@ -218,7 +218,8 @@ def parse_forge(spec: str) -> Forge:
     share, star, head = head.rpartition("*")
     name, at, where = head.partition("@")
     if name not in FORGES:
-        raise CoritError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}")
+        hint = ", as in 0.3*resample for three photographs in ten" if name[:1].isdigit() else ""
+        raise CoritError(f"unknown forgery {name!r}: choose from {', '.join(FORGES)}{hint}")
     if star and not 0 < _number(share) <= 1:
         raise CoritError(f"cannot read {share!r} in {spec!r}: write 0.3*{head} for three photographs in ten")
     if at and where not in ("part", "native"):
@@ -227,7 +228,11 @@ def parse_forge(spec: str) -> Forge:
             "for the readings of native windows"
         )
     if at and name in BLENDS:
-        raise CoritError(f"{name} always forges a part of the image: write {name}")
+        taken = "for all readings, or one of its own" if where == "native" else "always of a part of the image"
+        raise CoritError(f"{name} is {taken}: write {name}")
+    if source.endswith(("@part", "@native")):
+        source, _, where = source.rpartition("@")
+        raise CoritError(f"cannot read {spec!r}: write {name}@{where}:{source}")
     if name == "reconstruct" and not source:
         raise CoritError(f"{head} needs autoencoder weights: {head}:FOLDER or {head}:HUB/REPOSITORY")
     if name != "reconstruct" and ":" in spec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from corit_cli.data.manifest import Sample, load_samples
@@ -12,9 +13,9 @@ from corit_cli.detection.detector import Detector
 from corit_cli.evaluation import protocols
 from corit_cli.evaluation.evaluate import of_split
 from corit_cli.features.cache import Job
-from corit_cli.features.foresee import Cost, lacking, seconds_each
-from corit_cli.training.foresee import head_seconds
-from corit_cli.training.rows import INNER_FOLDS, plan
+from corit_cli.features.foresee import Cost
+from corit_cli.training.foresee import head_seconds, reading_cost
+from corit_cli.training.rows import INNER_FOLDS, Planned, plan
 
 
 def foresee(
@@ -35,17 +36,17 @@ def foresee(
     protocols.check(detector.checkpoint, samples, names)
     chains = () if robustness is None else parse_chains(robustness)
     variants = [ORIGINAL, *(Variant(chain=CHAINS[name]) for name in chains)]
-    jobs = [Job(s.path, variant) for s in samples for variant in variants]
+    rows = [Planned(i, Job(s.path, variant), s.label) for i, s in enumerate(samples) for variant in variants]
     heads, fitting = 0, 0.0
     if names:
         settings, recipe = protocols.recipe_of(detector.checkpoint)
-        rows = plan(samples, range(len(samples)), recipe)
-        jobs += [row.job for row in rows]
+        recipe, _ = protocols.at_hand(recipe)
+        planned = plan(samples, range(len(samples)), recipe, detector.extractor.native_readings)
+        rows += planned
         readings = detector.extractor.readings
         turns = sum(len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names)
         turns *= 1 + (INNER_FOLDS if len(readings) > 1 else 0)
         heads = turns * len(settings.heads_of(readings))
-        fitting = turns * head_seconds(settings, readings, len(rows))
-    missing = lacking(detector.extractor, jobs, cache)
-    each = seconds_each(detector.extractor, missing)
-    return Cost(len(missing), len(set(jobs)) - len(missing), each * len(missing), fitting), samples, heads
+        fitting = turns * head_seconds(settings, readings, len(planned))
+    cost, _ = reading_cost(rows, detector.extractor, cache)
+    return replace(cost, fitting=fitting), samples, heads

@@ -8,7 +8,7 @@ the tower's last block, trained on the same rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,7 +54,8 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All groups, the means over them, and groups that were passed over, each with the reason.
+    """All groups, the means over them, groups that were passed over and forgeries that no head here was taught by,
+    each with the reason.
 
     The means' intervals draw the images of these groups anew; those of ``as_groups_vary`` (of ``ours``, ``probe`` and
     ``difference``) take the groups for a sample of all there are, which is what an unknown source is drawn from.
@@ -67,6 +68,7 @@ class Protocol:
     difference: Estimate
     as_groups_vary: dict[str, Estimate]
     passed_over: dict[str, str]
+    untaught: tuple[str, ...] = ()
 
 
 def recipe_of(checkpoint: Checkpoint) -> tuple[TrainSettings, Recipe]:
@@ -90,9 +92,19 @@ def check(checkpoint: Checkpoint, samples: Sequence[Sample], names: Sequence[str
             reason = next((f"{g}: {why}" for g, why in passed_over.items()), f"no image names its {name.split('-')[1]}")
             raise CoritError(f"{name} finds nothing to hold out ({reason})")
     if names:
-        _, recipe = recipe_of(checkpoint)
-        for spec in recipe.forge:
+        recipe_of(checkpoint)
+
+
+def at_hand(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """``recipe`` without the forgeries whose autoencoder cannot be had here; these, each with the reason."""
+    kept, missing = [], []
+    for spec in recipe.forge:
+        try:
             parse_forge(spec).check()
+            kept.append(spec)
+        except CoritError as error:
+            missing.append(f"{spec} ({error})")
+    return replace(recipe, forge=tuple(kept)), tuple(missing)
 
 
 def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str, Group], dict[str, str]]:
@@ -170,8 +182,9 @@ def run(
     """
     check(detector.checkpoint, samples, names)
     settings, recipe = recipe_of(detector.checkpoint)
+    recipe, untaught = at_hand(recipe)
     plans = {name: leave_out(samples, name, settings.seed) for name in names}
-    rows = plan(samples, range(len(samples)), recipe, detector.extractor.native)
+    rows = plan(samples, range(len(samples)), recipe, detector.extractor.native_readings)
     every = rows + [Planned(i, Job(s.path), s.label) for i, s in enumerate(samples)]
     ours = detector.extractor
     last = baseline(ours.backbone.tower.config.layers)
@@ -190,7 +203,8 @@ def run(
         "ours": (TrainingSet.of(samples, rows, z[kept], ours.readings), z[clean], settings),
         "probe": (TrainingSet.of(samples, rows, z_probe[kept]), z_probe[clean], of_probe(settings)),
     }
-    return [_run(name, samples, *plans[name], kinds, progress) for name in names]
+    found = [_run(name, samples, *plans[name], kinds, progress) for name in names]
+    return [replace(protocol, untaught=untaught) for protocol in found]
 
 
 def _run(

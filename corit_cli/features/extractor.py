@@ -159,11 +159,11 @@ class Extractor:
         return part
 
     def of(self, readings: Sequence[str]) -> Extractor:
-        """The same extractor with the readers of some readings only."""
-        return self.only([n for n, reader in enumerate(self.readers) if reader.readings <= set(readings)])
+        """The same extractor with the readers of some readings only, and of what these read in the same pass."""
+        return self.only([n for n, reader in enumerate(self.readers) if reader.readings & set(readings)])
 
     @property
-    def native(self) -> tuple[str, ...]:
+    def native_readings(self) -> tuple[str, ...]:
         """The readings of native windows alone."""
         kinds = [{self.crops.windows[w].split()[0] for w in reader.windows} for reader in self.readers]
         found = set().union(*(r.readings for r, kind in zip(self.readers, kinds, strict=True) if kind == {"native"}))

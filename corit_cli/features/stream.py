@@ -17,6 +17,9 @@ from torch import Tensor
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor
 
+#: Threads that load, where there are as many cores: a GPU waits for them, a processor shares its cores with them.
+WORKERS = {"cpu": 4, "cuda": 8}
+
 T = TypeVar("T")
 R = TypeVar("R")
 Picture = Sequence[np.ndarray | None]
@@ -65,7 +68,7 @@ def stream(
     loaded, or being loaded, ahead of the model's; by default two batches.
     """
 
-    workers = workers or min(4, os.cpu_count() or 1)
+    workers = workers or min(WORKERS[extractor.device.type], os.cpu_count() or 1)
     waiting: list[Extracted[T]] = []
     for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
         waiting.append(item)

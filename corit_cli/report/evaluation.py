@@ -144,6 +144,9 @@ def _protocol_grid(protocol: Protocol) -> Grid:
     if borrowed:
         notes.append(f"Against a third of all real images, held out as well: {', '.join(borrowed)}.")
     notes += [f"Not held out: {name} ({why})." for name, why in protocol.passed_over.items()]
+    notes += [
+        f"This detector also learned from forgeries that cannot be made here: {name}." for name in protocol.untaught
+    ]
     columns = ["held out", "real", "fake", "AUC", "linear probe", "difference"]
     return Grid(protocol.name.replace("-", " ").capitalize(), columns, rows, notes)
 

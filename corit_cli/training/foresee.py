@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import torch
 
 from corit_cli.data.splits import source_split
 from corit_cli.features.cache import Job
+from corit_cli.features.extractor import Extractor
 from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
 from corit_cli.model.settings import baseline
 from corit_cli.training.head import fit_head
-from corit_cli.training.rows import plan
+from corit_cli.training.rows import Planned, by_readings, plan
 from corit_cli.training.run import Run
 from corit_cli.training.settings import TrainSettings, TuneSettings
 from corit_cli.training.tower import ASIDE
@@ -40,19 +41,31 @@ def head_seconds(settings: TrainSettings, readings: Mapping[str, int], rows: int
     return total
 
 
+def reading_cost(rows: Sequence[Planned], extractor: Extractor, cache: Path | None) -> tuple[Cost, float]:
+    """What taking the features of ``rows`` would cost, and how long one of those takes of which all is taken."""
+    cost, whole = Cost(0), 0.0
+    for where, part in by_readings(rows, extractor):
+        jobs = [rows[k].job for k in where]
+        missing = lacking(part, jobs, cache)
+        each = seconds_each(part, missing or jobs)
+        if rows[where[0]].readings is None:
+            whole = each
+        read, cached = cost.to_read + len(missing), cost.cached + len(set(jobs)) - len(missing)
+        cost = Cost(read, cached, cost.reading + each * len(missing))
+    return cost, whole
+
+
 def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, int, int]:
     """What ``run`` would cost with features kept in ``cache``, as :func:`~corit_cli.training.train.train` does it; how
     many rows there are to train on, and how many heads are fitted."""
     part = sorted([*run.train_part, *(run.val_part if run.refit else ())])
-    planned = plan(run.samples, part, run.recipe, run.extractor.native)
-    jobs = [row.job for row in planned] + [Job(run.samples[i].path) for i in run.val_part]
+    planned = plan(run.samples, part, run.recipe, run.extractor.native_readings)
+    planned += [Planned(i, Job(run.samples[i].path), run.samples[i].label, trained=False) for i in run.val_part]
     extractor, settings = run.extractor, run.settings
     last = baseline(extractor.backbone.tower.config.layers).integrate
     if run.probe and not extractor.settings.inject_at:  # read in one pass
         extractor = extractor.with_settings(replace(extractor.settings, integrate=extractor.settings.integrate + last))
-    missing = lacking(extractor, jobs, cache)
-    each = seconds_each(extractor, missing or jobs)
-    cost = Cost(len(missing), len(set(jobs)) - len(missing), each * len(missing))
+    cost, each = reading_cost(planned, extractor, cache)
     rows = sum(row.trained for row in planned)
     one = head_seconds(settings, run.extractor.readings, rows)
     if tuning.scope == "head":

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from corit_cli.data.forge import parse_forge
+from corit_cli.data.forge import Forge, parse_forge
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.manifest import Sample
 from corit_cli.data.splits import deal
 from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
+from corit_cli.files import content_sha256
 from corit_cli.model.fusion import FusedHead
 from corit_cli.progress import Advance, hush
 from corit_cli.training.fusion import HeldOut, join
@@ -41,22 +43,25 @@ class Planned:
 
 
 def plan(
-    samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe, native: tuple[str, ...] = ()
+    samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe, native_readings: tuple[str, ...] = ()
 ) -> list[Planned]:
     """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, and degraded copies of all.
 
     A forgery is saved the way its photograph was (JPEG at the same quality, or losslessly), so that the codec does
     not give it away. Where every image is re-encoded, each is there as it is too, to be scored: files to be detected
-    are not re-encoded. ``native`` are the readings of native windows.
+    are not re-encoded. ``native_readings`` are those of native windows, without which forgeries for them are a
+    ValueError.
     """
     forges = [parse_forge(spec) for spec in recipe.forge]
+    if not native_readings and any(forge.native for forge in forges):
+        raise ValueError("forgeries for the readings of native windows, and none are named")
     rows = []
     for i in indices:
         sample = samples[i]
         clean = Variant(codec=recipe.match_codec, seed=recipe.seed if recipe.match_codec else 0)
         versions: list[tuple[Variant, int, tuple[str, ...] | None]] = [(clean, sample.label, None)]
-        chosen = [forge for number, forge in enumerate(forges) if _drawn(forge.share, recipe.seed, number, i)]
-        if sample.label == 0 and chosen:
+        chosen = [forge for forge in forges if sample.label == 0 and _drawn(sample.path, forge, recipe.seed)]
+        if chosen:
             try:
                 quality = inspect(sample.path).jpeg_quality
             except ImageError:
@@ -66,7 +71,7 @@ def plan(
                 (
                     replace(clean, forge=forge, saved=quality, seed=recipe.seed),
                     1,
-                    ("face",) if forge.of_faces else native if forge.native else None,
+                    ("face",) if forge.of_faces else native_readings if forge.native else None,
                 )
                 for forge in chosen
             ]
@@ -80,9 +85,23 @@ def plan(
     return rows
 
 
-def _drawn(share: float, *seed: int) -> bool:
-    """Whether a photograph is among a ``share``, whatever else is trained on."""
-    return share >= 1 or np.random.default_rng(seed).random() < share
+def _drawn(photograph: Path, forge: Forge, seed: int) -> bool:
+    """Whether a photograph is among the share to be forged: by its content, whatever else is trained on."""
+    if forge.share == 1:
+        return True
+    named = f"{seed} {forge.spelling} {content_sha256(photograph)}"
+    return int(hashlib.sha256(named.encode()).hexdigest()[:8], 16) < forge.share * 2**32
+
+
+def by_readings(rows: Sequence[Planned], extractor: Extractor) -> list[tuple[list[int], Extractor]]:
+    """The numbers of rows of which the same is taken, with what of ``extractor`` takes it; rows that it has no reading
+    for are left out."""
+    found = []
+    for readings in dict.fromkeys(row.readings for row in rows):
+        part = extractor if readings is None else extractor.of(readings)
+        if part.readers:
+            found.append(([k for k, row in enumerate(rows) if row.readings == readings], part))
+    return found
 
 
 #: Takes an extractor and jobs to features (n, F), NaN where a job failed, and errors by position.
@@ -91,18 +110,20 @@ Read = Callable[[Extractor, list[Job]], tuple[Tensor, dict[int, str]]]
 
 def features_of(rows: Sequence[Planned], extractor: Extractor, read: Read) -> tuple[Tensor, dict[int, str]]:
     """Features (n, F) of ``rows`` and errors by position. Of a row that is there for some readings only these are read,
-    if the extractor has them and the image is fit for them, and the others are NaN."""
+    if the extractor has them and the image is fit for them, and the others are NaN. That an image shows no face is no
+    error of a row for that reading."""
     z, errors = torch.full((len(rows), extractor.width), float("nan")), {}
-    owner = torch.tensor([n for n, width in enumerate(extractor.readings.values()) for _ in range(width)])  # (F,)
-    for readings in dict.fromkeys(row.readings for row in rows):
-        where = [k for k, row in enumerate(rows) if row.readings == readings]
-        part = extractor if readings is None else extractor.of(readings)
-        if part.readers:
-            found, failed = read(part, [rows[k].job for k in where])
-            own = torch.tensor([n for n, name in enumerate(extractor.readings) if name in part.readings])
-            z[torch.tensor(where)[:, None], torch.isin(owner, own).nonzero().T] = found
-            if readings is None:
-                errors = {where[k]: message for k, message in failed.items()}
+    columns = dict(
+        zip(extractor.readings, torch.arange(z.shape[1]).split(list(extractor.readings.values())), strict=True)
+    )
+    for where, part in by_readings(rows, extractor):
+        found, failed = read(part, [rows[k].job for k in where])
+        wanted = rows[where[0]].readings
+        for name, values in zip(part.readings, found.split(list(part.readings.values()), 1), strict=True):
+            if wanted is None or name in wanted:
+                z[torch.tensor(where)[:, None], columns[name]] = values
+        if wanted != ("face",):
+            errors |= {where[k]: message for k, message in failed.items()}
     return z, errors
 
 
@@ -172,11 +193,23 @@ class TrainingSet:
         return [[rows[k][0] for k in fold] for fold in deal(labels, units, min(INNER_FOLDS, len(set(units))), seed)]
 
     def weights(self, settings: TrainSettings) -> Tensor:
-        """What each row weighs (n,), 1 on average."""
+        """What each row weighs (n,), 1 on average; of balanced classes each as much, whatever its copies weigh."""
         copies = torch.tensor([bool(row.job.variant.degradations or row.readings) for row in self.rows])
         weights = balance_weights(self.labels.tolist(), self.sources, settings.balance)
         weights = torch.where(copies, settings.copy_weight, 1.0) * weights
+        if settings.balance != "none":
+            for label in self.labels.unique():
+                weights[self.labels == label] /= weights[self.labels == label].sum()
         return weights / weights.mean()
+
+    def weights_by_head(self, settings: TrainSettings, heads: Sequence[str]) -> Tensor:
+        """What each row weighs for each of ``heads`` (n, R), by their readings: 1 on average over those that it is for,
+        0 of the others."""
+        weights = torch.zeros(len(self.rows), len(heads))
+        for column, name in enumerate(heads):
+            own = torch.tensor([row.readings is None or name in row.readings for row in self.rows])
+            weights[own, column] = self.chosen(own).weights(settings)
+        return weights
 
     def _kept(self, keep: Tensor | None) -> Tensor:
         return self.trained if keep is None else keep & self.trained
@@ -190,10 +223,6 @@ class TrainingSet:
     def whole(self) -> Tensor:
         """Which rows all readings are taken of, (n,) bool."""
         return torch.tensor([row.readings is None for row in self.rows], dtype=torch.bool)
-
-    def taught(self, heads: Sequence[str]) -> Tensor:
-        """Which of ``heads``, by their readings, each row is for, (n, R) bool."""
-        return torch.tensor([[row.readings is None or name in row.readings for name in heads] for row in self.rows])
 
     @property
     def originals(self) -> Tensor:

@@ -58,7 +58,10 @@ class TrainSettings(Settings):
         panel=HEAD,
     )
     copy_weight: float = option(
-        1.0, "What a degraded copy or a forged face weighs beside its original.", minimum=0, panel=HEAD
+        1.0,
+        "What a degraded copy, or a forgery for some readings only, weighs beside an original.",
+        minimum=0,
+        panel=HEAD,
     )
     seed: int = option(0, "Seed of everything that is drawn at random.", panel=HEAD)
     target_fpr: float = option(
@@ -90,7 +93,7 @@ class Recipe(Settings):
         "Train on forgeries of the real images too: self_blend, resample, recompress, or reconstruct:FOLDER with a "
         "TAESD autoencoder's weights; NAME@part forges only a region; face_blend a face, for its reading; NAME@native "
         "is for the readings of native windows; 0.3*NAME forges three photographs in ten. Repeatable.",
-        metavar="[SHARE*]NAME[@part][:SOURCE]",
+        metavar="[SHARE*]NAME[@part|@native][:SOURCE]",
         many=True,
         panel=DATA,
     )

@@ -83,7 +83,7 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     in_fit = torch.isin(owners, torch.tensor(fit_part))
     fitted = images.data.chosen(in_fit & images.data.trained)
     aside = images.data.chosen(~in_fit & images.data.originals)
-    if min(len(data.labels.unique()) for data in (fitted, aside)) < 2:
+    if min(len(data.labels[data.whole].unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
     advance = run.progress("head", len(model.head.names) * settings.epochs)
     model.head = fitted.heads(settings, advance=advance, log=partial(run.log, stage="head"))
@@ -134,7 +134,7 @@ def tune(
     if min(n, tuning.batch_size) < world.size:
         raise CoritError(f"{world.size} processes cannot share batches of {min(n, tuning.batch_size)}")
     y = fitted.labels.float().to(device)  # (n,)
-    weights = (fitted.weights(settings)[:, None] * fitted.taught(model.head.names)).to(device)  # (n, R)
+    weights = fitted.weights_by_head(settings, model.head.names).to(device)  # (n, R)
     net = world.wrap(model)
     optimizer = _optimizer(model, tuning, settings)
     sam = SAM(optimizer, tuning.rho)
@@ -287,7 +287,7 @@ def held_out_loss(run: Run, model: Model, aside: TrainingSet, tuning: TuneSettin
     for start in range(0, len(share), tuning.micro_batch):
         seen = torch.stack(list(islice(windows, tuning.micro_batch)))  # (b, w, S, S, 3)
         logits[share[start : start + tuning.micro_batch]] = model(pixels(seen, model.device)).cpu()  # (b, R)
-    weights = aside.weights(run.settings)[:, None].expand_as(logits)  # (a, R)
+    weights = aside.weights_by_head(run.settings, model.head.names)  # (a, R)
     return float(_losses(run.world.total(logits), aside.labels.float(), weights).mean())
 
 

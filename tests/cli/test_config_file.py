@@ -176,6 +176,7 @@ def test_the_configuration_beside_a_report_destroys_nothing(tmp_path: Path, monk
         "detect -c det a.png --out rows.parquet --checksum --shard 1/2",
         "evaluate d --robustness jpeg --scores a.csv --scores b.csv --no-cache --protocol leave-source-out --cache c",
         "train d --forge reconstruct:taesd/ --forge reconstruct@part:madebyollin/taesd --degrade jpeg --no-cgp",
+        "train d --forge 0.3*reconstruct@native:taesd/ --forge 0.5*resample",
         "train d --local reconstruct@part:taesd --local self_blend --backbone tower.safetensors --log-dir tb --refit",
         "train d --backbone embedded --no-face --val-fraction 0.4 --match-codec 75-95",
         "gsnr --data d --backbone hf-hub:user/clip --layers 1-2 --csv g.csv --plot g.png",

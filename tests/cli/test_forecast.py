@@ -51,7 +51,7 @@ def tiny(folder: Path) -> list[object]:
 
 def test_train(here, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
     arguments = ["train", dataset, *tiny(folder), "--native", "none", "--no-face", "--folds", 3, "--degrade", "jpeg"]
-    arguments += ["--out", tmp_path / "det"]
+    arguments += ["--out", tmp_path / "det", "--forge", "0.5*resample@native"]
     told = dry(*arguments)
     assert "48 images (24 real, 24 fake)" in told
     rows = int(re.search(r"features of (\d+) images or copies of them \(0 more", told)[1])

@@ -45,6 +45,16 @@ def online(corit, server: Hub, environment: dict[str, str], tmp_path: Path) -> C
     return run
 
 
+def test_what_becomes_public_is_said(corit, detector: Path, tmp_path: Path) -> None:
+    said = "names the autoencoders of its forgeries: ./taesd"
+    assert said not in corit("push", detector, "user/tiny", "--dry-run").stderr
+    forged = shutil.copytree(detector, tmp_path / "forged")
+    config = json.loads((forged / "config.json").read_text())
+    config["training"] |= {"recipe": {"forge": ["resample", "0.3*reconstruct@native:./taesd"]}}
+    (forged / "config.json").write_text(json.dumps(config))
+    assert said in corit("push", forged, "user/tiny", "--dry-run").stderr
+
+
 def test_a_detector_goes_to_the_hub_and_comes_back(
     online: Callable, server: Hub, detector: Path, tmp_path: Path
 ) -> None:

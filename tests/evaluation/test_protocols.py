@@ -20,6 +20,7 @@ from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.report.evaluation import _protocol_grid
 from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.run import Run, train_head
 from corit_cli.training.settings import Recipe, TrainSettings
@@ -135,6 +136,23 @@ def test_the_recipe_is_the_checkpoint_s(detector: Detector) -> None:
     assert recipe_of(detector.checkpoint) == (QUICK, RECIPE)
 
 
+def test_a_forgery_that_cannot_be_made_here_is_left_out_and_named(
+    detector: Detector, data: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plain,) = run(detector, data, ["leave-source-out"])
+    assert plain.untaught == ()
+    recipe = detector.checkpoint.training["recipe"]
+    forges = [*recipe["forge"], "0.3*reconstruct@native:./nowhere/at/all"]
+    training = {**detector.checkpoint.training, "recipe": {**recipe, "forge": forges}}
+    monkeypatch.setattr(detector, "checkpoint", replace(detector.checkpoint, training=training))
+    check(detector.checkpoint, data, BOTH)
+    (found,) = run(detector, data, ["leave-source-out"])
+    assert replace(found, untaught=()) == plain
+    (why,) = found.untaught
+    assert why.startswith("0.3*reconstruct@native:./nowhere/at/all (") and "neither a folder" in why
+    assert any(why in note for note in _protocol_grid(found).notes)
+
+
 def test_what_cannot_be_retrained_is_refused(
     detector: Detector, data: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,9 +160,6 @@ def test_what_cannot_be_retrained_is_refused(
         check(detector.checkpoint, data, ["leave-one-out"])
     with pytest.raises(CoritError, match="does not say how it was trained"):
         check(replace(detector.checkpoint, training={}), data, BOTH)
-    forged = {**detector.checkpoint.training, "recipe": {"forge": ["reconstruct:nowhere/at/all"]}}
-    with pytest.raises(CoritError):
-        check(replace(detector.checkpoint, training=forged), data, BOTH)
     nameless = [replace(s, source="", generator="") for s in data]
     with pytest.raises(CoritError, match="leave-source-out finds nothing to hold out \\(no image names its source"):
         run(detector, nameless, ["leave-source-out"])

@@ -59,15 +59,20 @@ def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
 
 def test_forgeries_for_native_windows_teach_nobody_else(dataset: Path) -> None:
     samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,)))
-    assert e.native == ("native", "cgp")
-    rows = plan(samples, range(len(samples)), Recipe(forge=("resample@native",), degrade=("jpeg",)), e.native)
+    assert e.native_readings == ("native", "cgp")
+    rows = plan(samples, range(len(samples)), Recipe(forge=("resample@native",), degrade=("jpeg",)), e.native_readings)
     forged = torch.tensor([row.job.variant.forge is not None for row in rows])
     assert {row.readings for row, own in zip(rows, forged.tolist(), strict=True) if own} == {("native", "cgp")}
     z, errors = features_of(rows, e, extract)
     assert not errors
     data = TrainingSet.of(samples, rows, z, e.readings)
     names = list(e.readings)
-    assert torch.equal(data.taught(names), ~forged[:, None] | torch.tensor([name != "hri" for name in names]))
+    weights = data.weights_by_head(QUICK, names)  # (n, R)
+    taught = ~forged[:, None] | torch.tensor([name != "hri" for name in names])
+    assert torch.equal(weights > 0, taught)
+    for column, own in zip(weights.T, taught.T, strict=True):
+        assert column[own].mean().item() == pytest.approx(1, abs=1e-5)
+        assert column[data.labels == 0].sum().item() == pytest.approx(column[data.labels == 1].sum().item(), rel=1e-5)
     parts = dict(zip(names, z.split(list(e.readings.values()), 1), strict=True))
     assert parts["hri"][forged].isnan().all() and z[~forged].isfinite().all()
     # What is read of them is what is read where everything is.
@@ -77,27 +82,36 @@ def test_forgeries_for_native_windows_teach_nobody_else(dataset: Path) -> None:
     for name in names:
         same = torch.equal(head.heads[name].layers[0].weight, without.heads[name].layers[0].weight)
         assert same is (name == "hri")
-    light, heavy = (data.weights(replace(QUICK, copy_weight=w)) for w in (0.25, 1.0))
-    original = torch.tensor([not row.job.variant.degradations for row in rows])
-    ratios = light / heavy
-    torch.testing.assert_close(
-        ratios[forged & original] * 4, ratios[~forged & original][:1].expand(int((forged & original).sum()))
-    )
+    # Beside an original fake of its own weight, a forgery has that of a copy; the classes stay even.
+    light = data.weights(replace(QUICK, copy_weight=0.25))
+    fake, copy = data.labels == 1, torch.tensor([bool(row.job.variant.degradations) for row in rows])
+    ratios = light / data.weights(QUICK)
+    torch.testing.assert_close(ratios[fake & forged] * 4, ratios[fake & ~forged & ~copy][:1].expand(int(forged.sum())))
+    assert light[fake].sum().item() == pytest.approx(light[~fake].sum().item(), rel=1e-5)
 
 
-def test_a_share_of_the_photographs_is_drawn_the_same_whatever_else_is_there(tmp_path: Path) -> None:
-    photograph(0).save(tmp_path / "one.png")
-    samples = [Sample(tmp_path / "one.png", i % 2) for i in range(400)]
+def test_a_share_of_the_photographs_is_drawn_by_their_contents_whatever_else_is_there(tmp_path: Path) -> None:
+    samples = []
+    for i in range(400):
+        photograph(i, (8, 6)).save(tmp_path / f"{i}.png")
+        samples.append(Sample(tmp_path / f"{i}.png", i % 2))
 
-    def forged(name: str, indices: range, seed: int = 0, **more: tuple[str, ...]) -> list[int]:
-        rows = plan(samples, indices, Recipe(forge=(name,), seed=seed, **more))
-        return [row.sample for row in rows if row.job.variant.forge and not row.job.variant.degradations]
+    def forged(*names: str, of: list[Sample] = samples, seed: int = 0, **more: tuple[str, ...]) -> set[Path]:
+        rows = plan(of, range(len(of)), Recipe(forge=names, seed=seed, **more))
+        return {r.job.path for r in rows if r.job.variant.forge and r.job.variant.forge.name == "resample"}
 
-    some = forged("0.3*resample", range(400))
-    assert 40 < len(some) < 80 and not any(i % 2 for i in some)
-    assert forged("0.3*resample", range(200), degrade=("jpeg",)) == [i for i in some if i < 200]
-    assert forged("0.3*resample", range(400), seed=1) != some
-    assert len(forged("resample", range(400))) == len(forged("1*resample", range(400))) == 200
+    some = forged("0.3*resample")
+    assert 40 < len(some) < 80 and some < {s.path for s in samples if s.label == 0}
+    assert forged("self_blend", "0.3*resample", degrade=("jpeg",)) == some
+    assert forged("0.3*resample", of=samples[7:]) == some - {s.path for s in samples[:7]}
+    assert some < forged("0.5*resample")
+    assert forged("0.3*resample", seed=1) != some
+    assert len(forged("resample")) == len(forged("1*resample")) == 200
+
+
+def test_forgeries_for_native_windows_need_to_know_their_readings(dataset: Path) -> None:
+    with pytest.raises(ValueError, match="none are named"):
+        plan(load_samples(dataset), [0], Recipe(forge=("resample@native",)))
 
 
 def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files_as_they_are(dataset: Path) -> None:

@@ -204,11 +204,25 @@ def test_what_does_not_go_with_faces(dataset: Path) -> None:
 
 def test_forgeries_for_native_windows_need_such_a_reading(dataset: Path) -> None:
     samples, recipe = load_samples(dataset), Recipe(forge=("resample@native",))
-    resized = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("resize", 32))
-    assert resized.native == ()
-    for e, settings in ((resized, QUICK), (extractor(), replace(QUICK, fusion="early"))):
-        with pytest.raises(CoritError, match="--crop both or native"):
-            train(samples, settings, e=e, recipe=recipe)
-    alone = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("native", 32))
-    assert alone.native == ("hri", "cgp")
-    assert train(samples, e=alone, recipe=recipe).checkpoint.head.names == ["hri", "cgp"]
+    backbone = Backbone(random_tower(), "tiny", "0" * 64)
+    resized = Extractor(backbone, SETTINGS, CropConfig("resize", 32))
+    assert resized.native_readings == ()
+    with pytest.raises(CoritError, match="--native or --cgp"):
+        train(samples, e=resized, recipe=recipe)
+    with pytest.raises(CoritError, match="leave out --fusion early"):
+        train(samples, replace(QUICK, fusion="early"), recipe=recipe)
+    alone = Extractor(backbone, SETTINGS, CropConfig("native", 32))
+    assert alone.native_readings == ("hri", "cgp")
+
+
+def test_the_probe_beside_changes_nothing_that_forgeries_teach(dataset: Path) -> None:
+    """It reads class tokens in the same pass, where contrasts alone are asked for."""
+    samples, settings = load_samples(dataset), replace(SETTINGS, integrate=())
+    e = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CropConfig("native", 32))
+    weights = {}
+    for name, forge in (("with", ("resample@native",)), ("without", ())):
+        for probe in (True, False):
+            found = train(samples, e=e, recipe=Recipe(forge=forge), probe=probe)
+            weights[name, probe] = found.checkpoint.head.heads["cgp"].layers[0].weight
+    torch.testing.assert_close(weights["with", True], weights["with", False], atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(weights["with", True], weights["without", True], atol=1e-2)

@@ -169,18 +169,17 @@ def test_training_equals_a_loop_over_whole_forward_passes(
 
     e = extractor()
     fit_part = set_aside(samples, group_split(samples, 0.3, 0)[0], 0)
-    rows = plan(samples, fit_part, recipe, e.native)
+    rows = plan(samples, fit_part, recipe, e.native_readings)
     labels, sources = torch.tensor([r.label for r in rows]), [samples[r.sample].source for r in rows]
     forged = torch.tensor([r.job.variant.forge is not None for r in rows])
     assert forged.any() == bool(forge)
-    weights = balance_weights(labels.tolist(), sources, "source")
-    parts, heads, taught = extract(e, [r.job for r in rows])[0].split(list(e.readings.values()), 1), {}, {}
+    parts, heads, weights = extract(e, [r.job for r in rows])[0].split(list(e.readings.values()), 1), {}, {}
     for name, z in zip(e.readings, parts, strict=True):
-        own = taught[name] = ~forged | (name == "cgp")
-        w = balance_weights(
-            labels[own].tolist(), [s for s, k in zip(sources, own.tolist(), strict=True) if k], "source"
-        )
+        own = ~forged | (name == "cgp")
+        theirs = [s for s, k in zip(sources, own.tolist(), strict=True) if k]
+        w = balance_weights(labels[own].tolist(), theirs, "source")
         heads[name] = fit_head(z[own], labels[own], w, settings)
+        weights[name] = torch.zeros(len(rows)).masked_scatter(own, w)
     head = torch.nn.ModuleDict(heads)
     cut = np.stack([crop(r.job.variant.apply(read_image(r.job.path)), e.crops) for r in rows])
     images = torch.from_numpy(cut).permute(0, 1, 4, 2, 3).float() / 255  # (n, 2, 3, S, S)
@@ -201,7 +200,7 @@ def test_training_equals_a_loop_over_whole_forward_passes(
                 parts = z.split(list(e.readings.values()), 1)
                 losses = [
                     F.binary_cross_entropy_with_logits(
-                        head[name](part), labels[batch].float(), weight=(weights * taught[name])[batch]
+                        head[name](part), labels[batch].float(), weight=weights[name][batch]
                     )
                     for name, part in zip(e.readings, parts, strict=True)
                 ]

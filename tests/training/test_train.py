@@ -127,6 +127,8 @@ def test_an_interrupted_run_goes_on_and_begins_anew_only_when_told(
         ({"tuning": TUNING, "out": "new", "resume": True}, "no interrupted run"),
         ({"tuning": TUNING, "out": "new", "resume": True, "overwrite": True}, "one of them"),
         ({"local": ("self_blend", "resample")}, "region"),
+        ({"local": ("0.5*self_blend",)}, "every photograph"),
+        ({"local": ("resample@native",)}, "region"),
         ({"local": ("painting",)}, "painting"),
     ],
 )

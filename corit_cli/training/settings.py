@@ -90,10 +90,10 @@ class Recipe(Settings):
 
     forge: tuple[str, ...] = option(
         (),
-        "Train on forgeries of the real images too: self_blend, resample, recompress, or reconstruct:FOLDER with a "
-        "TAESD autoencoder's weights; NAME@part forges only a region; face_blend a face, for its reading; NAME@native "
-        "is for the readings of native windows; 0.3*NAME forges three photographs in ten. Repeatable.",
-        metavar="[SHARE*]NAME[@part|@native][:SOURCE]",
+        "Train on forgeries of real images: self_blend, resample, recompress, reconstruct:FOLDER with a TAESD "
+        "autoencoder's weights, face_blend for faces' reading; NAME@part: of a region; NAME@native: for native "
+        "windows' readings; 0.3*NAME: of three in ten. Repeatable.",
+        metavar="[SHARE*]NAME[@WHERE]",
         many=True,
         panel=DATA,
     )

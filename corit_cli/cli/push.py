@@ -57,7 +57,8 @@ def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = 
         err.print(f"config.json names the {names} sources that it was trained and validated on.", soft_wrap=True)
     forges = checkpoint.training.get("recipe", {}).get("forge", ())
     if autoencoders := {forge.source for forge in map(parse_forge, forges)} - {""}:
-        err.print(f"config.json names the autoencoders of its forgeries: {', '.join(sorted(autoencoders))}.")
+        named = escape(", ".join(sorted(autoencoders)))
+        err.print(f"config.json names the autoencoders of its forgeries: {named}.", soft_wrap=True)
     backbone = checkpoint.backbone["name"]
     if Path(backbone).is_absolute():
         warn(f"its backbone is the local file {backbone}: whoever uses the detector needs the same file there")

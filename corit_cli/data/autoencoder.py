@@ -91,6 +91,8 @@ class Autoencoder:
         """
         folder = Path(source)
         if not folder.is_dir():
+            if source.startswith((".", "/", "~")):
+                raise CoritError(f"autoencoder {source!r} is neither a folder here nor the name of a Hub repository")
             folder = _download(source)
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
         try:

@@ -48,5 +48,5 @@ def foresee(
         turns *= 1 + (INNER_FOLDS if len(readings) > 1 else 0)
         heads = turns * len(settings.heads_of(readings))
         fitting = turns * head_seconds(settings, readings, len(planned))
-    cost, _ = reading_cost(rows, detector.extractor, cache)
+    cost = reading_cost(rows, detector.extractor, cache)
     return replace(cost, fitting=fitting), samples, heads

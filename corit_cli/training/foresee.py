@@ -41,18 +41,15 @@ def head_seconds(settings: TrainSettings, readings: Mapping[str, int], rows: int
     return total
 
 
-def reading_cost(rows: Sequence[Planned], extractor: Extractor, cache: Path | None) -> tuple[Cost, float]:
-    """What taking the features of ``rows`` would cost, and how long one of those takes of which all is taken."""
-    cost, whole = Cost(0), 0.0
+def reading_cost(rows: Sequence[Planned], extractor: Extractor, cache: Path | None) -> Cost:
+    """What taking the features of ``rows`` would cost."""
+    cost = Cost(0)
     for where, part in by_readings(rows, extractor):
         jobs = [rows[k].job for k in where]
         missing = lacking(part, jobs, cache)
-        each = seconds_each(part, missing or jobs)
-        if rows[where[0]].readings is None:
-            whole = each
         read, cached = cost.to_read + len(missing), cost.cached + len(set(jobs)) - len(missing)
-        cost = Cost(read, cached, cost.reading + each * len(missing))
-    return cost, whole
+        cost = Cost(read, cached, cost.reading + seconds_each(part, missing) * len(missing))
+    return cost
 
 
 def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, int, int]:
@@ -65,12 +62,13 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, i
     last = baseline(extractor.backbone.tower.config.layers).integrate
     if run.probe and not extractor.settings.inject_at:  # read in one pass
         extractor = extractor.with_settings(replace(extractor.settings, integrate=extractor.settings.integrate + last))
-    cost, each = reading_cost(planned, extractor, cache)
+    cost = reading_cost(planned, extractor, cache)
     rows = sum(row.trained for row in planned)
     one = head_seconds(settings, run.extractor.readings, rows)
     if tuning.scope == "head":
         turns = (1 + len(run.folds(part))) * (2 if run.refit else 1)
         return replace(cost, fitting=turns * one), rows, turns * len(settings.heads_of(run.extractor.readings))
+    each = seconds_each(extractor, [row.job for row in planned if row.readings is None])
     fitted, aside = (len(side) for side in source_split([run.samples[i] for i in run.train_part], ASIDE, settings.seed))
     per_image = rows / max(1, len(part))
     passes = (1 + BACKWARDS) * (2 if tuning.rho else 1)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from corit_cli.model.scope import Scope
 
 #: Parameters that --theory sets by itself, besides all that is read.
-THEORY_SETS = ("rho", "compare", "tune", "extend", "geometry", "resume")
+THEORY_SETS = ("rho", "compare", "tune", "extend", "geometry", "resume", "precision")
 
 
 @options.expand(other=("for heads", HEADS), optimization=BLOCKS, reads=METHOD, windows=CropConfig("native"))
@@ -95,6 +95,7 @@ def cor_sweep(
     ray: with_ray.Ray = None,
     num_cpus: with_ray.NumCpus = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     config: options.Config = None,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -127,6 +128,7 @@ def cor_sweep(
     from corit_cli.data.manifest import load_samples
     from corit_cli.detection.detector import pick_device
     from corit_cli.model.loading import load_backbone
+    from corit_cli.model.precision import pick_precision
     from corit_cli.model.scope import parse_scope
 
     if plot is not None:
@@ -138,6 +140,7 @@ def cor_sweep(
     if ray and (theory or device == "cuda"):
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
+    arithmetic = "fp32" if theory else pick_precision(precision, device)
     images = load_samples(data or options.shipped_samples(), warn)
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
@@ -145,7 +148,9 @@ def cor_sweep(
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
     known = {"baseline": lambda: baseline(config.layers), "hri": corit.plain, "corit": lambda: corit}
     models = {name: known[name]() for name in names}
-    problem = Problem(images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn)
+    problem = Problem(
+        images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn, precision=arithmetic
+    )
     if dry_run:
         if theory:
             raise CoritError("--dry-run does not foresee --theory: leave one of them out")
@@ -169,6 +174,7 @@ def cor_sweep(
         "models": {name: asdict(read) for name, read in models.items()},
         "crops": asdict(cut),
         "backbone": loaded.sha256,
+        "precision": arithmetic,
         "seed": seed,
         "data": problem.about,
         "shuffled": "alike in both classes",  # kept runs of before were shuffled anyhow

@@ -124,10 +124,10 @@ class TunedArm:
     def objective(self) -> tuple[Loss, Params]:
         """The loss of some images as a function of all that is trained, and the first seed's initial values."""
         self.tuned.reset(0)
-        z = read(self.tuned, self.prepared, self.split.train)
+        z = self.prepared.z
         torch.manual_seed(0)
         head = Head(z.shape[1], HeadKind(self.optimization.hidden)).to(z.device)
-        head.fit_standardiser(z)
+        head.fit_standardiser(z[self.split.train])
         whole = _Whole(self.tuned, head)
         trained = {id(p) for p in (*self.tuned.trained.values(), *head.parameters())}
 

@@ -41,6 +41,7 @@ def foresee(
         replace(problem.optimization, epochs=1),
         most=min(TRIED, len(problem)),
         device=problem.device,
+        precision=problem.precision,
     )
     reading = passes = 0.0
     share = len(problem) / len(few)
@@ -63,7 +64,7 @@ def _heads(
     n, reading, training, missing = len(problem), 0.0, 0.0, 0
     labels, part = torch.arange(n) % 2, torch.arange(max(2, round(n * TRAINED_ON)))
     for settings in models.values():
-        extractor = Extractor(problem.backbone, settings, problem.crops, problem.device)
+        extractor = Extractor(problem.backbone, settings, problem.crops, problem.device, problem.precision)
         own = lacking(extractor, problem.jobs, cache)
         missing += len(own)
         reading += seconds_each(extractor, own) * len(own)

@@ -40,8 +40,9 @@ FEWEST_UNITS = 2
 class Problem:
     """Images to train and to validate on, at most ``most`` of them, whole units on one side; test images stay out.
 
-    Files that turn out to be unreadable are left out and told to ``warn``. Raises CoritError when a class is missing,
-    or when ``crops`` has windows of both kinds.
+    Files that turn out to be unreadable are left out and told to ``warn``. ``precision``, fp32 or bf16, is that of the
+    products of frozen blocks; what is trained is float32. Raises CoritError when a class is missing, or when ``crops``
+    has windows of both kinds.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Problem:
         seed: int = 0,
         device: str = "cpu",
         warn: Callable[[str], None] = lambda _: None,
+        precision: str = "fp32",
     ) -> None:
         if crops.mode == "both":
             raise CoritError("a sweep reads one kind of window: --crop native|resize")
+        self.precision = precision
         self.samples = [s for s in samples if s.split != "test"]
         self.backbone, self.crops, self.optimization, self.device, self.warn = (
             backbone,
@@ -152,7 +155,7 @@ class Problem:
         """Features (n, F) of the images in use, from the cache where it has them."""
         cache = FeatureCache(default_cache_path(), warn=self.warn)
         try:
-            extractor = Extractor(self.backbone, settings, self.crops, self.device)
+            extractor = Extractor(self.backbone, settings, self.crops, self.device, self.precision)
             z, errors = extract(extractor, self.jobs, cache, advance)
         finally:
             cache.close()
@@ -166,7 +169,7 @@ class Problem:
         if len(self.crops.windows) > 1:
             raise CoritError("where blocks are tuned, one window an image is read: leave out --crops")
         tuned = Tuned(self.backbone.tower, settings, scope)
-        prepared = tuned.prepare(self.windows, advance)
+        prepared = tuned.prepare(self.windows, advance, self.precision)
         return TunedArm(name, tuned, prepared, self.split, self.optimization)
 
     def geometry(self, arm: HeadArm | TunedArm) -> Geometry:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from corit_cli.features.extractor import BATCH, pixels
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT, State
 from corit_cli.model.head import Head
+from corit_cli.model.precision import lowered
 from corit_cli.model.scope import Scope, draw_low_rank, thaw
 from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.progress import Advance, hush
@@ -45,46 +45,82 @@ class Tuned(nn.Module):
         draw_low_rank(self.trained, seed)
 
     @torch.no_grad()
-    def prepare(self, images: Tensor, advance: Advance = hush) -> Prepared:
-        """Windows (n, S, S, 3) uint8 to what :meth:`forward` takes. ``advance`` is told each batch's size."""
-        if self.frozen_blocks < 0:
-            advance(len(images))
-            return Prepared(images, None)
-        n, K, size = len(images), len(self.corit.views), BATCH[self._device.type]
-        whole: dict[Any, Tensor] = {}  # (n, ...) each
+    def prepare(self, images: Tensor, advance: Advance = hush, precision: str = "fp32") -> Prepared:
+        """Windows (n, S, S, 3) uint8 to what :meth:`forward` takes, the products of frozen blocks in ``precision``.
+        ``advance`` is told each batch's size."""
+        n, size = len(images), BATCH[self._device.type]
+        frozen = CoRIT(lowered(self.corit.tower, precision), self.corit.settings) if self.frozen_blocks > 0 else None
+        whole: dict[Any, Tensor] = {}
+        self.reset(0)
         for start in range(0, n, size):
-            batch = slice(start, start + size)
-            s = self.corit.run(self.corit.start(pixels(images[batch], self._device)), self.frozen_blocks)
-            views = s.views.view(K, len(s.x), *s.views.shape[1:]).transpose(0, 1)  # (b, K, N, d)
-            for key, part in {**s.found, "x": s.x, "views": views}.items():
+            part = images[start : start + size]
+            state = self._begin(part, frozen)
+            for key, value in _by_image(state, len(part)).items() if self.frozen_blocks >= 0 else ():
                 # Copied: what was read is part of all tokens of its layer, which would stay in memory with it.
-                whole.setdefault(key, part.new_empty(n, *part.shape[1:]))[batch] = part
-            advance(len(s.x))
-            del s, views, part
+                kept = whole.setdefault(key, value.new_empty(len(value), n, *value.shape[2:]))
+                kept[:, start : start + size] = value
+            z = self._end(state)
+            whole.setdefault("z", z.new_empty(n, z.shape[1]))[start : start + size] = z
+            advance(len(part))
+            del state, z
             give_back()
-        return Prepared(images, State(self.frozen_blocks, whole.pop("x"), whole.pop("views"), whole))
+        return Prepared(images, whole.pop("z"), whole)
+
+    def _begin(self, images: Tensor, frozen: CoRIT | None = None) -> State:
+        """The streams of windows (b, S, S, 3) uint8 up to the first trained block, through ``frozen`` blocks."""
+        state = self.corit.start(pixels(images, self._device))
+        if frozen is not None:
+            state = frozen.run(state, self.frozen_blocks)
+        if self.frozen_blocks == self.corit.end - 1 and self.corit.ends_in_class_tokens:
+            block = self.corit.tower.blocks[self.frozen_blocks]
+            state = replace(state, streams=state.streams[:, :1], normal=block.normalised(state.streams))
+        return state
+
+    def _end(self, state: State) -> Tensor:
+        """Features (b, F) from there on."""
+        return self.corit.read(self.corit.run(state, self.corit.end)).z
 
     @property
     def _device(self) -> torch.device:
         return self.corit.tower.class_embedding.device
 
-    def forward(self, prepared: Prepared, indices: Sequence[int] | Tensor) -> Tensor:
+    def forward(self, prepared: Prepared, indices: Tensor) -> Tensor:
         """Features (b, F) of some of the images."""
-        if prepared.state is None:
-            state = self.corit.start(pixels(prepared.images[indices], self._device))
-        else:
-            s = prepared.state
-            found = {key: value[indices] for key, value in s.found.items()}
-            state = State(s.layer, s.x[indices], s.views[indices].transpose(0, 1).flatten(0, 1), found)
-        return self.corit.read(self.corit.run(state, self.corit.end)).z
+        if self.frozen_blocks < 0:
+            return self._end(self._begin(prepared.images[indices]))
+        some = {key: _of_images(value, indices) for key, value in prepared.begun.items()}
+        streams, normal = (some.pop(name, None) for name in _STREAMS)
+        return self._end(State(self.frozen_blocks, streams, some, normal))
+
+
+#: A state's tensors of all streams.
+_STREAMS = ("streams", "normal")
+
+
+def _by_image(state: State, count: int) -> dict[Any, Tensor]:
+    """What is in the state of ``count`` images, with images along the second dimension: of the streams and of what was
+    read, which has a first dimension of one."""
+    streams = {name: getattr(state, name) for name in _STREAMS}
+    own = {name: value.unflatten(0, (-1, count)) for name, value in streams.items() if value is not None}
+    return own | {key: value[None] for key, value in state.found.items()}
+
+
+def _of_images(values: Tensor, indices: Tensor) -> Tensor:
+    """Of :func:`_by_image`'s values (s, n, ...) those of some images, as a state has them: (s * b, ...)."""
+    count = values.shape[1]
+    rows = torch.arange(len(values))[:, None] * count + indices  # (s, b)
+    # A batch of rows that are whole is copied fast; along the second dimension it is not.
+    return values.flatten(0, 1)[rows.flatten().to(values.device)]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Images (n, S, S, 3) uint8 and their streams up to the first trained block, views as (n, K, N, d)."""
+    """Images (n, S, S, 3) uint8, their features ``z`` (n, F) at the initial weights, and their streams up to the first
+    trained block, (streams, n, ...) each, unless that is the embedding."""
 
     images: Tensor
-    state: State | None
+    z: Tensor
+    begun: dict[Any, Tensor]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,10 +135,10 @@ def train_tuned(
     ascent and descent over the last epoch.
     """
     tuned.reset(seed)
-    z = read(tuned, prepared, trained_on)
+    z = prepared.z
     torch.manual_seed(seed)
     head = Head(z.shape[1], HeadKind(o.hidden)).to(z.device)
-    head.fit_standardiser(z)
+    head.fit_standardiser(z[trained_on])
     sam = sam_of(o, [*tuned.trained.values(), *head.parameters()], rho)
     y, size = labels.float().to(z.device), min(o.batch_size, len(trained_on))
 

@@ -74,7 +74,8 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 class Block(nn.Module):
     """One pre-norm transformer block: x + attn(ln_1 x), then x + mlp(ln_2 x).
 
-    With ``reassociate`` a class token computed alone (``rows`` = 1) takes a shorter way to the same result.
+    With ``reassociate`` a class token computed alone (``rows`` = 1) takes a shorter way to the same result, unless
+    products are in a lower precision than the tokens.
     """
 
     def __init__(self, config: TowerConfig) -> None:
@@ -90,7 +91,7 @@ class Block(nn.Module):
         self.fc = nn.Linear(d, config.mlp_width)
         self.proj = nn.Linear(config.mlp_width, d)
 
-    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: int | None = None, normal: Tensor | None = None) -> Tensor:
         """Run the block on tokens ``x`` (B, N, d).
 
         With ``rows`` = r only the first r output tokens are computed, (B, r, d): every token is still attended
@@ -99,9 +100,11 @@ class Block(nn.Module):
         Matrix products of a single image, with fewer than ``FEWEST_ROWS`` rows, or (in bf16) of rows that lie apart,
         may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU
         the last bits of an image's features do not depend on the rest of a batch.
+
+        ``normal`` spares the shorter way its normalisation: see :meth:`normalised`. Class tokens are then enough of x.
         """
-        if rows == 1 and self.reassociate:
-            return self._class_row(x)
+        if rows == 1 and self.reassociate and self.qkv.weight.dtype == x.dtype:
+            return self._class_row(x, self.normalised(x) if normal is None else normal)
         B, N, d = x.shape
         y = self.ln_1(x).to(self.qkv.weight.dtype)  # (B, N, d)
         lacking = 0
@@ -120,14 +123,18 @@ class Block(nn.Module):
         y = self.activation(self.fc(y))  # (B + lacking, r, mlp_width)
         return x + self.proj(_more(y, 2 - len(y)))[:B]  # (B, r, d)
 
-    def _class_row(self, x: Tensor) -> Tensor:
-        """The class token's output (B, 1, d) without any other token's key or value.
+    def normalised(self, x: Tensor) -> Tensor:
+        """Tokens (..., d) as the first layer norm has them before its scale and shift."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.ln_1.eps)
+
+    def _class_row(self, x: Tensor, y: Tensor) -> Tensor:
+        """The class token's output (B, 1, d) without any other token's key or value, from tokens ``y`` (B, N, d) that
+        are normalised.
 
         A score q.(W_k y) is (W_k^T q).y, and a weighted sum of values is W_v times the weighted sum of tokens: a tenth
         of the work where the block itself is trained. Key biases shift all of a head's scores alike and drop out.
         """
         B, _, d = x.shape
-        y = F.layer_norm(x, (d,), eps=self.ln_1.eps)  # (B, N, d), before scale and shift
         scale, shift = self.ln_1.weight, self.ln_1.bias
         w_q, w_k, w_v = self.qkv.weight.chunk(3)
         b_q, _, b_v = self.qkv.bias.chunk(3)

@@ -34,13 +34,17 @@ class Reading:
 
 @dataclass
 class State:
-    """Where the streams are: the image's tokens ``x`` (B, N, d) and the views' (K * B, N, d), view by view, after block
-    ``layer``, and what was read so far, by (kind, layer), each (B, ...)."""
+    """Where the streams are after block ``layer``, and what was read so far, by (kind, layer), each (B, ...).
+
+    ``streams`` ((1+K)B, N, d) holds the images' tokens and then, view by view, those of the views, as long as these are
+    read. ``normal``, of the same shape, are these tokens as the next block normalises them, before scale and shift:
+    where it reads no more than that and the class tokens, ``streams`` may be without the others, ((1+K)B, 1, d).
+    """
 
     layer: int
-    x: Tensor
-    views: Tensor
+    streams: Tensor
     found: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    normal: Tensor | None = None
 
 
 class CoRIT(nn.Module):
@@ -87,27 +91,25 @@ class CoRIT(nn.Module):
     def start(self, images: Tensor) -> State:
         """Images (B, 3, S, S) in [0, 1] and their views, embedded."""
         streams = torch.cat([images, *(view(images) for view in self.views)])  # ((1+K)B, 3, S, S)
-        streams = self.tower.embed(streams)  # ((1+K)B, N, d)
-        B = len(images)
-        return State(0, streams[:B], streams[B:])
+        return State(0, self.tower.embed(streams))
 
     def run(self, state: State, until: int) -> State:
         """Run the blocks after ``state.layer`` up to ``until`` and note what is read on the way."""
-        s, x, v, K = self.settings, state.x, state.views, len(self.views)
-        B, source, views_end = len(x), min(s.inject_at, default=0), self._views_end
+        s, streams, normal, K = self.settings, state.streams, state.normal, len(self.views)
+        source, views_end = min(s.inject_at, default=0), self._views_end
         found = dict(state.found)
         for layer in range(state.layer + 1, until + 1):
             block = self.tower.blocks[layer - 1]
-            patches_read = (s.patches and layer in s.cgp) or layer == source
+            B = len(streams) // (1 + K if layer <= views_end else 1)
+            patches_read = self._patches_read(layer)
             x_rows = 1 if layer == self.end and not patches_read else None
             v_rows = 1 if layer == views_end and not patches_read else None
-            if layer > views_end:
-                x = block(x, x_rows)
-            elif x_rows == v_rows:
-                streams = block(torch.cat([x, v]), x_rows)
+            if layer > views_end or x_rows == v_rows:
+                streams = block(streams, x_rows, normal)
                 x, v = streams[:B], streams[B:]
             else:
-                x, v = block(x, x_rows), block(v, v_rows)
+                x, v = block(streams[:B], x_rows), block(streams[B:], v_rows)
+            normal = None
 
             if layer in s.integrate:
                 found["cls", layer] = x[:, 0]  # (B, d)
@@ -123,14 +125,26 @@ class CoRIT(nn.Module):
             if layer in s.inject_at and layer < self.end:
                 norm, contrast, mask = (found[name, source] for name in ("norm", "contrast", "mask"))
                 x = inject(x, norm, contrast, mask, s.alpha)
-        return State(until, x, v, found)
+            if layer >= views_end:
+                streams = x
+            elif layer in s.inject_at:
+                streams = torch.cat([x, v])
+        return State(until, streams, found, normal)
+
+    def _patches_read(self, layer: int) -> bool:
+        """Whether contrasts of patches are read at a layer."""
+        return (self.settings.patches and layer in self.settings.cgp) or layer in self.settings.inject_at[:1]
+
+    @property
+    def ends_in_class_tokens(self) -> bool:
+        """Whether class tokens, of whichever streams, are all that is read of the deepest layer."""
+        return not self._patches_read(self.end)
 
     def regional(self, images: Tensor) -> Tensor:
         """Contrasts of every patch of images (B, 3, S, S) at the layers of ``cgp``, each of unit norm, side by side:
         (B, P, len(cgp) * d). The stream is the plain one, whatever is injected elsewhere."""
         B, K, layers = len(images), len(self.views), self.settings.cgp
-        state = self.start(images)
-        streams, found = torch.cat([state.x, state.views]), []  # ((1+K)B, N, d)
+        streams, found = self.start(images).streams, []  # ((1+K)B, N, d)
         for layer in range(1, max(layers) + 1):
             streams = self.tower.blocks[layer - 1](streams)
             if layer in layers:

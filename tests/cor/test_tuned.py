@@ -32,6 +32,7 @@ SETTINGS = {
     "plain, three deep": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
     "contrast": CoRITSettings(("blur:1.0",), cgp=(2, 3), integrate=(2, 4)),
     "injection": CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(1, 2), integrate=(2, 3, 4)),
+    "all streams end in class tokens": CoRITSettings(("blur:1.0", "noise:0.05"), cgp=(3, 4), integrate=(2, 4)),
     "pool, views go deepest": CoRITSettings(("blur:1.0",), cgp=(2, 4), patches=True, integrate=(1,)),
     "two views, pool, injection": CoRITSettings(
         ("blur:1.0", "noise:0.05"), cgp=(2, 3), patches=True, inject_at=(1, 3), integrate=(4,), mask="none"
@@ -63,6 +64,26 @@ TRAINED_ON = torch.tensor([6, 0, 1, 4, 3, 5])
 def made(tower: VisionTower, name: str, scope: str, windows: Tensor) -> tuple[Tuned, Prepared]:
     tuned = Tuned(tower, SETTINGS[name], parse_scope(scope))
     return tuned, tuned.prepare(windows)
+
+
+def test_of_tokens_that_only_the_last_block_attends_to_nothing_but_normalised_ones_is_kept(
+    tower: VisionTower, windows: Tensor
+) -> None:
+    _, prepared = made(tower, "all streams end in class tokens", "last:1", windows)
+    streams, tokens, width = 3, 1 + tower.config.grid**2, tower.config.width
+    assert prepared.begun["streams"].shape == (streams, 8, 1, width)
+    normal = prepared.begun["normal"]
+    assert normal.shape == (streams, 8, tokens, width)
+    torch.testing.assert_close(normal.mean(-1), torch.zeros(streams, 8, tokens), atol=1e-5, rtol=0)
+    assert "normal" not in made(tower, "all streams end in class tokens", "last:2", windows)[1].begun
+
+
+def test_frozen_blocks_may_multiply_in_bf16(tower: VisionTower, windows: Tensor) -> None:
+    tuned, full = made(tower, "contrast", "last:1", windows)
+    low = tuned.prepare(windows, precision="bf16")
+    assert not torch.equal(low.z, full.z)
+    torch.testing.assert_close(low.z, full.z, atol=0.1, rtol=0)
+    assert {p.dtype for p in tuned.parameters()} == {torch.float32}
 
 
 def disturb(tuned: Tuned, seed: int = 0) -> None:
@@ -287,9 +308,10 @@ def test_preparing_tells_of_all_images_and_keeps_no_gradient(scope: str, tower: 
     told = Told()
     prepared = tuned.prepare(windows, told("images", 8))
     assert told.complete
-    if prepared.state is not None:
-        kept = (prepared.state.x, prepared.state.views, *prepared.state.found.values())
-        assert all(len(t) == 8 and not t.requires_grad for t in kept)
+    kept = list(prepared.begun.values())
+    assert bool(kept) == (scope != "all")
+    assert all(t.shape[1] == 8 and not t.requires_grad for t in kept)
+    assert len(prepared.z) == 8 and not prepared.z.requires_grad
 
 
 @pytest.mark.parametrize("make", [lambda: baseline(4), lambda: CoRITSettings(cgp=(), integrate=(2,))])

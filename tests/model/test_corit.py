@@ -77,7 +77,7 @@ def test_blocks_that_nobody_reads_are_not_run(tower: VisionTower, images: torch.
     for i, block in enumerate(tower.blocks, start=1):
         original = block.forward
 
-        def counted(x, r=None, i=i, original=original):
+        def counted(x, r=None, normal=None, i=i, original=original):
             rows.setdefault(i, []).append((x.shape[0], r))
             return original(x, r)
 
@@ -150,12 +150,12 @@ def assert_same_reading(corit: CoRIT, images: torch.Tensor, stops: list[int]) ->
     state = corit.start(images)
     for layer in stops:
         before = {name: value.clone() for name, value in state.found.items()}
-        kept, x, views = state, state.x.clone(), state.views.clone()
+        kept, streams = state, state.streams.clone()
         state = corit.run(state, layer)
         assert state.layer == layer
         # a state can be run from again: nothing of it is overwritten
         assert set(kept.found) == set(before) and all(torch.equal(kept.found[n], t) for n, t in before.items())
-        assert torch.equal(kept.x, x) and torch.equal(kept.views, views)
+        assert torch.equal(kept.streams, streams)
     ours, whole = corit.read(corit.run(state, corit.end)), corit(images)
     torch.testing.assert_close(ours.z, whole.z, atol=1e-5, rtol=1e-5)
     for a, b in ((ours.energy, whole.energy), (ours.mask, whole.mask)):
@@ -201,16 +201,16 @@ def test_running_no_further_does_nothing(tower: VisionTower, images: torch.Tenso
     state = corit.run(corit.start(images), 2)
     again = corit.run(state, 2)
     assert again.layer == 2 and again.found is not state.found and set(again.found) == set(state.found)
-    assert again.x is state.x and again.views is state.views
+    assert again.streams is state.streams
 
 
 def test_streams_start_embedded_view_by_view(tower: VisionTower, images: torch.Tensor) -> None:
     state = CoRIT(tower, VARIANTS["two views, no mask"]).start(images)
     assert state.layer == 0 and not state.found
-    torch.testing.assert_close(state.x, tower.embed(images), atol=1e-5, rtol=1e-5)
-    views = [tower.embed(parse_view(spec)(images)) for spec in ("blur:1.0", "noise:0.05")]
-    torch.testing.assert_close(state.views, torch.cat(views), atol=1e-5, rtol=1e-5)
-    assert len(CoRIT(tower, VARIANTS["no contrast"]).start(images).views) == 0
+    streams = [images, *(parse_view(spec)(images) for spec in ("blur:1.0", "noise:0.05"))]
+    expected = torch.cat([tower.embed(stream) for stream in streams])
+    torch.testing.assert_close(state.streams, expected, atol=1e-5, rtol=1e-5)
+    assert len(CoRIT(tower, VARIANTS["no contrast"]).start(images).streams) == len(images)
 
 
 def test_regional_contrasts_are_unit_differences_of_plain_streams(tower: VisionTower, images: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
+from corit_cli.data.images import resampled
 from corit_cli.data.opencv import load_opencv
 from corit_cli.errors import CoritError
 from corit_cli.files import weights_dir
@@ -171,7 +172,7 @@ def align(image: Image.Image, face: Face, size: int | None = None, margin: float
         crop = crop.transpose(_QUARTERS[quarters % 4])
     if spare:
         crop = crop.rotate(lean, Image.Resampling.BICUBIC).crop((spare, spare, spare + side, spare + side))
-    return crop if size in (None, side) else crop.resize((size, size), Image.Resampling.BICUBIC)
+    return crop if size in (None, side) else resampled(crop, (size, size))
 
 
 def square(size: tuple[int, int], face: Face, margin: float = 0.3) -> tuple[int, int, int]:

@@ -133,6 +133,14 @@ def upright(image: Image.Image, copy: bool = False) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
+def resampled(
+    image: Image.Image, size: tuple[int, int], filter: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """An image at another size, antialiased. Sides that shrink sixfold or more are first averaged over whole blocks, to
+    no less than three times ``size``, which takes a quarter of the time and moves hardly a pixel by a level."""
+    return image.resize(size, filter, reducing_gap=3)
+
+
 def _several(source: Stored) -> bool:
     """Whether a file has several pages or frames. It is opened anew: Pillow may walk away from the first one."""
     try:

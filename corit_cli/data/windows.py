@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from corit_cli.data.faces import SMALLEST, Face, align, finder
+from corit_cli.data.images import resampled
 from corit_cli.data.settings import CropConfig
 
 MAX_STRETCH = 64  # a strip longer than this many times its width is cut before it is enlarged
@@ -96,7 +97,7 @@ def _resize_shorter_side(
     image = _cut_strip(image)
     width, height = image.size
     long = int(size * max(image.size) / min(image.size))
-    return image.resize((size, long) if width <= height else (long, size), filter)
+    return resampled(image, (size, long) if width <= height else (long, size), filter)
 
 
 def _cut_strip(image: Image.Image) -> Image.Image:

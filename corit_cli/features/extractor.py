@@ -19,7 +19,7 @@ from corit_cli.model.precision import lowered
 from corit_cli.model.settings import CoRITSettings
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 #: What a reading is called, by the kind of its parts: class tokens of several layers, those of native windows where
 #: others are read too, contrasts, of class tokens and of patches, and class tokens of the largest face.
 READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp", "face": "face"}

@@ -64,8 +64,14 @@ class TowerConfig:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation, x * sigmoid(1.702 x), through the fused SiLU kernel."""
-    return F.silu(x * 1.702) / 1.702
+    """OpenAI's approximation, x * sigmoid(1.702 x), through the fused SiLU kernel.
+
+    Where no gradient is taken, ``x`` is overwritten: a batch's widest tensor is more than the C library keeps at hand,
+    and memory for every step, new from the system, takes a tenth of the time.
+    """
+    if torch.is_grad_enabled():
+        return F.silu(x * 1.702) / 1.702
+    return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from corit_cli.data import colours, images
-from corit_cli.data.images import FileInfo, ImageError, inspect, read_image
+from corit_cli.data.images import FileInfo, ImageError, inspect, read_image, resampled
 from corit_cli.data.kinds import IMAGE_SUFFIXES
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
@@ -490,3 +490,12 @@ def test_what_shines_through_is_converted_too(tmp_path: Path) -> None:
     wide.putalpha(255)
     wide.save(tmp_path / "a.png", icc_profile=adobe_rgb())
     assert apart(read_image(tmp_path / "a.png"), shown) < 1
+
+
+@pytest.mark.parametrize(("size", "same"), [((1300, 1000), True), ((1400, 1344), False), ((3000, 2200), False)])
+def test_resampling_is_bicubic_and_of_large_pictures_hardly_differs_from_it(size: tuple[int, int], same: bool) -> None:
+    image = photograph(3, size)
+    ours, whole = (np.asarray(a, int) for a in (resampled(image, (224, 168)), image.resize((224, 168), 3)))
+    gap = np.abs(ours - whole)
+    assert gap.max() <= 3 and gap.mean() < 0.2
+    assert (gap.max() == 0) == same

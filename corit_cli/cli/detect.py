@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corit_cli.cli import bulk, config_file, forecast, options, with_ray
-from corit_cli.cli.console import Bars, err, escape, out, working
+from corit_cli.cli.console import Bars, err, escape, importing, out, working
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
 from corit_cli.cli.outputs import BESIDE, check_apart
@@ -137,8 +137,9 @@ def detect(
     check_apart({**outputs, BESIDE: beside}, files if isinstance(files, list) else paths)
     check_apart(outputs, [config] if config else [])
 
-    from corit_cli.detection.detector import Detector
-    from corit_cli.detection.verdicts import Prediction
+    with importing():
+        from corit_cli.detection.detector import Detector
+        from corit_cli.detection.verdicts import Prediction
 
     looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
     if dry_run:

@@ -17,9 +17,6 @@ from torch import Tensor
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor
 
-#: Threads that load, where there are as many cores: a GPU waits for them, a processor shares its cores with them.
-WORKERS = {"cpu": 4, "cuda": 8}
-
 T = TypeVar("T")
 R = TypeVar("R")
 Picture = Sequence[np.ndarray | None]
@@ -36,6 +33,12 @@ class Extracted(Generic[T]):
     error: str | None = None
     seconds: float = 0.0
     pictures: list[Picture] = field(default_factory=list, repr=False)
+
+
+def loaders(device: str) -> int:
+    """How many threads load ahead of a model on ``device``, cpu or cuda: a GPU waits for them, a processor shares its
+    cores with them."""
+    return min({"cpu": 4, "cuda": 8}[device], os.cpu_count() or 1)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
@@ -68,7 +71,7 @@ def stream(
     loaded, or being loaded, ahead of the model's; by default two batches.
     """
 
-    workers = workers or min(WORKERS[extractor.device.type], os.cpu_count() or 1)
+    workers = workers or loaders(extractor.device.type)
     waiting: list[Extracted[T]] = []
     for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
         waiting.append(item)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -24,13 +23,12 @@ from torch.utils.checkpoint import checkpoint
 
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
-from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import source_split
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor, Reader, mean_over_windows, pixels
-from corit_cli.features.stream import ahead
+from corit_cli.features.stream import ahead, loaders
 from corit_cli.files import content_sha256
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.fusion import FusedHead
@@ -163,7 +161,7 @@ def tune(
         batches = torch.randperm(n, generator=generator).tensor_split(steps)
         shares = [world.share(batch) for batch in batches]
         advance = run.progress(f"epoch {epoch} of {tuning.epochs}", sum(map(len, shares)) + 1)
-        windows = decoded([fitted.rows[i].job for share in shares for i in share.tolist()], model.crops, tuning)
+        windows = decoded([fitted.rows[i].job for share in shares for i in share.tolist()], model, tuning)
         steps_seen = Epoch(tuning.lr * _share_left((epoch - 1) / tuning.epochs))
         for number, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             done = ((epoch - 1) * steps + number) / (tuning.epochs * steps)
@@ -266,23 +264,23 @@ class MicroBatch:
     last: bool
 
 
-def decoded(jobs: Sequence[Job], crops: CropConfig, tuning: TuneSettings) -> Iterator[Tensor]:
-    """Windows (w, S, S, 3) uint8 of each job in order, decoded ahead in threads."""
+def decoded(jobs: Sequence[Job], model: Model, tuning: TuneSettings) -> Iterator[Tensor]:
+    """Windows (w, S, S, 3) uint8 that ``model`` reads of each job in order, decoded ahead in threads."""
 
     def load(job: Job) -> Tensor:
         try:
-            return torch.from_numpy(crop(job.variant.apply(read_image(job.path)), crops))
+            return torch.from_numpy(crop(job.variant.apply(read_image(job.path)), model.crops))
         except CoritError as error:
             raise CoritError(f"{job.path} could be read before, and cannot now: {error}") from None
 
-    return ahead(load, jobs, workers=min(4, os.cpu_count() or 1), window=max(16, 2 * tuning.micro_batch))
+    return ahead(load, jobs, workers=loaders(model.device.type), window=max(16, 2 * tuning.micro_batch))
 
 
 @torch.no_grad()
 def held_out_loss(run: Run, model: Model, aside: TrainingSet, tuning: TuneSettings) -> float:
     """The weighted mean of all heads' loss on the images set aside, each process with its share of them."""
     share = run.world.share(range(len(aside.rows)))
-    windows = decoded([aside.rows[i].job for i in share], model.crops, tuning)
+    windows = decoded([aside.rows[i].job for i in share], model, tuning)
     logits = torch.zeros(len(aside.rows), len(model.head.names))  # (a, R)
     for start in range(0, len(share), tuning.micro_batch):
         seen = torch.stack(list(islice(windows, tuning.micro_batch)))  # (b, w, S, S, 3)

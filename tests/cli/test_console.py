@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from corit_cli.cli import console
-from corit_cli.cli.console import Bars, working
+from corit_cli.cli.console import Bars, importing, working
 
 
 @pytest.fixture
@@ -83,6 +84,21 @@ def test_lines_come_by_themselves(pipe: io.StringIO, monkeypatch: pytest.MonkeyP
     assert said.startswith("loading the backbone: 0:00:00 so far\n" * 2)
     time.sleep(0.05)
     assert pipe.getvalue().count("\n") <= said.count("\n") + 1  # it ends with the work
+
+
+def test_imports_run_without_the_collector_and_what_they_leave_is_none_of_its_business() -> None:
+    assert gc.isenabled()
+    before = gc.get_freeze_count()
+    try:
+        with importing():
+            assert not gc.isenabled()
+            kept = [[] for _ in range(1000)]
+        assert gc.isenabled() and gc.get_freeze_count() >= before + len(kept)
+        with pytest.raises(ImportError), importing():
+            raise ImportError
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 def test_a_total_may_become_known_on_the_way(pipe: io.StringIO, clock: list[float]) -> None:

@@ -3,13 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from corit_cli.data.images import read_image
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
+from corit_cli.features import stream as module
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import _batches, ahead, stream
+from corit_cli.features.stream import _batches, ahead, loaders, stream
 from tests.features.conftest import CROPS
 
 
@@ -21,7 +23,26 @@ def test_reading_ahead_is_bounded_and_in_order() -> None:
     assert list(results) == list(range(3, 1000))
 
 
-def test_a_stream_takes_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
+@pytest.mark.parametrize(
+    ("device", "cores", "threads"), [("cpu", 2, 2), ("cpu", 64, 4), ("cuda", 64, 8), ("cuda", 6, 6)]
+)
+def test_a_gpu_is_fed_by_more_threads(device: str, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "cpu_count", lambda: cores)
+    assert loaders(device) == threads
+
+
+def test_a_stream_takes_as_many_threads_as_its_device_wants(
+    extractor: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(module, "loaders", lambda device: {"cpu": 3}[device])
+    monkeypatch.setattr(module, "ahead", lambda load, items, workers, window: used.append(workers) or map(load, items))
+    windows = np.zeros((1, 32, 32, 3), np.uint8)
+    assert len(list(stream(extractor, range(2), lambda _: ([windows], None)))) == 2
+    assert used == [3]
+
+
+def test_a_stream_takes_a_gen_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
     taken: list[int] = []
 
     def endless():

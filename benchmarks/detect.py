@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from corit_cli.data.faces import finder
 from corit_cli.data.images import read_image
+from corit_cli.data.settings import CropConfig
 from corit_cli.data.windows import crop_with_face
 from corit_cli.detection.detector import Detector
 from corit_cli.model.backbone import VisionTower
@@ -61,7 +63,7 @@ def other_runtimes(tower: VisionTower, windows: torch.Tensor) -> dict[str, Calla
     """``tower`` on ``windows`` in other runtimes, where they are installed, in float32 and with as many threads."""
     found: dict[str, Callable[[], object]] = {}
     threads, pixels = torch.get_num_threads(), windows.numpy()
-    with torch.inference_mode(False), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes that are traced are these windows' own
         if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
             import onnxruntime
@@ -164,10 +166,30 @@ def large(count: int, images: list[Path]) -> None:
             model += seconds(lambda: [detector.extractor(batch) for _ in range(batches)])
             whole += seconds(lambda: list(detector.predict(paths)))
             memory.append(resident())
+        stages = milliseconds(files[0], detector.extractor.crops)
     print(f"{4 * len(paths)} photographs of 12 megapixels: {whole:.1f} s, the model alone {model:.1f} s, ", end="")
     print(f"ratio {whole / model:.2f}")
     print(f"memory after each quarter: {', '.join(f'{m:.0f}' for m in memory)} MiB, ", end="")
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(f"one of them in one thread: {', '.join(f'{name} {taken:.0f}' for name, taken in stages.items())} ms")
+
+
+def milliseconds(file: Path, crops: CropConfig) -> dict[str, float]:
+    """What a file's reading takes by its stages, and what decoding alone would at an eighth of the size."""
+    image, look = read_image(file), finder()
+
+    def in_eighths() -> None:
+        with Image.open(file) as opened:
+            opened.draft("RGB", [side // 8 for side in opened.size])
+            opened.load()
+
+    runs: dict[str, Callable[[], object]] = {
+        "decoding": lambda: read_image(file),
+        "faces": lambda: look(image),
+        "windows": lambda: crop_with_face(image, crops, ()),
+        "decoding at an eighth of the size": in_eighths,
+    }
+    return {name: 1000 * min(seconds(run) for _ in range(5)) for name, run in runs.items()}
 
 
 def cold_start(rounds: int, image: Path) -> None:

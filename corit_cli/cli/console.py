@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -147,8 +148,11 @@ def working(title: str) -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Imports without the garbage collector, which takes a tenth of their time to find nothing. What they leave behind
-    stays out of its way afterwards, when the program ends too."""
+    """Imports of torch without the garbage collector, which looks through everything again and again and finds nothing.
+    What they leave behind it lets alone afterwards, when the program ends too."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield

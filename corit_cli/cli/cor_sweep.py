@@ -118,7 +118,7 @@ def cor_sweep(
         said = [f"--{name}" for name in THEORY_SETS if ctx.get_parameter_source(name).name == "COMMANDLINE"]
         if said or reads.flags:
             said = ", ".join([*said, *reads.flags])
-            raise CoritError(f"--theory decides what is read, trained and tried: leave out {said}")
+            raise CoritError(f"--theory decides what is read, trained and tried, and how: leave out {said}")
         tune = "head"
     recipe = optimization.over(HEADS if tune == "head" else BLOCKS)
     options.check_crops(windows, reads, "native")
@@ -136,11 +136,12 @@ def cor_sweep(
 
         check_suffix(plot)
     scope = parse_scope(tune)
+    frozen = scope.kind in ("head", "last") and not theory  # of the others no block is
     with_ray.check(ray, num_cpus)
     if ray and (theory or device == "cuda"):
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
-    arithmetic = "fp32" if theory else pick_precision(precision, device)
+    arithmetic = pick_precision(precision, device) if frozen else "fp32"
     images = load_samples(data or options.shipped_samples(), warn)
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)

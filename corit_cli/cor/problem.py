@@ -24,7 +24,7 @@ from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extract
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import ahead
+from corit_cli.features.stream import ahead, loaders
 from corit_cli.files import content_sha256
 from corit_cli.model.loading import Backbone
 from corit_cli.model.scope import Scope
@@ -147,7 +147,7 @@ class Problem:
             except CoritError as error:
                 return str(error)
 
-        loaded = dict(zip(self._wanted, ahead(load, self._wanted, workers=4, window=16), strict=True))
+        loaded = dict(zip(self._wanted, ahead(load, self._wanted, loaders(self.device), window=16), strict=True))
         self._keep({i: found for i, found in loaded.items() if isinstance(found, str)})
         return torch.from_numpy(np.stack([loaded[i] for i in self.used]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,24 +48,28 @@ class Tuned(nn.Module):
     @torch.no_grad()
     def prepare(self, images: Tensor, advance: Advance = hush, precision: str = "fp32") -> Prepared:
         """Windows (n, S, S, 3) uint8 to what :meth:`forward` takes, the products of frozen blocks in ``precision``.
-        ``advance`` is told each batch's size."""
-        n, size = len(images), BATCH[self._device.type]
-        frozen = CoRIT(lowered(self.corit.tower, precision), self.corit.settings) if self.frozen_blocks > 0 else None
-        whole: dict[Any, Tensor] = {}
+
+        ``advance`` is told each batch's size. The weights given are put back.
+        """
         self.reset(0)
-        for start in range(0, n, size):
-            part = images[start : start + size]
-            state = self._begin(part, frozen)
-            for key, value in _by_image(state, len(part)).items() if self.frozen_blocks >= 0 else ():
-                # Copied: what was read is part of all tokens of its layer, which would stay in memory with it.
-                kept = whole.setdefault(key, value.new_empty(len(value), n, *value.shape[2:]))
-                kept[:, start : start + size] = value
-            z = self._end(state)
-            whole.setdefault("z", z.new_empty(n, z.shape[1]))[start : start + size] = z
-            advance(len(part))
-            del state, z
+        frozen = CoRIT(lowered(self.corit.tower, precision), self.corit.settings) if self.frozen_blocks > 0 else None
+        size, z, begun = BATCH[self._device.type], [], {}
+        for start in range(0, len(images), size):
+            batch = slice(start, min(start + size, len(images)))
+            z.append(self._prepare(images, batch, frozen, begun))
+            advance(batch.stop - start)
             give_back()
-        return Prepared(images, whole.pop("z"), whole)
+        return Prepared(images, torch.cat(z), begun)
+
+    def _prepare(self, images: Tensor, batch: slice, frozen: CoRIT | None, begun: dict[Any, Tensor]) -> Tensor:
+        """Put a batch's streams into their places in ``begun``; return its features (b, F)."""
+        state = self._begin(images[batch], frozen)
+        for key, value in _by_image(state, batch.stop - batch.start).items() if self.frozen_blocks >= 0 else ():
+            if key not in begun:
+                begun[key] = value.new_empty(len(value), len(images), *value.shape[2:])
+            # Copied: what was read is part of all tokens of its layer, which would stay in memory with it.
+            begun[key][:, batch] = value
+        return self._end(state)
 
     def _begin(self, images: Tensor, frozen: CoRIT | None = None) -> State:
         """The streams of windows (b, S, S, 3) uint8 up to the first trained block, through ``frozen`` blocks."""
@@ -84,11 +89,11 @@ class Tuned(nn.Module):
     def _device(self) -> torch.device:
         return self.corit.tower.class_embedding.device
 
-    def forward(self, prepared: Prepared, indices: Tensor) -> Tensor:
+    def forward(self, prepared: Prepared, indices: Sequence[int] | Tensor) -> Tensor:
         """Features (b, F) of some of the images."""
         if self.frozen_blocks < 0:
             return self._end(self._begin(prepared.images[indices]))
-        some = {key: _of_images(value, indices) for key, value in prepared.begun.items()}
+        some = {key: _of_images(value, torch.as_tensor(indices)) for key, value in prepared.begun.items()}
         streams, normal = (some.pop(name, None) for name in _STREAMS)
         return self._end(State(self.frozen_blocks, streams, some, normal))
 
@@ -98,8 +103,8 @@ _STREAMS = ("streams", "normal")
 
 
 def _by_image(state: State, count: int) -> dict[Any, Tensor]:
-    """What is in the state of ``count`` images, with images along the second dimension: of the streams and of what was
-    read, which has a first dimension of one."""
+    """What the state of ``count`` images holds, images along the second dimension: streams (1+K, b, ...), and what was
+    read (1, b, ...)."""
     streams = {name: getattr(state, name) for name in _STREAMS}
     own = {name: value.unflatten(0, (-1, count)) for name, value in streams.items() if value is not None}
     return own | {key: value[None] for key, value in state.found.items()}
@@ -115,8 +120,9 @@ def _of_images(values: Tensor, indices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Images (n, S, S, 3) uint8, their features ``z`` (n, F) at the initial weights, and their streams up to the first
-    trained block, (streams, n, ...) each, unless that is the embedding."""
+    """Images (n, S, S, 3) uint8, their features ``z`` (n, F) at the initial weights, and what was ``begun``: by name,
+    their streams up to the first trained block (1+K, n, ...) and what was read by then (1, n, ...); nothing where the
+    embedding is trained."""
 
     images: Tensor
     z: Tensor

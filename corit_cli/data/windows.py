@@ -18,7 +18,7 @@ def crop(image: Image.Image, config: CropConfig) -> np.ndarray:
     """Windows of an RGB image, uint8 (n, size, size, 3), one for each of ``config.windows`` but that of a face.
 
     ``resize``: the shorter side is brought to ``size`` and the centre cut out; n = 1. This is CLIP's own
-    preprocessing.
+    preprocessing, but that a side of six times ``size`` is averaged over blocks first (:func:`resampled`).
 
     ``native``: windows of untouched pixels, since resampling wipes out the traces a generator leaves. The longer side
     is divided into ``crops`` equal parts and a window centred on each; along the other side the windows stand at one

@@ -66,8 +66,8 @@ class TowerConfig:
 def quick_gelu(x: Tensor) -> Tensor:
     """OpenAI's approximation, x * sigmoid(1.702 x), through the fused SiLU kernel.
 
-    Where no gradient is taken, ``x`` is overwritten: a batch's widest tensor is more than the C library keeps at hand,
-    and memory for every step, new from the system, takes a tenth of the time.
+    In a mode without gradients ``x`` is overwritten: a batch's widest tensor is more than a C library keeps at hand,
+    and memory that is new from the system at every step takes its time.
     """
     if torch.is_grad_enabled():
         return F.silu(x * 1.702) / 1.702
@@ -107,12 +107,15 @@ class Block(nn.Module):
         may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU
         the last bits of an image's features do not depend on the rest of a batch.
 
-        ``normal`` spares the shorter way its normalisation: see :meth:`normalised`. Class tokens are then enough of x.
+        With ``normal`` (B, N, d), tokens that are :meth:`normalised`, the class token is computed alone, the shorter
+        way; class tokens are then enough of ``x``.
         """
-        if rows == 1 and self.reassociate and self.qkv.weight.dtype == x.dtype:
-            return self._class_row(x, self.normalised(x) if normal is None else normal)
+        if normal is not None:
+            return self._class_row(x, normal)
+        if rows == 1 and self.reassociate and self.fc.weight.dtype == x.dtype:
+            return self._class_row(x, self.normalised(x))
         B, N, d = x.shape
-        y = self.ln_1(x).to(self.qkv.weight.dtype)  # (B, N, d)
+        y = self.ln_1(x).to(self.fc.weight.dtype)  # (B, N, d)
         lacking = 0
         if rows is None or rows >= N:
             q, k, v = self.qkv(y).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, d/H)

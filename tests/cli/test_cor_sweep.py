@@ -69,6 +69,17 @@ def test_the_same_command_gives_the_same_bytes_from_kept_runs(sweep, tmp_path: P
     assert len(kept.read_text().splitlines()) == sum(len(f["runs"]) for f in found["found"].values())
 
 
+def test_frozen_blocks_multiply_as_asked_and_the_journal_knows(sweep, tmp_path: Path) -> None:
+    asked = (*QUICK, "--compare", "baseline", "--json", "--resume", tmp_path / "mine")
+    found = json.loads(sweep(*asked, "--tune", "last:1", "--precision", "bf16").stdout)
+    assert found["precision"] == "bf16"
+    refused = sweep(*asked, "--tune", "last:1", "--precision", "fp32")
+    assert refused.exit_code == 2 and "precision differ" in refused.stderr
+    # where no block is frozen there is nothing to multiply so
+    none = sweep(*QUICK, "--compare", "baseline", "--json", "--tune", "ln", "--precision", "bf16")
+    assert json.loads(none.stdout)["precision"] == "fp32"
+
+
 def test_runs_of_another_sweep_are_refused(sweep, tmp_path: Path) -> None:
     assert sweep(*QUICK, "--tune", "head", "--compare", "baseline", "--resume", tmp_path / "mine").exit_code == 0
     result = sweep(*QUICK, "--tune", "head", "--compare", "baseline", "--resume", tmp_path / "mine", "--lr", "0.5")

@@ -19,7 +19,7 @@ from corit_cli.cor.heads import train_population
 from corit_cli.cor.settings import Optimization
 from corit_cli.cor.sweep import Journal, sweep
 from corit_cli.cor.tuned import Tuned, read, train_tuned
-from corit_cli.model.scope import Scope
+from corit_cli.model.scope import Scope, parse_scope
 from corit_cli.model.settings import CoRITSettings
 from tests.conftest import photograph, random_tower
 
@@ -174,6 +174,16 @@ def test_a_head_and_a_tower_whose_head_alone_is_tuned_agree(split: Split) -> Non
     for run in TunedArm("m", tuned, prepared, split, SHORT).run(WANTED):
         assert figures(heads[run.key]) == pytest.approx(figures(run), abs=1e-4)
         assert heads[run.key].cosine == pytest.approx(run.cosine, abs=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["last:1", "lora:2", "all"])
+def test_the_loss_of_a_tuned_arm_is_that_of_the_images_named(scope: str, split: Split) -> None:
+    windows = torch.from_numpy(np.stack([np.asarray(photograph(i, (32, 32))) for i in range(16)]))
+    tuned = Tuned(random_tower(), CoRITSettings(("blur:1.0",), cgp=(2, 3), integrate=(3,)), parse_scope(scope))
+    loss, params = TunedArm("m", tuned, tuned.prepare(windows), split, SHORT).objective()
+    each = [loss(params, [i]).item() for i in (5, 2, 9)]
+    assert loss(params, [5, 2, 9]).item() == pytest.approx(np.mean(each), abs=1e-6)
+    assert loss(params, torch.tensor([5, 2, 9])).item() == pytest.approx(np.mean(each), abs=1e-6)
 
 
 def test_a_head_arm_serves_a_sweep(split: Split, z: Tensor, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 301), (224, 224), (225, 224), (50, 40), (7, 300), (1, 1)])
-@pytest.mark.parametrize("target", [64, 224])
+@pytest.mark.parametrize("target", [48, 224])  # of a side of six times that whole blocks are averaged first
 def test_resize_mode_equals_torchvision(size: tuple[int, int], target: int) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     image = noise(*size)

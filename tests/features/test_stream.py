@@ -37,12 +37,12 @@ def test_a_stream_takes_as_many_threads_as_its_device_wants(
     used: list[int] = []
     monkeypatch.setattr(module, "loaders", lambda device: {"cpu": 3}[device])
     monkeypatch.setattr(module, "ahead", lambda load, items, workers, window: used.append(workers) or map(load, items))
-    windows = np.zeros((1, 32, 32, 3), np.uint8)
+    windows = np.zeros((3, 32, 32, 3), np.uint8)
     assert len(list(stream(extractor, range(2), lambda _: ([windows], None)))) == 2
     assert used == [3]
 
 
-def test_a_stream_takes_a_gen_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
+def test_a_stream_takes_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
     taken: list[int] = []
 
     def endless():

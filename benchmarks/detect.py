@@ -196,10 +196,12 @@ def cold_start(rounds: int, image: Path) -> None:
     """Whole processes: one image from a cold start against importing torch and open_clip."""
     detect = [sys.executable, "-c", "from corit_cli.cli.app import main; main()", "detect", str(image)]
     imports = [sys.executable, "-c", "import torch, open_clip"]
+    torch_alone = [sys.executable, "-c", "import torch"]
     help_ = [sys.executable, "-c", "from corit_cli.cli.app import main; main()", "--help"]
-    times: dict[str, list[float]] = {"corit detect, one image": [], "import torch, open_clip": [], "corit --help": []}
+    names = ("corit detect, one image", "import torch, open_clip", "import torch", "corit --help")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds + 1):
-        for name, command in zip(times, (detect, imports, help_), strict=True):
+        for name, command in zip(times, (detect, imports, torch_alone, help_), strict=True):
             taken = seconds(lambda c=command: subprocess.run(c, capture_output=True, check=True))
             if i:
                 times[name].append(taken)

@@ -18,4 +18,4 @@ done
 forged=(--forge face_blend --forge "0.3*reconstruct@native:$autoencoder")
 local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
 corit train "$manifest" --out "$folder/detector" --overwrite --refit "${forged[@]}" "${degraded[@]}" --copy-weight 0.2 \
-    --folds 12 "${local[@]}" "$@"
+    --folds 12 --precision fp32 "${local[@]}" "$@"

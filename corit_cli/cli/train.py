@@ -88,7 +88,7 @@ def train(
     """
     tuned = tuning.over(TuneSettings())
     frozen = tuned.scope == "head"
-    unused = [flag for flag in tuning.flags if flag != "--tune" and frozen]
+    unused = [flag for flag in tuning.flags if flag not in ("--tune", "--precision") and frozen]
     unused += [flag for flag in settings.flags if flag == "--folds" and not frozen]
     if unused:
         raise CoritError(

@@ -145,7 +145,8 @@ class TuneSettings(Settings):
     """How parts of the tower are trained together with the head; optimizer, weight decay and balance are the head's.
 
     ``lr`` of None is the scope's own in ``TUNE_LR``. ``rho`` is SAM's radius over tower and head together, far
-    smaller than a head alone bears. ``precision`` of ``auto`` is bf16 where the machine is faster with it, else fp32.
+    smaller than a head alone bears. ``precision`` is that of the features, too, which heads alone are trained on;
+    ``auto`` is bf16 where the machine is faster with it, else fp32.
     """
 
     scope: str = option(
@@ -173,7 +174,10 @@ class TuneSettings(Settings):
     )
     micro_batch: int = option(8, "Images in memory at once; changes no result.", minimum=1, panel=TUNING)
     precision: str = option(
-        "auto", "auto: bf16 where the machine is faster with it, else fp32.", choices=PRECISIONS, panel=TUNING
+        "auto",
+        "Arithmetic of the model, for features too; auto: bf16 where the machine is faster with it, else fp32.",
+        choices=PRECISIONS,
+        panel=TUNING,
     )
     grad_checkpoint: bool = option(False, "Less memory for a third more time; changes no result.", panel=TUNING)
     patience: int = option(

@@ -17,6 +17,7 @@ from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Read
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import EMBEDDED, load_backbone
+from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import parse_scope, tuned_backbone
 from corit_cli.model.settings import DETECTOR, CoRITSettings
 from corit_cli.progress import Progress, quiet
@@ -168,7 +169,8 @@ def prepare(
     loaded = load_backbone(backbone, activation, device)
     crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
     recipe = replace(recipe, seed=settings.seed)
-    return Run(samples, Extractor(loaded, reads, crops, device), settings=settings, recipe=recipe, **how)
+    extractor = Extractor(loaded, reads, crops, device, pick_precision(tuning.precision, device))
+    return Run(samples, extractor, settings=settings, recipe=recipe, **how)
 
 
 def check(

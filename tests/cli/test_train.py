@@ -154,7 +154,7 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--degrade", "jpeg:200"], ["jpeg from 200"]),
         ([".", "--tune", "blocks"], ["--tune takes", "not 'blocks'"]),
         ([".", "--tune-lr", "1e-5"], ["--tune-lr", "ignored with --tune head"]),
-        ([".", "--tune", "head", "--precision", "bf16", "--folds", "5"], ["--precision", "ignored"]),
+        ([".", "--tune", "head", "--micro-batch", "4", "--folds", "5"], ["--micro-batch", "ignored"]),
         ([".", "--tune", "head", "--resume"], ["--resume", "--tune"]),
         ([".", "--tune", "ln", "--folds", "5"], ["--folds", "ignored with --tune ln"]),
         ([".", "--tune", "ln", "--precision", "fp64"], ["precision must be"]),

@@ -107,7 +107,7 @@ def as_json(found: Evaluation) -> str:
 
 def test_it_is_scoring_and_summing_up(dataset: Path, folder: Path, detector: Detector) -> None:
     samples, told = load_samples(dataset), Told()
-    found = evaluate(dataset, folder, robustness="jpeg-50,resize-0.5", device="cpu", progress=told)
+    found = evaluate(dataset, folder, robustness="jpeg-50,resize-0.5", device="cpu", precision="fp32", progress=told)
     scored = score(detector, samples, ("jpeg-50", "resize-0.5"))
     assert as_json(found) == as_json(summarise(detector.checkpoint, scored))
     np.testing.assert_array_equal(found.scored.probabilities, scored.probabilities)
@@ -115,7 +115,10 @@ def test_it_is_scoring_and_summing_up(dataset: Path, folder: Path, detector: Det
     assert told.complete and [title for title, *_ in told.stages] == ["scoring", "intervals"]
     assert told.stages[0][1] == 3 * 48
     # What is loaded already is taken as it is, folder or samples, checkpoint or detector.
-    one, two = evaluate(str(dataset), detector, by=("source",)), evaluate(samples, str(folder), by=("source",))
+    one, two = (
+        evaluate(str(dataset), detector, by=("source",)),
+        evaluate(samples, str(folder), by=("source",), precision="fp32"),
+    )
     assert as_json(one) == as_json(two) and [table.by for table in one.tables] == ["source"]
 
 

@@ -45,7 +45,7 @@ from tests.conftest import Told, photograph, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
 HEAD = TrainSettings(epochs=3, batch_size=8, folds=3)
-TUNING = TuneSettings("last:2", lr=1e-3, epochs=2, batch_size=8, micro_batch=3, patience=0)
+TUNING = TuneSettings("last:2", lr=1e-3, epochs=2, batch_size=8, micro_batch=3, patience=0, precision="fp32")
 SCOPES = ("ln", "last:1", "last:2", "lora:2", "all")
 
 every_scope = pytest.mark.parametrize("scope", SCOPES)
@@ -406,7 +406,7 @@ def test_a_saved_detector_says_what_training_said(scope: str, samples: list[Samp
     found = run(samples, tmp_path, replace(TUNING, scope=scope, lr=1e-2, epochs=1), extractor=e)
     found.checkpoint.save(tmp_path / "detector")
     assert json.loads((tmp_path / "detector" / "config.json").read_text())["training"]["tune"]["scope"] == scope
-    detector = Detector.load(tmp_path / "detector")
+    detector = Detector.load(tmp_path / "detector", precision="fp32")
     predictions = list(detector.predict([s.path for s in found.validation.samples]))
     np.testing.assert_allclose([p.probability for p in predictions], found.validation.probabilities[0], atol=1e-5)
     assert detector.extractor.backbone.sha256 != backbone.sha256 == detector.checkpoint.backbone["sha256"]

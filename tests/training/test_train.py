@@ -26,7 +26,8 @@ from corit_cli.training.train import STATE, train
 from tests.conftest import random_tower
 from tests.training.test_run import QUICK, SETTINGS
 
-TUNING = TuneSettings("last:1", lr=1e-3, epochs=2, batch_size=8)
+TUNING = TuneSettings("last:1", lr=1e-3, epochs=2, batch_size=8, precision="fp32")
+FULL = TuneSettings(precision="fp32")
 SHORT = TrainSettings(epochs=3, batch_size=12, folds=3)
 
 
@@ -39,7 +40,7 @@ def clip(tmp_path: Path) -> str:
 
 
 def made(data: Path | list[Sample], settings: TrainSettings, clip: str, **options: object) -> Trained:
-    return train(data, settings, **{"backbone": clip, "reads": SETTINGS, "device": "cpu"} | options)
+    return train(data, settings, **{"backbone": clip, "reads": SETTINGS, "device": "cpu", "tuning": FULL} | options)
 
 
 @pytest.fixture
@@ -84,6 +85,14 @@ def test_a_folder_that_is_there_is_written_over_only_when_asked(
     assert (folder / "model.safetensors").read_bytes() == before
     made(dataset, SHORT, clip, out=folder, overwrite=True, probe=False)
     assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_images_are_read_in_the_precision_asked_for(dataset: Path, clip: str, tmp_path: Path) -> None:
+    found = [made(dataset, SHORT, clip, tuning=TuneSettings(precision=p), probe=False) for p in ("fp32", "bf16")]
+    assert [one.checkpoint.training["precision"] for one in found] == ["fp32", "bf16"]
+    full, low = (one.validation.probabilities for one in found)
+    assert not np.array_equal(full, low)
+    np.testing.assert_allclose(full, low, atol=0.05)
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ def test_a_detector_that_cannot_be_taught_places_is_none_the_worse(dataset: Path
 
 def assert_said_again(folder: Path, validation: Scored) -> None:
     """Whether the detector in ``folder`` says of the validation images what training said."""
-    detector = Detector.load(folder, "cpu")
+    detector = Detector.load(folder, "cpu", "fp32")
     paths = [s.path for s in validation.samples]
     found = list(detector.predict(paths))
     assert [p.path for p in found] == [str(p) for p in paths]

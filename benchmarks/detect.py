@@ -171,7 +171,7 @@ def large(count: int, images: list[Path]) -> None:
     print(f"ratio {whole / model:.2f}")
     print(f"memory after each quarter: {', '.join(f'{m:.0f}' for m in memory)} MiB, ", end="")
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
-    print(f"one of them in one thread: {', '.join(f'{name} {taken:.0f}' for name, taken in stages.items())} ms")
+    print(f"one of them by itself: {', '.join(f'{name} {taken:.0f}' for name, taken in stages.items())} ms")
 
 
 def milliseconds(file: Path, crops: CropConfig) -> dict[str, float]:

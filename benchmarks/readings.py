@@ -31,7 +31,7 @@ from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
-from corit_cli.training.fusion import join
+from corit_cli.training.fusion import HeldOut, join
 from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.run import Run, of_probe
 from corit_cli.training.settings import Recipe
@@ -46,23 +46,22 @@ def say(heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray) -> dict[st
     out = np.empty((len(z), 1 + len(names)))
     for number, head in heads.items():
         own = folds == number
-        each = head.each(z[own])  # (m, R)
-        out[own] = torch.cat([head.fuse(each)[:, None], each], 1).numpy()
+        each = head.each(z[own])  # (m, R) or (m, R + 1)
+        out[own] = torch.cat([head.fuse(each)[:, None], each[:, : len(names)]], 1).numpy()
     return dict(zip([JOINED, *names], out.T, strict=True))
 
 
-def mixed(heads: Mapping[int, FusedHead], scores: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarray):
-    """Logits (n,) as they would be if the face were joined with the other readings, NaN where there is none: for each
-    fold by what is said of the faces in the others."""
-    logits = torch.from_numpy(
-        np.stack([scores[name] for name in next(iter(heads.values())).names], 1)
-    ).float()  # (n, R)
-    seen, out = logits.isfinite().all(1), torch.full((len(labels),), float("nan"))
-    for number, head in heads.items():
-        own = torch.from_numpy(folds == number)
-        joined = FusedHead(dict(head.heads))
-        join(joined, logits[seen & ~own], torch.from_numpy(labels)[seen & ~own])
-        out[seen & own] = joined.fuse(logits[seen & own])
+@torch.inference_mode()
+def mixed(found: HeldOut, z: Tensor, folds: np.ndarray) -> np.ndarray:
+    """Logits (n,) of images with features ``z`` (n, F) as they would be if the face were joined with the other
+    readings, NaN where there is none: for each one's fold (n,) by what is said of the faces in the others."""
+    seen, out = found.logits.isfinite().all(1), torch.full((len(z),), float("nan"))
+    for number, head in found.heads.items():
+        own, others = torch.from_numpy(folds == number), seen & (found.folds != number)
+        joined = FusedHead(dict(head.heads), head.degradation)
+        join(joined, found.logits[others], found.labels[others], found.touched[others])
+        each = head.each(z[own])
+        out[own] = torch.where(each.isfinite().all(1), joined.fuse(each), float("nan"))
     return out.numpy()
 
 
@@ -78,20 +77,20 @@ def main(arguments: argparse.Namespace) -> None:
     of_fold = np.empty(len(samples), int)
     for number, fold in enumerate(folds):
         of_fold[fold] = number
-    heads = run.read().data.held_out(folds, settings).joined()
+    found = run.read().data.held_out(folds, settings)
+    heads = found.joined()
 
     row = Row("as shipped", checkpoint.settings, settings, checkpoint.crops)
-    scores = say(heads, bench.features(row, [Job(s.path) for s in samples]), of_fold)
+    z = bench.features(row, [Job(s.path) for s in samples])
+    scores = say(heads, z, of_fold)
     last = Row("probe", baseline(detector.extractor.backbone.tower.config.layers), crops=CropConfig("resize"))
-    z = bench.features(last, [Job(s.path) for s in samples])
-    probes = (
-        TrainingSet.of(samples, plan(samples, everything, Recipe()), z).held_out(folds, of_probe(settings)).joined()
-    )
-    scores["probe"] = say(probes, z, of_fold)[JOINED]
+    z_last = bench.features(last, [Job(s.path) for s in samples])
+    plain = TrainingSet.of(samples, plan(samples, everything, Recipe()), z_last)
+    scores["probe"] = say(plain.held_out(folds, of_probe(settings)).joined(), z_last, of_fold)[JOINED]
     everywhere = {name: s for name, s in scores.items() if name != "face"}
     bench.table("Readings, sources held out", everywhere, np.ones(len(samples), bool))
     if "face" in scores:
-        scores[MIXED] = mixed(heads, scores, bench.labels, of_fold)
+        scores[MIXED] = mixed(found, z, of_fold)
         bench.table("Images that show a face", scores, np.isfinite(scores["face"]))
 
     tested = set(bench.tested)

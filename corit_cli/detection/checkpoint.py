@@ -115,7 +115,8 @@ class Checkpoint:
             "backbone": self.backbone,
             "settings": asdict(self.settings),
             "crops": asdict(self.crops),
-            "head": {name: {"features": head.features, **asdict(head.kind)} for name, head in self.head.heads.items()},
+            "head": {name: _shape(head) for name, head in self.head.heads.items()},
+            "degradation": self.head.degradation and _shape(self.head.degradation),
             "tuned": sorted(self.tuned),
             "calibration": asdict(self.calibration),
             "thresholds": asdict(self.thresholds),
@@ -197,7 +198,7 @@ class Checkpoint:
         if not all(tensor.isfinite().all() for tensor in tuned.values()):
             raise RuntimeError("its tuned weights are not finite")
         return cls(
-            head=_fused(config["head"], tensors),
+            head=_fused(config["head"], config.get("degradation"), tensors),
             backbone=config["backbone"],
             settings=restored(CoRITSettings, config["settings"]),
             crops=restored(CropConfig, config["crops"]),
@@ -223,11 +224,20 @@ def _damaged(folder: Path, error: Exception) -> CoritError:
     return CoritError(f"{folder}/config.json is damaged ({what})")
 
 
-def _fused(about: Mapping[str, Mapping[str, int]], tensors: Mapping[str, Tensor]) -> FusedHead:
-    heads = {name: Head(one["features"], HeadKind(one["hidden"], one["landmarks"])) for name, one in about.items()}
-    if not heads:
+def _shape(head: Head) -> dict[str, int]:
+    return {"features": head.features, **asdict(head.kind)}
+
+
+def _head(about: Mapping[str, int]) -> Head:
+    return Head(about["features"], HeadKind(about["hidden"], about["landmarks"]))
+
+
+def _fused(
+    about: Mapping[str, Mapping[str, int]], degradation: Mapping[str, int] | None, tensors: Mapping[str, Tensor]
+) -> FusedHead:
+    if not about:
         raise CoritError("it names no head")
-    fused = FusedHead(heads)
+    fused = FusedHead({name: _head(one) for name, one in about.items()}, degradation and _head(degradation))
     fused.load_state_dict(tensors, strict=True)
     return fused.eval()
 

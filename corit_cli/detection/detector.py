@@ -196,7 +196,9 @@ class Detector:
             probability = whole
             verdict = settle(self._verdict(whole), [face.verdict for face in faces], stable)
         shown = None if asked.faces == "off" else faces
-        parts = None if asked.faces == "only" else self._parts(each[0])
+        parts = degraded = None
+        if asked.faces != "only":
+            parts, degraded = self._parts(each[0]), self._degraded(each[0])
         return Prediction(
             name,
             probability,
@@ -204,6 +206,7 @@ class Detector:
             item.seconds,
             notes=seen.notes,
             parts=parts,
+            degraded=degraded,
             faces=shown,
             stability=stable,
             provenance=seen.provenance,
@@ -260,16 +263,20 @@ class Detector:
 
     @torch.inference_mode()
     def _each(self, readings: Sequence[list[Tensor]]) -> Tensor:
-        """Every head's logit of each picture, (pictures, R)."""
+        """What the head's ``each`` says of each picture."""
         if not readings:
             return torch.empty(0, len(self.head.names))
         return self.head.each(torch.stack([pool(reading) for reading in readings]))
 
     def _parts(self, logits: Tensor) -> dict[str, float]:
-        """What each reading that there is adds to the log odds of one picture, whose heads say ``logits`` (R,)."""
+        """What each reading that there is adds to the log odds of one picture, of which the heads say ``logits``."""
         shares = self.checkpoint.calibration.slope * self.head.shares(logits)  # (R,)
-        there = zip(self.head.names, shares.tolist(), logits.isfinite().tolist(), strict=True)
+        there = zip(self.head.names, shares.tolist(), logits[: len(shares)].isfinite().tolist(), strict=True)
         return {name: round(share, 4) for name, share, has in there if has}
+
+    def _degraded(self, logits: Tensor) -> float | None:
+        """How likely one picture, of which the heads say ``logits``, was degraded."""
+        return None if self.head.degradation is None else round(self.head.degraded(logits).item(), 4)
 
     @property
     def of_faces(self) -> Verdicts:

@@ -78,8 +78,9 @@ class Prediction:
     ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
     ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
     ``seconds`` is what decoding and the model took. ``notes`` are on faults of the file that were looked past.
-    ``parts`` says of an image what each reading (hri, native, cgp)
-    added to the log odds of its being fake. The rest is there when it was asked for.
+    ``parts`` says of an image what each reading (hri, native, cgp) added to the log odds of its being fake, and
+    ``degraded`` how likely it is, from 0 to 1, that it was saved again, shrunk or otherwise degraded, if the detector
+    tells. The rest is there when it was asked for.
     """
 
     path: str
@@ -89,6 +90,7 @@ class Prediction:
     error: str | None = None
     notes: tuple[str, ...] = ()
     parts: dict[str, float] | None = None
+    degraded: float | None = None
     faces: tuple[FaceVerdict, ...] | None = None
     stability: Stability | None = None
     video: VideoVerdict | None = None

@@ -43,10 +43,10 @@ def foresee(
         recipe, _ = protocols.at_hand(recipe)
         planned = plan(samples, range(len(samples)), recipe, detector.extractor.native_readings)
         rows += planned
-        readings = detector.extractor.readings
+        fitted = settings.fitted(detector.extractor.readings, recipe)
         turns = sum(len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names)
-        turns *= 1 + (INNER_FOLDS if len(readings) > 1 else 0)
-        heads = turns * len(settings.heads_of(readings))
-        fitting = turns * head_seconds(settings, readings, len(planned))
+        turns *= 1 + (INNER_FOLDS if len(fitted) > 1 else 0)
+        heads = turns * len(fitted)
+        fitting = turns * head_seconds(settings, fitted, len(planned))
     cost = reading_cost(rows, detector.extractor, cache)
     return replace(cost, fitting=fitting), samples, heads

@@ -77,9 +77,11 @@ def recipe_of(checkpoint: Checkpoint) -> tuple[TrainSettings, Recipe]:
         raise CoritError("this detector's tower was tuned with its head: heads alone cannot be trained as it was")
     try:
         kept = checkpoint.training
-        return restored(TrainSettings, kept["settings"]), restored(Recipe, kept["recipe"])
+        settings, recipe = restored(TrainSettings, kept["settings"]), restored(Recipe, kept["recipe"])
     except (KeyError, TypeError, CoritError) as error:
         raise CoritError(f"the checkpoint does not say how it was trained ({error}): train it again") from None
+    # A checkpoint from before there was such a head does not say that it has none.
+    return replace(settings, degradation_aware=checkpoint.head.degradation is not None), recipe
 
 
 def check(checkpoint: Checkpoint, samples: Sequence[Sample], names: Sequence[str]) -> None:

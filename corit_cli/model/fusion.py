@@ -2,12 +2,14 @@
 
 One head on everything would learn what is easiest; heads of their own learn what each reading knows, and one cannot
 spoil another. Their logits are weighed and added: a logistic regression of few numbers, one for every set of readings
-that can be had, since of some images one is missing.
+that can be had, since of some images one is missing. What a reading is worth depends on what befell the file, so a
+further head may tell degraded pictures from untouched ones, and each kind is joined by numbers of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,17 @@ class FusedHead(nn.Module):
     """Heads by reading, in the order in which their features stand side by side. A single head passes through.
 
     ``weights`` (2^R, R) and ``bias`` (2^R,) hold what the heads' logits are weighed by, and what is added, by the set
-    of readings that there are, the r-th worth 2^r. All weights begin as 1.
+    of readings that there are, the r-th worth 2^r. All weights begin as 1. With ``degradation``, a head on the first
+    of the features that gives the log odds of a picture's having been degraded, these are for pictures that were not,
+    and ``degraded_weights`` and ``degraded_bias`` for those that were; between them it goes by the probability.
     """
 
-    def __init__(self, heads: Mapping[str, Head]) -> None:
+    def __init__(self, heads: Mapping[str, Head], degradation: Head | None = None) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict(heads)
-        self.register_buffer("weights", torch.ones(2 ** len(heads), len(heads)))
-        self.register_buffer("bias", torch.zeros(2 ** len(heads)))
+        self.heads, self.degradation = nn.ModuleDict(heads), degradation
+        for prefix in ("", "degraded_") if degradation else ("",):
+            self.register_buffer(f"{prefix}weights", torch.ones(2 ** len(heads), len(heads)))
+            self.register_buffer(f"{prefix}bias", torch.zeros(2 ** len(heads)))
 
     @property
     def names(self) -> list[str]:
@@ -45,9 +50,10 @@ class FusedHead(nn.Module):
         *names, last = self.names
         if name != last or not names:
             raise ValueError(f"{name} is not the last of several readings")
-        rest = FusedHead({n: self.heads[n] for n in names}).train(self.training)
-        rest.weights.copy_(self.weights[: len(rest.weights), :-1])
-        rest.bias.copy_(self.bias[: len(rest.bias)])
+        rest = FusedHead({n: self.heads[n] for n in names}, self.degradation).train(self.training)
+        for joined, whole in zip(rest.joints, self.joints, strict=True):
+            joined.weights.copy_(whole.weights[: len(joined.weights), :-1])
+            joined.bias.copy_(whole.bias[: len(joined.bias)])
         return rest
 
     def split(self, z: Tensor) -> list[Tensor]:
@@ -55,24 +61,54 @@ class FusedHead(nn.Module):
         return list(z.split([head.features for head in self.heads.values()], dim=-1))
 
     def each(self, z: Tensor) -> Tensor:
-        """Features (B, F) to every head's own logit (B, R), NaN where the reading is missing."""
-        return torch.stack([head(part) for head, part in zip(self.heads.values(), self.split(z), strict=True)], -1)
+        """Features (B, F) to every head's own logit (B, R), NaN where the reading is missing. With ``degradation`` its
+        logit is a further one, (B, R + 1)."""
+        logits = [head(part) for head, part in zip(self.heads.values(), self.split(z), strict=True)]
+        if self.degradation is not None:
+            logits.append(self.degradation(z[:, : self.degradation.features]))
+        return torch.stack(logits, -1)
+
+    @property
+    def joints(self) -> list[Joint]:
+        """What pictures are joined by that were not degraded and, with ``degradation``, those that were."""
+        joints = [Joint(self.weights, self.bias)]
+        return joints if self.degradation is None else [*joints, Joint(self.degraded_weights, self.degraded_bias)]
 
     def shares(self, logits: Tensor) -> Tensor:
-        """What each head's logit (B, R) adds to the fused one (B, R), 0 where it is NaN."""
-        there = logits.isfinite()  # (B, R)
-        return torch.where(there, self.weights[self._set(there)] * logits, 0.0)
+        """What each head's logit, of those that :meth:`each` gives, adds to the fused one (..., R), 0 where it is
+        NaN."""
+        return self._terms(logits)[0]
 
     def fuse(self, logits: Tensor) -> Tensor:
-        """Every head's logit (B, R) to one (B,), NaN where all are missing."""
-        there = logits.isfinite()
-        fused = self.bias[self._set(there)] + self.shares(logits).sum(-1)
-        return torch.where(there.any(-1), fused, float("nan"))
+        """What :meth:`each` gives to one logit (...), NaN where all are missing."""
+        shares, bias = self._terms(logits)
+        there = logits[..., : len(self.heads)].isfinite()
+        return torch.where(there.any(-1), bias + shares.sum(-1), float("nan"))
 
-    def _set(self, there: Tensor) -> Tensor:
-        """The number (B,) of the set of readings that are ``there`` (B, R)."""
-        return (there * 2 ** torch.arange(there.shape[-1], device=there.device)).sum(-1)
+    def degraded(self, logits: Tensor) -> Tensor:
+        """How likely (...) a picture was degraded, by what :meth:`each` gives: 0 where nothing tells."""
+        if self.degradation is None:
+            return torch.zeros_like(logits[..., 0])
+        return logits[..., -1].sigmoid().nan_to_num(0.0)
+
+    def _terms(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares (..., R) and bias (...) of what :meth:`each` gives."""
+        degraded, logits = self.degraded(logits), logits[..., : len(self.heads)]
+        there = logits.isfinite()  # (..., R)
+        # The number of the set of readings that there are, (...).
+        number = (there * 2 ** torch.arange(there.shape[-1], device=there.device)).sum(-1)
+        untouched, last = self.joints[0], self.joints[-1]
+        weights = torch.lerp(untouched.weights[number], last.weights[number], degraded[..., None])  # (..., R)
+        bias = torch.lerp(untouched.bias[number], last.bias[number], degraded)  # (...)
+        return torch.where(there, weights * logits, 0.0), bias
 
     def forward(self, z: Tensor) -> Tensor:
         """Features (B, F), NaN where a reading is missing, to logits (B,)."""
         return self.fuse(self.each(z))
+
+
+class Joint(NamedTuple):
+    """What readings are joined by: ``weights`` (2^R, R) and ``bias`` (2^R,), by the set of readings that there are."""
+
+    weights: Tensor
+    bias: Tensor

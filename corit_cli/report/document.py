@@ -30,6 +30,8 @@ def as_dict(p: Prediction) -> dict[str, Any]:
     }
     if p.parts is not None:
         row["parts"] = p.parts
+    if p.degraded is not None:
+        row["degraded"] = p.degraded
     for name in ("stability", "video", "provenance"):
         part = getattr(p, name)
         if part is not None:

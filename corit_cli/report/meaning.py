@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction
     from corit_cli.report.case import About
 
+#: From which probability on the report says that a picture looks degraded.
+DEGRADED = 0.5
 #: What each reading looks at, for a reader of reports.
 _READINGS = {
     "hri": "the picture as the model sees it",
@@ -44,6 +46,11 @@ def meaning(p: Prediction, about: About) -> list[str]:
         sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
     if p.parts and len(p.parts) > 1:
         sentences.append(_speakers(p.parts))
+    if p.degraded is not None and p.degraded >= DEGRADED:
+        sentences.append(
+            f"It looks as if it had been saved again, shrunk or otherwise changed since it was made "
+            f"({share(p.degraded)} by the detector's estimate), and is weighed as such pictures are."
+        )
     rates = about.held_out_faces if p.of_faces else about.held_out
     real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
     if real is None or fake is None:

@@ -24,12 +24,12 @@ from corit_cli.training.tower import ASIDE
 TRIED = 1024
 
 
-def head_seconds(settings: TrainSettings, readings: Mapping[str, int], rows: int) -> float:
-    """How long one head of each reading (its features by name) takes on so many rows, from two short fits of random
-    numbers."""
+def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: int) -> float:
+    """How long fitting ``heads`` (how many features each reads, by name) takes on so many rows, from two short fits of
+    random numbers."""
     total, tried = 0.0, min(rows, TRIED)
     labels = torch.arange(tried) % 2
-    for width in settings.heads_of(readings).values():
+    for width in heads.values():
         z, took = torch.randn(tried, width, generator=torch.Generator().manual_seed(0)), []
         for epochs in (1, 1, 3):  # the first warms up
             begun = time.perf_counter()
@@ -64,13 +64,17 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, i
         extractor = extractor.with_settings(replace(extractor.settings, integrate=extractor.settings.integrate + last))
     cost = reading_cost(planned, extractor, cache)
     rows = sum(row.trained for row in planned)
-    one = head_seconds(settings, run.extractor.readings, rows)
-    if tuning.scope == "head":
+    tuned = tuning.scope != "head"
+    heads = settings.heads_of(run.extractor.readings) if tuned else settings.fitted(run.extractor.readings, run.recipe)
+    one = head_seconds(settings, heads, rows)
+    if not tuned:
         turns = (1 + len(run.folds(part))) * (2 if run.refit else 1)
-        return replace(cost, fitting=turns * one), rows, turns * len(settings.heads_of(run.extractor.readings))
+        return replace(cost, fitting=turns * one), rows, turns * len(heads)
     each = seconds_each(extractor, [row.job for row in planned if row.readings is None])
     fitted, aside = (len(side) for side in source_split([run.samples[i] for i in run.train_part], ASIDE, settings.seed))
     per_image = rows / max(1, len(part))
     passes = (1 + BACKWARDS) * (2 if tuning.rho else 1)
-    tuned = tuning.epochs * (fitted * per_image * passes + aside) * each + (2 * aside + len(run.val_part)) * each
-    return replace(cost, fitting=one, passes=tuned), rows, len(settings.heads_of(run.extractor.readings))
+    tuning_passes = (
+        tuning.epochs * (fitted * per_image * passes + aside) * each + (2 * aside + len(run.val_part)) * each
+    )
+    return replace(cost, fitting=one, passes=tuning_passes), rows, len(heads)

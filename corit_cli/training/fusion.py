@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from corit_cli.detection.calibration import fit_calibration
-from corit_cli.model.fusion import FusedHead
+from corit_cli.model.fusion import FusedHead, Joint
 
 #: How many images' worth of evidence the weights' proportions go by. Thousands from the same sources say little more
 #: about unknown ones, where the reading that is best on average need not be; fewer keep the weights closer to even.
@@ -21,8 +21,9 @@ EVIDENCE = 20.0
 class HeldOut:
     """What heads say of images of folds that they never saw.
 
-    ``samples`` (n,) are the images' numbers, ``logits`` (n, R) each reading's, NaN where it is missing; ``labels``,
-    ``folds`` and ``touched`` (n,), true for degraded copies. ``heads`` holds, by fold, those that say it.
+    ``samples`` (n,) are the images' numbers, ``logits`` (n, R) each reading's, NaN where it is missing, and a further
+    column where the heads tell degraded pictures; ``labels``, ``folds`` and ``touched`` (n,), true for degraded copies.
+    ``heads`` holds, by fold, those that say it.
     """
 
     samples: list[int]
@@ -37,60 +38,70 @@ class HeldOut:
         have a set of readings, by what is said of all."""
         out = {}
         for fold, head in self.heads.items():
-            others = self.folds != fold
-            out[fold] = FusedHead(dict(head.heads))
-            fitted = _fit(out[fold], self.logits, self.labels)
-            _fit(out[fold], self.logits[others], self.labels[others])
-            _fill(out[fold], fitted)
+            out[fold] = FusedHead(dict(head.heads), head.degradation)
+            join(out[fold], self.logits, self.labels, self.touched, self.folds != fold)
         return out
 
     def fused(self, only: str | None = None) -> Tensor:
         """Logits (n,) of the heads as :meth:`joined` has them, or of one reading by itself, NaN where it is missing."""
         out = torch.empty(len(self.labels))
         for fold, head in self.joined().items():
-            own, heard = self.folds == fold, torch.tensor([only in (None, name) for name in head.names])
+            own = self.folds == fold
+            heard = torch.tensor([only in (None, name) for name in head.names])
+            # One reading alone does not hear whether the picture was degraded either: others tell that.
+            heard = torch.cat([heard, torch.tensor([only is None] * (head.degradation is not None)).bool()])
             out[own] = head.fuse(torch.where(heard, self.logits[own], float("nan")))
         return out
 
 
 @torch.no_grad()
-def join(head: FusedHead, logits: Tensor, labels: Tensor) -> None:
-    """Fit a head's weights to ``logits`` (n, R) of images that its heads never saw, and their ``labels`` (n,), both
-    classes weighing the same.
+def join(
+    head: FusedHead, logits: Tensor, labels: Tensor, touched: Tensor | None = None, keep: Tensor | None = None
+) -> None:
+    """Fit a head's weights to ``logits`` (n, R), or (n, R + 1), of images that its heads never saw, and their
+    ``labels`` (n,), both classes weighing the same; where it tells degraded pictures, those for them to copies that
+    were ``touched`` (n,), the others to the rest.
 
     A reading that some image lacks judges by itself. It is not mixed with those that all have: what faces say added
     nothing to the rest on sources held out (docs/results.md). So a set of readings is joined as the largest set within
-    it that can be. With a single reading nothing is to be joined, and all weights stay 1.
+    it that can be. With a single reading, and nothing that tells degraded pictures, nothing is to be joined, and all
+    weights stay 1. Only rows that ``keep`` (n,) names are used, but for what these cannot tell.
     """
-    _fill(head, _fit(head, logits, labels))
+    each = logits[:, : len(head.heads)]
+    if each.shape[1] == 1 and head.degradation is None:
+        return
+    copies = torch.zeros(len(labels), dtype=torch.bool) if touched is None else touched
+    states = [torch.ones_like(copies)] if head.degradation is None else [~copies, copies]
+    for joint, state in zip(head.joints, states, strict=True):
+        fitted = _fit(joint, each[state], labels[state])
+        if keep is not None:
+            _fit(joint, each[state & keep], labels[state & keep])
+        _fill(joint, fitted)
 
 
-def _fill(head: FusedHead, fitted: list[int]) -> None:
+def _fill(joint: Joint, fitted: list[int]) -> None:
     """Give every set of readings that was not ``fitted`` the weights of the largest one within it that was."""
-    for number in range(1, len(head.weights)):
+    for number in range(1, len(joint.weights)):
         within = [part for part in fitted if part & number == part]
         if number not in fitted and within:
             largest = max(within, key=lambda part: (part.bit_count(), -part))
-            chosen = torch.tensor([bool(largest >> r & 1) for r in range(len(head.names))])
-            head.weights[number], head.bias[number] = head.weights[largest] * chosen, head.bias[largest]
+            chosen = torch.tensor([bool(largest >> r & 1) for r in range(joint.weights.shape[1])])
+            joint.weights[number], joint.bias[number] = joint.weights[largest] * chosen, joint.bias[largest]
 
 
-@torch.no_grad()
-def _fit(head: FusedHead, logits: Tensor, labels: Tensor) -> list[int]:
+def _fit(joint: Joint, logits: Tensor, labels: Tensor) -> list[int]:
     """Fit the weights of every set of readings that can be mixed and that images of both classes have; the numbers of
     these sets."""
     fitted: list[int] = []
     always = logits.isfinite().all(0)  # (R,)
-    if logits.shape[1] == 1:
-        return fitted
-    for number in range(1, len(head.weights)):
+    for number in range(1, len(joint.weights)):
         chosen = torch.tensor([bool(number >> r & 1) for r in range(logits.shape[1])])
         if chosen.sum() > 1 and not always[chosen].all():
             continue
         there = logits[:, chosen].isfinite().all(1)
         if len(labels[there].unique()) == 2:
             found = _regression(logits[there][:, chosen].double().numpy(), labels[there].numpy())
-            head.weights[number, chosen], head.bias[number] = found
+            joint.weights[number, chosen], joint.bias[number] = found
             fitted.append(number)
     return fitted
 

@@ -20,11 +20,12 @@ from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
 from corit_cli.files import content_sha256
 from corit_cli.model.fusion import FusedHead
+from corit_cli.model.head import Head
 from corit_cli.progress import Advance, hush
 from corit_cli.training.fusion import HeldOut, join
 from corit_cli.training.head import balance_weights, fit_head, missing
 from corit_cli.training.log import Log, unlogged
-from corit_cli.training.settings import Recipe, TrainSettings
+from corit_cli.training.settings import DEGRADATION, Recipe, TrainSettings
 
 #: Parts of the sources that are held out in turn to join heads.
 INNER_FOLDS = 5
@@ -149,9 +150,9 @@ class TrainingSet:
         """Heads on the rows to be trained on, or on those of them where ``keep`` (n,) is true, joined by what heads
         say of sources that were held out from them in turn."""
         head = self.heads(settings, keep, advance)
-        if len(head.names) > 1:
+        if len(head.names) > 1 or head.degradation is not None:
             held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
-            join(head, held_out.logits, held_out.labels)
+            join(head, held_out.logits, held_out.labels, held_out.touched)
         return head
 
     def heads(
@@ -169,7 +170,23 @@ class TrainingSet:
             weights = self.chosen(chosen).weights(settings)
             told = partial(log, reading=name)
             heads[name] = fit_head(z[chosen], self.labels[chosen], weights, settings, advance, log=told)
-        return FusedHead(heads).eval()
+        return FusedHead(heads, self.degradation(settings, keep, advance, log)).eval()
+
+    def degradation(
+        self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush, log: Log = unlogged
+    ) -> Head | None:
+        """A linear head that tells degraded copies from images as they are, by all readings but that of faces; None
+        where there are none to tell apart."""
+        width = settings.degradation_width(self.readings)
+        kept = self._kept(keep) & self.whole & self.z[:, :width].isfinite().all(1)
+        degraded = torch.tensor([int(bool(row.job.variant.degradations)) for row in self.rows])
+        if not width or len(degraded[kept].unique()) < 2:
+            return None
+        chosen = self.chosen(kept)
+        weights = balance_weights(degraded[kept].tolist(), chosen.sources, settings.balance)
+        told = partial(log, reading=DEGRADATION)
+        linear = replace(settings, head="linear")
+        return fit_head(chosen.z[:, :width], degraded[kept], weights, linear, advance, log=told)
 
     def cross_fit(
         self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush, log: Log = unlogged
@@ -178,7 +195,7 @@ class TrainingSet:
         that they never saw; and that."""
         head = self.heads(settings, advance=advance, log=log)
         held_out = self.held_out(folds, settings, log=log)
-        join(head, held_out.logits, held_out.labels)
+        join(head, held_out.logits, held_out.labels, held_out.touched)
         return head, held_out
 
     def _folds(self, keep: Tensor | None, seed: int) -> list[list[int]]:
@@ -263,6 +280,7 @@ class TrainingSet:
             found.append((*(values[chosen] for values in rows), numbers, head.each(self.z[chosen])))
         if not found:
             none = torch.empty(0, dtype=torch.long)
-            return HeldOut([], torch.empty(0, len(settings.heads_of(self.readings))), none, none, none.bool(), {})
+            width = len(settings.heads_of(self.readings))
+            return HeldOut([], torch.empty(0, width), none, none, none.bool(), {})
         samples, labels, touched, numbers, logits = (torch.cat(values) for values in zip(*found, strict=True))
         return HeldOut(samples.tolist(), logits, labels, numbers, touched, heads)

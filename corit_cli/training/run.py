@@ -203,7 +203,7 @@ def train_head(run: Run) -> Trained:
     saw it, which is what a file from an unknown source will meet.
     """
     images = run.read()
-    heads = len(run.settings.heads_of(run.extractor.readings))
+    heads = len(run.settings.fitted(run.extractor.readings, run.recipe))
 
     def trained(part: Sequence[int], title: str, stage: str) -> Trained:
         chosen, advance = images.of(part), run.progress(title, heads * run.settings.epochs)
@@ -296,4 +296,4 @@ def _rates(thresholds: Thresholds, probabilities: NDArray[np.float64], labels: N
 
 def of_probe(settings: TrainSettings) -> TrainSettings:
     """The linear probe's settings beside a head of ``settings``: it reads one layer."""
-    return replace(settings, head="linear")
+    return replace(settings, head="linear", degradation_aware=False)

@@ -13,6 +13,8 @@ DATA = "Training images"
 HEAD = "Head and optimizer"
 VERDICTS = "Verdicts"
 TUNING = "Tuning the backbone"
+#: What the head that tells degraded copies is called beside the readings.
+DEGRADATION = "degradation"
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -30,7 +32,9 @@ class TrainSettings(Settings):
 
     With ``fusion`` late every reading has a head of its own (``model/fusion.py``), else one reads all. The base under
     SAM is AdamW or SGD with momentum 0.9. ``class`` gives both classes the same total weight; ``source`` also weighs
-    the sources within a class by the square root of their size, ``even`` all alike.
+    the sources within a class by the square root of their size, ``even`` all alike. With ``degradation_aware`` and
+    degraded copies to learn from, a further head tells these from untouched pictures, and each kind is joined by
+    itself.
     """
 
     head: str = option(
@@ -68,6 +72,7 @@ class TrainSettings(Settings):
         0.05, "Share of real images that may be called fake.", minimum=0, maximum=0.5, panel=VERDICTS
     )
     target_fnr: float = option(0.05, "Share of fakes that may be called real.", minimum=0, maximum=0.5, panel=VERDICTS)
+    degradation_aware: bool = True
     folds: int = option(
         24, "Parts of the data, whole sources, held out in turn to calibrate on.", minimum=2, panel=VERDICTS
     )
@@ -79,6 +84,15 @@ class TrainSettings(Settings):
     def heads_of(self, readings: Mapping[str, int]) -> dict[str, int]:
         """The heads to be trained on ``readings`` {name: features}: one each, or one on all."""
         return dict(readings) if self.fusion == "late" else {"all": sum(readings.values())}
+
+    def degradation_width(self, readings: Mapping[str, int]) -> int:
+        """How many features, the first ones, tell degraded pictures: those that every picture has; 0: nothing does."""
+        return sum(n for name, n in readings.items() if name != "face") if self.degradation_aware else 0
+
+    def fitted(self, readings: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
+        """All heads that a training with ``recipe`` fits, with how many features each has."""
+        width = self.degradation_width(readings) if recipe.degrade else 0
+        return self.heads_of(readings) | ({DEGRADATION: width} if width else {})
 
 
 @dataclass(frozen=True)

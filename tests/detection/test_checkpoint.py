@@ -51,6 +51,25 @@ def test_what_is_saved_is_loaded(hidden: int, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "det")) == ["config.json", "model.safetensors"]
 
 
+def test_what_tells_degraded_pictures_is_saved_with_the_head(tmp_path: Path) -> None:
+    plain, saved = checkpoint(), checkpoint()
+    degradation = Head(8)
+    degradation.fit_standardiser(torch.randn(20, 8))
+    saved.head = FusedHead(dict(plain.head.heads), degradation)
+    saved.head.degraded_bias[:] = torch.rand(4)
+    assert saved.sha256 != plain.sha256
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    z = torch.randn(5, 12)
+    assert torch.equal(loaded.head(z), saved.head(z)) and not torch.equal(loaded.head(z), plain.head(z))
+    # One from before there was any has none.
+    plain.save(tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    del config["degradation"]
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.load(tmp_path / "plain").head.degradation is None
+
+
 TUNED = {"blocks.1.fc.weight": torch.arange(6.0).view(2, 3), "class_embedding": torch.ones(4)}
 
 

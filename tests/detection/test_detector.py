@@ -30,6 +30,7 @@ from corit_cli.detection.verdicts import MILD, trimmed_mean
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor, pool
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
@@ -373,6 +374,23 @@ def test_a_declaration_changes_no_probability(detector: Detector, tmp_path: Path
     plain, told = detector.predict([tmp_path / "a.png", tmp_path / "b.png"])
     assert (plain.probability, plain.verdict) == (told.probability, told.verdict)
     assert plain.declared is None and told.declared.kind == "ai-generated"
+
+
+def test_a_detector_that_tells_degraded_pictures_says_so(detector: Detector, file: Path) -> None:
+    (plain,) = detector.predict(file)
+    told = Head(sum(width for name, width in detector.extractor.readings.items() if name != "face"))
+    torch.nn.init.normal_(told.layers[0].weight)
+    head = FusedHead(dict(detector.head.heads), told)
+    for joint in head.joints:
+        joint.weights[:] = detector.head.weights
+    head.degraded_weights *= 2
+    aware = Detector(replace(detector.checkpoint, head=head.eval()), detector.extractor)
+    (found,) = aware.predict(file)
+    each = head.each(extract(aware.extractor, [Job(file)])[0])
+    assert plain.degraded is None and found.degraded == pytest.approx(head.degraded(each).item(), abs=1e-4)
+    assert found.probability == pytest.approx(aware.of_pictures.calibration(head.fuse(each)).item(), abs=2e-6)
+    (faces,) = aware.predict(file, faces="off")
+    assert faces.parts.keys() == plain.parts.keys()
 
 
 @pytest.fixture

@@ -145,3 +145,67 @@ def test_a_set_that_one_class_lacks_is_joined_as_the_largest_set_within_it() -> 
     assert torch.equal(joined[1].weights[4], everyone.weights[4])
     assert not torch.equal(joined[1].weights[3], everyone.weights[3])
     assert torch.equal(joined[1].weights[7], joined[1].weights[3] * torch.tensor([1, 1, 0]))
+
+
+def aware(widths: tuple[int, ...] = (3, 5, 2), tells: int = 8) -> FusedHead:
+    """A head that tells degraded pictures by the first features."""
+    torch.manual_seed(1)
+    degradation = Head(tells)
+    torch.nn.init.normal_(degradation.layers[0].weight, std=3)
+    head = FusedHead({f"r{k}": Head(width) for k, width in enumerate(widths)}, degradation)
+    for joint in head.joints:
+        joint.weights[:], joint.bias[:] = torch.randn_like(joint.weights), torch.randn_like(joint.bias)
+    return head
+
+
+def test_between_untouched_and_degraded_it_goes_by_the_probability() -> None:
+    head, z = aware(), torch.randn(50, 10)
+    z[::2, 8:] = float("nan")  # where the last reading is missing, too
+    untouched, degraded = (FusedHead(dict(head.heads)) for _ in range(2))
+    for plain, joint in zip((untouched, degraded), head.joints, strict=True):
+        plain.weights, plain.bias = joint
+    t = head.degradation(z[:, :8]).sigmoid()
+    assert t.min() < 0.2 and t.max() > 0.8
+    torch.testing.assert_close(head(z), (1 - t) * untouched(z) + t * degraded(z))
+    each = head.each(z)
+    torch.testing.assert_close(head.degraded(each), t)
+    torch.testing.assert_close(head.shares(each[3]), head.shares(each)[3])
+    # A picture of which nothing tells counts as untouched.
+    each[:, -1] = float("nan")
+    torch.testing.assert_close(head.fuse(each), untouched(z))
+    rest = head.without("r2")
+    torch.testing.assert_close(rest(z[::2, :8]), head(z[::2]))
+
+
+def test_each_kind_of_picture_is_joined_by_what_is_said_of_its_own() -> None:
+    logits, y = readings()
+    copies = torch.arange(len(y)) % 2 == 1
+    logits[copies, 0] = torch.randn(int(copies.sum()))  # what the first knows is lost in copies
+    heads, tells = dict(fused((2, 2, 2)).heads), Head(2)
+    head = FusedHead(heads, tells)
+    told = torch.cat([logits, torch.where(copies, 30.0, -30.0)[:, None]], 1)
+    join(head, told, y, copies)
+    for state, joint in zip((~copies, copies), head.joints, strict=True):
+        plain = FusedHead(heads)
+        join(plain, logits[state], y[state])
+        torch.testing.assert_close(joint.weights, plain.weights)
+        torch.testing.assert_close(joint.bias, plain.bias)
+    assert head.weights[7, 0] * 10 > 0.5 and abs(head.degraded_weights[7, 0]) < 0.1
+    # Over folds alike; one reading by itself hears nothing of the others, so not of the degradation either.
+    folds = torch.arange(len(y)) // 2 % 2
+    found = HeldOut(list(range(len(y))), told, y, folds, copies, dict.fromkeys(range(2), head))
+    other = FusedHead(heads, tells)
+    join(other, told[folds == 1], y[folds == 1], copies[folds == 1])
+    torch.testing.assert_close(found.fused()[folds == 0], other.fuse(told[folds == 0]))
+    alone = other.weights[2, 1] * logits[:, 1] + other.bias[2]
+    torch.testing.assert_close(found.fused("r1")[folds == 0], alone[folds == 0])
+
+
+def test_a_single_reading_is_joined_by_the_kind_of_picture() -> None:
+    logits, y = readings()
+    copies = torch.arange(len(y)) % 2 == 1
+    head = aware((2,), 2)
+    join(head, torch.cat([logits[:, :1], torch.where(copies, 30.0, -30.0)[:, None]], 1), y, copies)
+    for joint in head.joints:
+        assert joint.weights[1, 0] == pytest.approx(2 / 10, rel=0.15)
+        assert joint.bias[1] == pytest.approx(-2 * 3 / 10, rel=0.3)

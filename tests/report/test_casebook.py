@@ -460,6 +460,14 @@ def test_who_speaks_for_what(tmp_path: Path) -> None:
     assert "What speaks" not in alone
 
 
+def test_it_is_said_of_a_picture_that_it_looks_degraded(tmp_path: Path) -> None:
+    def said(degraded: float | None) -> str:
+        return written(tmp_path / "a.html", (Prediction("a.jpg", 0.9, "fake", 0.0, degraded=degraded),)).text
+
+    assert "looks as if it had been saved again" in said(0.93) and "93% by the detector" in said(0.93)
+    assert not any("looks as if" in said(degraded) for degraded in (0.4, None))
+
+
 def test_the_method_is_what_the_detector_reads() -> None:
     """Contrasts are read from native windows where there are any, all else from the resized one: features/extractor."""
     whole, native = "the whole picture, made small", "a part of the picture at its own size"

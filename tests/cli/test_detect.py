@@ -53,7 +53,7 @@ def test_a_folder_of_good_and_bad_files(corit, folder: Path, tmp_path: Path) -> 
     for name, row in rows.items():
         told = {"path", "probability", "verdict", "error", "declared", "ground", "notes", "faces"}
         if row["error"] is None:
-            told |= {"provenance", "video" if name == "moving.gif" else "parts"}
+            told |= {"provenance", *(["video"] if name == "moving.gif" else ["parts", "degraded"])}
         assert told <= set(row) <= told | {"provenance"}
         if name in ("text.jpg", "cut.jpg", "empty.png", "dot.png"):
             assert row["error"] and row["verdict"] is None and row["probability"] is None

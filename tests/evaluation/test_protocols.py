@@ -18,6 +18,7 @@ from corit_cli.evaluation import protocols
 from corit_cli.evaluation.protocols import check, leave_out, recipe_of, run
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor
+from corit_cli.model.fusion import FusedHead
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
 from corit_cli.report.evaluation import _protocol_grid
@@ -134,6 +135,9 @@ def test_videos_are_borrowed_whole() -> None:
 
 def test_the_recipe_is_the_checkpoint_s(detector: Detector) -> None:
     assert recipe_of(detector.checkpoint) == (QUICK, RECIPE)
+    assert detector.head.degradation is not None
+    older = replace(detector.checkpoint, head=FusedHead(dict(detector.head.heads)))
+    assert recipe_of(older) == (replace(QUICK, degradation_aware=False), RECIPE)
 
 
 def test_a_forgery_that_cannot_be_made_here_is_left_out_and_named(

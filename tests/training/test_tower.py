@@ -166,6 +166,7 @@ def test_training_equals_a_loop_over_whole_forward_passes(
     recipe = Recipe(forge=forge, degrade=("jpeg:30-50",), copies=1)
     tuning, settings = replace(TUNING, rho=0.05), replace(HEAD, optimizer="sgd", balance="source")
     found = run(samples, tmp_path, tuning, settings=settings, recipe=recipe)
+    assert found.checkpoint.head.degradation is None
 
     e = extractor()
     fit_part = set_aside(samples, group_split(samples, 0.3, 0)[0], 0)

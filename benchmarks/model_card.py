@@ -82,9 +82,9 @@ class Judged:
         return Judged([self.samples[i] for i in numbers], self.logits[mask], self.touched[mask])
 
 
-def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> tuple[Judged, Judged]:
-    """The images that the detector was trained on, by heads trained as its own without their source; and the faces in
-    them, by themselves."""
+def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> tuple[Judged, Judged, np.ndarray | None]:
+    """The images that the detector was trained on, by heads trained as its own without their source; the faces in them,
+    by themselves; and how likely each image was degraded, where the detector tells that, (n,)."""
     settings, recipe = recipe_of(detector.checkpoint)
     refit = bool(detector.checkpoint.training.get("refit"))
     run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=refit, cache=cache)
@@ -92,7 +92,8 @@ def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> tup
     found = run.read().of(part).data.held_out(run.folds(part), settings)
     images = [samples[i] for i in found.samples]
     whole, faces = (Judged(images, found.fused(only).numpy(), found.touched.numpy()) for only in (None, "face"))
-    return whole, faces.where(np.isfinite(faces.logits))
+    told = None if detector.head.degradation is None else detector.head.degraded(found.logits).numpy()
+    return whole, faces.where(np.isfinite(faces.logits)), told
 
 
 def verdict_table(title: str, judged: Judged, by: Verdicts) -> None:
@@ -149,7 +150,7 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         cells = (sum(counts.get(f"{part}_{kind}", 0) for part in ("train", "val")) for kind in ("real", "fake"))
         print(f"| {source} | {' | '.join(map(str, cells))} |")
 
-    judged, faces = judge(detector, everything, cache)
+    judged, faces, told = judge(detector, everything, cache)
     plain = judged.where(~judged.touched)
     labels, sources = plain.labels, plain.sources
     probabilities = checkpoint.calibration(torch.from_numpy(plain.logits)).double().numpy().round(6)
@@ -167,6 +168,13 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     print(line("**all**", labels, probabilities, verdicts))
     ece = metrics.expected_calibration_error(labels, probabilities)
     print(f"\nCalibration error on these images: {ece:.3f}.")
+    if told is not None:
+        auc = metrics.auc(judged.touched.astype(int), told)
+        copies, others = (rate(told[state] > 0.5) for state in (judged.touched, ~judged.touched))
+        print(
+            f"\nDegraded copies told from images as they are: AUC {auc:.3f}; `degraded` is above one half of {copies}"
+        )
+        print(f"of copies and of {others} of the others.")
     for title, state in (("as they are", ~judged.touched), ("degraded copies", judged.touched)):
         verdict_table(title, judged.where(state), Verdicts(checkpoint.calibration, t))
     if checkpoint.faces is not None:

@@ -28,7 +28,9 @@ from corit_cli.model.loading import state_sha256
 from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.version import __version__
 
-FORMAT = 2
+FORMAT = 3
+#: Format 2 is the same without a head that tells degraded pictures.
+READABLE = (2, FORMAT)
 #: The files of a checkpoint, which are all that is fetched from the Hub.
 FILES = ("config.json", "model.safetensors")
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
@@ -170,9 +172,9 @@ class Checkpoint:
             kept = config["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(folder, error) from None
-        if kept != FORMAT:
+        if kept not in READABLE:
             raise CoritError(
-                f"{folder} has checkpoint format {kept}, this version reads {FORMAT}: "
+                f"{folder} has checkpoint format {kept}, this version reads {READABLE[0]} and {FORMAT}: "
                 f"use corit {config.get('corit', '?')}"
             )
         try:
@@ -237,7 +239,10 @@ def _fused(
 ) -> FusedHead:
     if not about:
         raise CoritError("it names no head")
-    fused = FusedHead({name: _head(one) for name, one in about.items()}, degradation and _head(degradation))
+    heads = {name: _head(one) for name, one in about.items()}
+    fused = FusedHead(heads, None if degradation is None else _head(degradation))
+    if degradation is not None and degradation["features"] > sum(h.features for n, h in heads.items() if n != "face"):
+        raise CoritError("what tells degraded pictures reads more than there is")
     fused.load_state_dict(tensors, strict=True)
     return fused.eval()
 

@@ -90,11 +90,11 @@ class Prediction:
     error: str | None = None
     notes: tuple[str, ...] = ()
     parts: dict[str, float] | None = None
-    degraded: float | None = None
     faces: tuple[FaceVerdict, ...] | None = None
     stability: Stability | None = None
     video: VideoVerdict | None = None
     provenance: Provenance | None = None
+    degraded: float | None = None
 
     @property
     def of_faces(self) -> bool:

@@ -138,7 +138,7 @@ def study(
             heads = [heads_at(wanted, z, *fitting, training) for wanted, training in zip(states, drawn, strict=True)]
         else:
             heads = [{"initial": initial_like(model.head, z, training)} for training in drawn]
-            heads[0]["fitted"] = model.head
+            heads[0]["fitted"] = model.head.untouched()  # as its heads are trained: what tells degraded pictures is not
         heads = [{state: head.to(device) for state, head in one.items()} for one in heads]
         prepared.append(_Prepared(model.name, _Windowed(extractors[model.name]), heads))
         if model.head is not None:

@@ -46,15 +46,31 @@ class FusedHead(nn.Module):
     def without(self, name: str) -> FusedHead:
         """The same without the last reading.
 
-        Raises ValueError where it is another, or the only one: the sets of readings go by the order."""
+        Raises ValueError where it is another, or the only one: the sets of readings go by the order; and where
+        degraded pictures are told by it."""
         *names, last = self.names
         if name != last or not names:
             raise ValueError(f"{name} is not the last of several readings")
+        if self.telling[-1]:
+            raise ValueError(f"degraded pictures are told by {name}, too")
         rest = FusedHead({n: self.heads[n] for n in names}, self.degradation).train(self.training)
         for joined, whole in zip(rest.joints, self.joints, strict=True):
             joined.weights.copy_(whole.weights[: len(joined.weights), :-1])
             joined.bias.copy_(whole.bias[: len(joined.bias)])
         return rest
+
+    def untouched(self) -> FusedHead:
+        """The same for pictures that were not degraded, without what tells them from others."""
+        plain = FusedHead(dict(self.heads)).train(self.training)
+        plain.weights.copy_(self.weights)
+        plain.bias.copy_(self.bias)
+        return plain
+
+    @property
+    def telling(self) -> Tensor:
+        """Which readings (R,) degraded pictures are told by."""
+        begins = torch.tensor([0, *(head.features for head in self.heads.values())]).cumsum(0)[:-1]  # (R,)
+        return begins < (0 if self.degradation is None else self.degradation.features)
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Features (B, F) as each head takes them, (B, F_r)."""

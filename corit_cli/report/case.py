@@ -79,6 +79,7 @@ class About:
                 checkpoint.crops,
                 sum(name != "face" for name in checkpoint.head.names),
                 bool(checkpoint.tuned),
+                checkpoint.head.degradation is not None,
             ),
         )
 
@@ -92,8 +93,11 @@ _VIEWS = {
 }
 
 
-def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned: bool = False) -> str:
-    """How a detector that reads these layers from such windows by so many heads works, for a reader of reports."""
+def method_of(
+    settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned: bool = False, degradation: bool = False
+) -> str:
+    """How a detector that reads these layers from such windows by so many heads works, for a reader of reports; with
+    ``degradation`` it tells degraded pictures."""
     native = "a part of the picture" if crops.crops == 1 else f"{crops.crops} parts of the picture"
     whole, native = "the whole picture, made small", f"{native} at its own size"
     model = "CLIP, an image model" + (" that was trained further for this" if tuned else "")
@@ -117,13 +121,14 @@ def method_of(settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned:
         )
     what = reads[0] if len(reads) < 3 else f"{', '.join(reads[:-1])}"
     what = what if len(reads) == 1 else f"{what} and {reads[-1]}"
+    weighs_by = " How they are weighed depends on how degraded a picture looks to one more." if degradation else ""
     faces = ""
     if settings.face:
         depths = _depths(settings.face)
         faces = f" Faces are judged by themselves, by another head, from what the model sees in each at {depths}."
     return (
         f"The detector reads {what}{injected}. {weighs} calibrated to a probability on pictures from sources that "
-        f"{'it' if heads == 1 else 'they'} had not seen.{faces}"
+        f"{'it' if heads == 1 else 'they'} had not seen.{weighs_by}{faces}"
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction
     from corit_cli.report.case import About
 
-#: From which probability on the report says that a picture looks degraded.
+#: From where on it is likelier than not that a picture was degraded, and the report says so.
 DEGRADED = 0.5
 #: What each reading looks at, for a reader of reports.
 _READINGS = {
@@ -48,8 +48,8 @@ def meaning(p: Prediction, about: About) -> list[str]:
         sentences.append(_speakers(p.parts))
     if p.degraded is not None and p.degraded >= DEGRADED:
         sentences.append(
-            f"It looks as if it had been saved again, shrunk or otherwise changed since it was made "
-            f"({share(p.degraded)} by the detector's estimate), and is weighed as such pictures are."
+            f"The picture looks saved again, shrunk or otherwise degraded ({share(p.degraded)} by the detector's "
+            "estimate); the likelier that is, the more it is weighed as such pictures are."
         )
     rates = about.held_out_faces if p.of_faces else about.held_out
     real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")

@@ -17,7 +17,7 @@ from corit_cli.model.settings import baseline
 from corit_cli.training.head import fit_head
 from corit_cli.training.rows import Planned, by_readings, plan
 from corit_cli.training.run import Run
-from corit_cli.training.settings import TrainSettings, TuneSettings
+from corit_cli.training.settings import DEGRADATION, TrainSettings, TuneSettings
 from corit_cli.training.tower import ASIDE
 
 #: Rows that a head is fitted to, to learn how long an epoch takes.
@@ -29,12 +29,13 @@ def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: int) -
     random numbers."""
     total, tried = 0.0, min(rows, TRIED)
     labels = torch.arange(tried) % 2
-    for width in heads.values():
+    for name, width in heads.items():
+        kind = "linear" if name == DEGRADATION else settings.head
         z, took = torch.randn(tried, width, generator=torch.Generator().manual_seed(0)), []
         for epochs in (1, 1, 3):  # the first warms up
             begun = time.perf_counter()
             with torch.random.fork_rng(devices=[]):
-                fit_head(z, labels, torch.ones(tried), replace(settings, epochs=epochs))
+                fit_head(z, labels, torch.ones(tried), replace(settings, head=kind, epochs=epochs))
             took.append(time.perf_counter() - begun)
         epoch = max(0.0, took[2] - took[1]) / 2
         total += (max(0.0, took[1] - epoch) + settings.epochs * epoch) * rows / tried

@@ -60,22 +60,37 @@ def join(
 ) -> None:
     """Fit a head's weights to ``logits`` (n, R), or (n, R + 1), of images that its heads never saw, and their
     ``labels`` (n,), both classes weighing the same; where it tells degraded pictures, those for them to copies that
-    were ``touched`` (n,), the others to the rest.
+    were ``touched`` (n,), the others to the rest, or both to all where either lacks a class.
 
     A reading that some image lacks judges by itself. It is not mixed with those that all have: what faces say added
     nothing to the rest on sources held out (docs/results.md). So a set of readings is joined as the largest set within
-    it that can be. With a single reading, and nothing that tells degraded pictures, nothing is to be joined, and all
-    weights stay 1. Only rows that ``keep`` (n,) names are used, but for what these cannot tell.
+    it that can be. Where none of a set's readings tells degraded pictures, all images are one kind. With a single
+    reading, and nothing that tells degraded pictures, nothing is to be joined, and all weights stay 1. Only rows that
+    ``keep`` (n,) names are used, but for what these cannot tell.
     """
     each = logits[:, : len(head.heads)]
     if each.shape[1] == 1 and head.degradation is None:
         return
-    copies = torch.zeros(len(labels), dtype=torch.bool) if touched is None else touched
-    states = [torch.ones_like(copies)] if head.degradation is None else [~copies, copies]
-    for joint, state in zip(head.joints, states, strict=True):
-        fitted = _fit(joint, each[state], labels[state])
-        if keep is not None:
-            _fit(joint, each[state & keep], labels[state & keep])
+    every = torch.ones(len(labels), dtype=torch.bool)
+    kinds = [every]
+    if head.degradation is not None and touched is not None:
+        kinds = [~touched, touched]
+    if any(len(labels[kind].unique()) < 2 for kind in kinds):
+        kinds = [every]
+    always = each.isfinite().all(0)  # (R,)
+    for joint, kind in zip(head.joints, kinds * len(head.joints), strict=False):
+        fitted: list[int] = []
+        for number in range(1, len(joint.weights)):
+            chosen = torch.tensor([bool(number >> r & 1) for r in range(each.shape[1])])
+            if chosen.sum() > 1 and not always[chosen].all():
+                continue
+            rows = (kind if (chosen & head.telling).any() else every) & each[:, chosen].isfinite().all(1)
+            for used in (rows,) if keep is None else (rows & keep, rows):
+                if len(labels[used].unique()) == 2:
+                    found = _regression(each[used][:, chosen].double().numpy(), labels[used].numpy())
+                    joint.weights[number, chosen], joint.bias[number] = found
+                    fitted.append(number)
+                    break
         _fill(joint, fitted)
 
 
@@ -87,23 +102,6 @@ def _fill(joint: Joint, fitted: list[int]) -> None:
             largest = max(within, key=lambda part: (part.bit_count(), -part))
             chosen = torch.tensor([bool(largest >> r & 1) for r in range(joint.weights.shape[1])])
             joint.weights[number], joint.bias[number] = joint.weights[largest] * chosen, joint.bias[largest]
-
-
-def _fit(joint: Joint, logits: Tensor, labels: Tensor) -> list[int]:
-    """Fit the weights of every set of readings that can be mixed and that images of both classes have; the numbers of
-    these sets."""
-    fitted: list[int] = []
-    always = logits.isfinite().all(0)  # (R,)
-    for number in range(1, len(joint.weights)):
-        chosen = torch.tensor([bool(number >> r & 1) for r in range(logits.shape[1])])
-        if chosen.sum() > 1 and not always[chosen].all():
-            continue
-        there = logits[:, chosen].isfinite().all(1)
-        if len(labels[there].unique()) == 2:
-            found = _regression(logits[there][:, chosen].double().numpy(), labels[there].numpy())
-            joint.weights[number, chosen], joint.bias[number] = found
-            fitted.append(number)
-    return fitted
 
 
 def _regression(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, float]:

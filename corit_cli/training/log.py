@@ -16,7 +16,8 @@ from corit_cli.errors import CoritError
 from corit_cli.files import write_atomically
 from corit_cli.training.sam import Step
 
-#: What is trained (a head, or the tower with its heads), of which reading, without which fold, and what was seen.
+#: What is trained (a head, or the tower with its heads), of which reading (or to tell degraded copies), without which
+#: fold, and what was seen.
 COLUMNS = (*("stage", "reading", "fold", "epoch"), *("loss", "perturbed", "gradient_norm", "cosine", "lr", "held_out"))
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from corit_cli.data.forge import Forge, parse_forge
@@ -175,12 +176,13 @@ class TrainingSet:
     def degradation(
         self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush, log: Log = unlogged
     ) -> Head | None:
-        """A linear head that tells degraded copies from images as they are, by all readings but that of faces; None
-        where there are none to tell apart."""
+        """A linear head that tells degraded copies from the other rows, by all readings but that of faces; None where
+        images as they are and copies of them, both of either class, are not there to be told apart."""
         width = settings.degradation_width(self.readings)
         kept = self._kept(keep) & self.whole & self.z[:, :width].isfinite().all(1)
         degraded = torch.tensor([int(bool(row.job.variant.degradations)) for row in self.rows])
-        if not width or len(degraded[kept].unique()) < 2:
+        kinds = [self.labels[kept & self.found & (degraded == kind)].unique() for kind in (0, 1)]
+        if not width or min(map(len, kinds)) < 2:
             return None
         chosen = self.chosen(kept)
         weights = balance_weights(degraded[kept].tolist(), chosen.sources, settings.balance)
@@ -282,5 +284,7 @@ class TrainingSet:
             none = torch.empty(0, dtype=torch.long)
             width = len(settings.heads_of(self.readings))
             return HeldOut([], torch.empty(0, width), none, none, none.bool(), {})
+        width = max(logits.shape[1] for *_, logits in found)  # by a head that tells nothing that column is missing
+        found = [(*rest, F.pad(logits, (0, width - logits.shape[1]), value=float("nan"))) for *rest, logits in found]
         samples, labels, touched, numbers, logits = (torch.cat(values) for values in zip(*found, strict=True))
         return HeldOut(samples.tolist(), logits, labels, numbers, touched, heads)

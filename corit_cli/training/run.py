@@ -244,6 +244,10 @@ def outcome(
     }
     if len(np.unique(labels[touched])) == 2:
         metrics["held_out_degraded"] = _rates(thresholds, probabilities[touched], labels[touched])
+    if head.degradation is not None and touched.any():
+        told = head.degraded(held_out.logits).numpy() > 0.5
+        shares = {"copies": float(told[touched].mean()), "others": float(told[~touched].mean())}
+        metrics["held_out_called_degraded"] = shares
     faces = None
     if "face" in head.names:
         alone = held_out.fused("face")

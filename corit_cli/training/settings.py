@@ -32,9 +32,9 @@ class TrainSettings(Settings):
 
     With ``fusion`` late every reading has a head of its own (``model/fusion.py``), else one reads all. The base under
     SAM is AdamW or SGD with momentum 0.9. ``class`` gives both classes the same total weight; ``source`` also weighs
-    the sources within a class by the square root of their size, ``even`` all alike. With ``degradation_aware`` and
-    degraded copies to learn from, a further head tells these from untouched pictures, and each kind is joined by
-    itself.
+    the sources within a class by the square root of their size, ``even`` all alike. With ``degradation_aware``, a tower
+    that is not tuned and degraded copies to learn from, a further head tells these from untouched pictures, and each
+    kind is joined by itself.
     """
 
     head: str = option(
@@ -91,7 +91,7 @@ class TrainSettings(Settings):
 
     def fitted(self, readings: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
         """All heads that a training with ``recipe`` fits, with how many features each has."""
-        width = self.degradation_width(readings) if recipe.degrade else 0
+        width = self.degradation_width(readings) if recipe.degrade and not recipe.match_codec else 0
         return self.heads_of(readings) | ({DEGRADATION: width} if width else {})
 
 

@@ -57,6 +57,8 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     the outcome is safe. Raises CoritError when a class is missing, the scope does not fit the backbone, the training
     diverges, or ``state`` is of another run.
     """
+    # What is set aside are images as they are: none would join the heads for degraded ones.
+    run = replace(run, settings=replace(run.settings, degradation_aware=False))
     samples, extractor, settings, world = run.samples, run.extractor, run.settings, run.world
     scope, precision = parse_scope(tuning.scope), pick_precision(tuning.precision, extractor.device.type)
     lr = TUNE_LR[scope.kind] if tuning.lr is None else tuning.lr
@@ -84,9 +86,7 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     if min(len(data.labels[data.whole].unique()) for data in (fitted, aside)) < 2:
         raise CoritError("without the images that cannot be read, no real or no fake ones are left")
     advance = run.progress("head", len(model.head.names) * settings.epochs)
-    # What is set aside are images as they are: none would join the heads for degraded ones.
-    plain = replace(settings, degradation_aware=False)
-    model.head = fitted.heads(plain, advance=advance, log=partial(run.log, stage="head"))
+    model.head = fitted.heads(settings, advance=advance, log=partial(run.log, stage="head"))
     model.to(extractor.device)
 
     history = tune(run, model, fitted, aside, tuning=tuning, path=state, about=about, before=before)
@@ -105,7 +105,7 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     folds = torch.tensor([numbers[source] for source in aside.sources])
     heads = dict.fromkeys(numbers.values(), head)  # one tower and its heads never saw any of them
     held_out = HeldOut([row.sample for row in aside.rows], each, aside.labels, folds, ~aside.originals, heads)
-    join(head, each, aside.labels, ~aside.originals)
+    join(head, each, aside.labels)
     chosen = {
         "set_aside": {"images": len(aside.rows), "sources": sorted(set(aside.sources))},
         "epochs": history,

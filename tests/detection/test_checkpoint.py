@@ -62,10 +62,20 @@ def test_what_tells_degraded_pictures_is_saved_with_the_head(tmp_path: Path) -> 
     loaded = Checkpoint.load(tmp_path / "det")
     z = torch.randn(5, 12)
     assert torch.equal(loaded.head(z), saved.head(z)) and not torch.equal(loaded.head(z), plain.head(z))
+    for wrong, message in (({}, "KeyError"), ({"features": 13, "hidden": 0, "landmarks": 0}, "more than there is")):
+        damaged = json.loads((tmp_path / "det" / "config.json").read_text()) | {"degradation": wrong}
+        (tmp_path / "det" / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(CoritError, match=message):
+            Checkpoint.load(tmp_path / "det")
+    saved.head = FusedHead(dict(plain.head.heads), Head(13))
+    saved.save(tmp_path / "det", overwrite=True)
+    with pytest.raises(CoritError, match="more than there is"):
+        Checkpoint.load(tmp_path / "det")
     # One from before there was any has none.
     plain.save(tmp_path / "plain")
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
     del config["degradation"]
+    config["format"] = 2
     (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
     assert Checkpoint.load(tmp_path / "plain").head.degradation is None
 

@@ -389,8 +389,9 @@ def test_a_detector_that_tells_degraded_pictures_says_so(detector: Detector, fil
     each = head.each(extract(aware.extractor, [Job(file)])[0])
     assert plain.degraded is None and found.degraded == pytest.approx(head.degraded(each).item(), abs=1e-4)
     assert found.probability == pytest.approx(aware.of_pictures.calibration(head.fuse(each)).item(), abs=2e-6)
-    (faces,) = aware.predict(file, faces="off")
-    assert faces.parts.keys() == plain.parts.keys()
+    assert found.parts.keys() == plain.parts.keys()
+    (only,) = aware.predict(file, faces="only")
+    assert only.degraded is None and only.parts is None
 
 
 @pytest.fixture

@@ -230,3 +230,10 @@ def test_a_further_head_tells_degraded_copies(dataset: Path) -> None:
         heads = replace(QUICK, degradation_aware=aware).fitted(data.readings, Recipe(degrade=("jpeg",)))
         assert heads.get("degradation", 0) == width
     assert set(QUICK.fitted(data.readings, Recipe())) == {"hri", "face"}
+    # Nor where only copies of one class were held out, or files are scored as they are alone.
+    one_class = ~copies | (data.labels == 0)
+    assert data.chosen(one_class).fit(QUICK).degradation is None
+    encoded = Recipe(degrade=("jpeg",), match_codec=(70, 90))
+    rows = plan(samples, range(len(samples)), encoded)
+    data = TrainingSet.of(samples, rows, torch.randn(len(rows), 8), {"hri": 8})
+    assert data.fit(QUICK).degradation is None and set(QUICK.fitted(data.readings, encoded)) == {"hri"}

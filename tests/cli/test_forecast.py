@@ -55,11 +55,11 @@ def test_train(here, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
     told = dry(*arguments)
     assert "48 images (24 real, 24 fake)" in told
     rows = int(re.search(r"features of (\d+) images or copies of them \(0 more", told)[1])
-    trained = int(re.search(r"8 heads on (\d+) rows", told)[1])  # 2 readings, by 1 + 3 folds
+    trained = int(re.search(r"12 heads on (\d+) rows", told)[1])  # 2 readings and what tells copies, by 1 + 3 folds
     assert rows == trained + 12 and str(tmp_path / "det" / "model.safetensors") in told  # 12 validate, as they are
     assert here(*arguments).exit_code == 0
     lines = (tmp_path / "det" / "log.csv").read_text().splitlines()
-    assert len(lines) == 1 + 8 * 20  # as many heads as were foreseen, in 20 epochs each
+    assert len(lines) == 1 + 12 * 20  # as many heads as were foreseen, in 20 epochs each
     told = dry(*arguments, "--overwrite")
     assert f"features of 0 images or copies of them ({rows} more are in the cache)" in told
 

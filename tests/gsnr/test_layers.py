@@ -230,3 +230,15 @@ def test_sources_as_strata_on_images(dataset: Path, tiles: Path):
 def test_a_checkpoints_head_has_no_epochs(tiles: Path):
     with pytest.raises(CoritError, match="fitted already"):
         run(tiles, [replace(CORIT, head=FusedHead({"all": Head(16)}))], states=("epoch 1",))
+
+
+def test_what_tells_degraded_pictures_has_no_part(tiles: Path):
+    torch.manual_seed(0)
+    width = CoRIT(random_tower(), READS).width
+    plain = FusedHead({"all": Head(width)})
+    aware = FusedHead(dict(plain.heads), Head(width))
+    aware.degraded_weights *= 5
+    found = [
+        run(tiles, [Compared("corit", READS, head)], samples=12, states=("fitted",)).rows for head in (plain, aware)
+    ]
+    assert [row.estimate for row in found[0]] == [row.estimate for row in found[1]]

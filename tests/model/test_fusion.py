@@ -183,7 +183,8 @@ def test_between_untouched_and_degraded_it_goes_by_the_probability() -> None:
 def test_each_kind_of_picture_is_joined_by_what_is_said_of_its_own() -> None:
     logits, y = readings()
     copies = torch.arange(len(y)) % 2 == 1
-    logits[copies, 0] = torch.randn(int(copies.sum()))  # what the first knows is lost in copies
+    # What the first knows is lost in copies.
+    logits[copies, 0] = 10 * torch.randn(int(copies.sum()), generator=torch.Generator().manual_seed(1))
     heads, tells = dict(fused((2, 2, 2)).heads), Head(6)
     head = FusedHead(heads, tells)
     told = torch.cat([logits, torch.where(copies, 30.0, -30.0)[:, None]], 1)

@@ -54,6 +54,12 @@ def random_tower(config: TowerConfig = TINY, seed: int = 0) -> VisionTower:
 CORIT = Path(sys.executable).parent / "corit"
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 class Told:
     """A progress that remembers every stage: its title, its total, and the counts and notes that came."""
 

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from corit_cli.errors import CoritError
+
 ALL = "--help-all"
 #: By command, what ``--help`` shows; commands that are not named show all that they have.
 COMMON = {
@@ -48,6 +50,7 @@ class Command(Plain, TyperCommand):
     def _configured(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Take the defaults of a file that ``--config`` names; ``args`` with the arguments that only this has."""
         said, _, _ = self.make_parser(ctx).parse_args(list(args))
+        self._check(said)
         if not said.get("config") or said.get("help"):
             return args
         from corit_cli.cli.config_file import defaults
@@ -57,6 +60,16 @@ class Command(Plain, TyperCommand):
             if parameter.nargs == -1 and not said.get(parameter.name) and parameter.name in found:
                 args = [*args, *([] if "--" in args else ["--"]), *found[parameter.name]]
         return args
+
+    def _check(self, said: dict[str, Any]) -> None:
+        """Raise CoritError where an option took the next one for its value, since it was given none."""
+        options = [parameter for parameter in self.params if isinstance(parameter, TyperOption)]
+        names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+        for option in options:
+            value = said.get(option.name or "")
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, str) and one.partition("=")[0] in names:
+                    raise CoritError(f"{option.opts[0]} needs a value, and {one} is another option")
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
         """As Typer does, of the common options alone unless ``--help-all`` asked."""

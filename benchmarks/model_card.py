@@ -83,15 +83,16 @@ class Judged:
 
 
 def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> tuple[Judged, Judged, np.ndarray | None]:
-    """The images that the detector was trained on, by heads trained as its own without their source; the faces in them,
-    by themselves; and how likely each image was degraded, where the detector tells that, (n,)."""
+    """The images that the detector was trained on, by heads trained as its own without their source; the faces in them;
+    and how likely each image was degraded, where the detector tells that, (n,)."""
     settings, recipe = recipe_of(detector.checkpoint)
     refit = bool(detector.checkpoint.training.get("refit"))
     run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=refit, cache=cache)
     part = sorted([*run.train_part, *(run.val_part if refit else ())])
     found = run.read().of(part).data.held_out(run.folds(part), settings)
     images = [samples[i] for i in found.samples]
-    whole, faces = (Judged(images, found.fused(only).numpy(), found.touched.numpy()) for only in (None, "face"))
+    ways = (), detector.extractor.face_readings
+    whole, faces = (Judged(images, found.fused(*readings).numpy(), found.touched.numpy()) for readings in ways)
     told = None if detector.head.degradation is None else detector.head.degraded(found.logits).numpy()
     return whole, faces.where(np.isfinite(faces.logits)), told
 

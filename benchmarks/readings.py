@@ -5,15 +5,15 @@
 Heads like the shipped detector's are trained without each fold of sources in turn and score that fold; what joins them
 is fitted to the other folds. The first table is of all images as they are: the mean over sources with enough images of
 both classes, paired with all joined. "probe" is a linear head on the last layer's class token of images as they are.
-The second is of the images that show a face, with the reading of that, and as it would be joined with the others. The
-third is of so many images of each class, source and split, as they are and after what befalls pictures, with the
-verdicts at the shipped thresholds.
+The second is of the images that show a face, with the reading of that, as a face is judged, and as pictures would be if
+it were joined with all. The third is of so many images of each class, source and split, as they are and after what
+befalls pictures, with the verdicts at the shipped thresholds.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,43 +30,33 @@ from corit_cli.detection.detector import Detector
 from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.fusion import FusedHead
-from corit_cli.model.settings import baseline
-from corit_cli.training.fusion import HeldOut, join
+from corit_cli.model.settings import FACE, baseline
 from corit_cli.training.rows import TrainingSet, plan
 from corit_cli.training.run import Run, of_probe
 from corit_cli.training.settings import Recipe
 
-JOINED, MIXED = "all joined", "all and the face joined"
+JOINED, FACES, MIXED = "all joined", "face, as it is judged", "all and the face joined"
 
 
 @torch.inference_mode()
-def say(heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): joined, then each alone."""
-    names = next(iter(heads.values())).names
-    out = np.empty((len(z), 1 + len(names)))
+def say(
+    heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray, ways: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): in each of the ``ways``,
+    which name readings; NaN where one of these is missing."""
+    out = {name: np.empty(len(z)) for name in ways}
     for number, head in heads.items():
         own = folds == number
         each = head.each(z[own])  # (m, R) or (m, R + 1)
-        out[own] = torch.cat([head.fuse(each)[:, None], each[:, : len(names)]], 1).numpy()
-    return dict(zip([JOINED, *names], out.T, strict=True))
-
-
-@torch.inference_mode()
-def mixed(found: HeldOut, z: Tensor, folds: np.ndarray) -> np.ndarray:
-    """Logits (n,) of images with features ``z`` (n, F) as they would be if the face were joined with the other
-    readings, NaN where there is none: for each one's fold (n,) by what is said of the faces in the others."""
-    seen, out = found.logits.isfinite().all(1), torch.full((len(z),), float("nan"))
-    for number, head in found.heads.items():
-        own, others = torch.from_numpy(folds == number), seen & (found.folds != number)
-        joined = FusedHead(dict(head.heads), head.degradation)
-        join(joined, found.logits[others], found.labels[others], found.touched[others])
-        each = head.each(z[own])
-        out[own] = torch.where(each.isfinite().all(1), joined.fuse(each), float("nan"))
-    return out.numpy()
+        for name, readings in ways.items():
+            heard = torch.tensor([one in readings for one in head.names])
+            missing = each[:, : len(heard)][:, heard].isnan().any(1)
+            out[name][own] = torch.where(missing, float("nan"), head.fuse(head.hearing(each, readings))).numpy()
+    return out
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print both tables."""
+    """Print the tables."""
     samples = load_samples(arguments.manifest)
     bench, detector = Bench(samples, arguments.cache), Detector.load()
     checkpoint = detector.checkpoint
@@ -79,19 +69,23 @@ def main(arguments: argparse.Namespace) -> None:
         of_fold[fold] = number
     found = run.read().data.held_out(folds, settings)
     heads = found.joined()
+    names = detector.head.names
+    ways = {JOINED: detector.head.of_pictures, **{name: [name] for name in names}}
+    if FACE in names:
+        ways |= {FACES: detector.extractor.face_readings, MIXED: names}
 
     row = Row("as shipped", checkpoint.settings, settings, checkpoint.crops)
     z = bench.features(row, [Job(s.path) for s in samples])
-    scores = say(heads, z, of_fold)
+    scores = say(heads, z, of_fold, ways)
     last = Row("probe", baseline(detector.extractor.backbone.tower.config.layers), crops=CropConfig("resize"))
     z_last = bench.features(last, [Job(s.path) for s in samples])
     plain = TrainingSet.of(samples, plan(samples, everything, Recipe()), z_last)
-    scores["probe"] = say(plain.held_out(folds, of_probe(settings)).joined(), z_last, of_fold)[JOINED]
-    everywhere = {name: s for name, s in scores.items() if name != "face"}
+    probes = plain.held_out(folds, of_probe(settings)).joined()
+    scores |= say(probes, z_last, of_fold, {"probe": probes[0].names})
+    everywhere = {name: s for name, s in scores.items() if FACE not in ways.get(name, ())}
     bench.table("Readings, sources held out", everywhere, np.ones(len(samples), bool))
-    if "face" in scores:
-        scores[MIXED] = mixed(found, z, of_fold)
-        bench.table("Images that show a face", scores, np.isfinite(scores["face"]))
+    if FACE in names:
+        bench.table("Images that show a face", scores, np.isfinite(scores[FACE]))
 
     tested = set(bench.tested)
     few = first_of_each([s for s in samples if s.source in tested], arguments.per_source)
@@ -106,7 +100,7 @@ def main(arguments: argparse.Namespace) -> None:
     said = {}
     for name, variant in variants.items():
         z = bench.features(row, [Job(s.path, variant) for s in few])
-        said[name] = say(heads, z, of_fold[where])[JOINED]
+        said |= say(heads, z, of_fold[where], {name: detector.head.of_pictures})
     distributions, values = metrics.bootstrap_auc(labels, said, sources)
     for name, logits in said.items():
         gap = metrics.interval(values[name] - values["as they are"], distributions[name] - distributions["as they are"])

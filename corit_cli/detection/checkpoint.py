@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,12 +26,12 @@ from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.hub import PREFIX, fetch
 from corit_cli.model.loading import state_sha256
-from corit_cli.model.settings import CoRITSettings, HeadKind
+from corit_cli.model.settings import FACE, CoRITSettings, HeadKind
 from corit_cli.version import __version__
 
-FORMAT = 3
-#: Format 2 is the same without a head that tells degraded pictures.
-READABLE = (2, FORMAT)
+FORMAT = 4
+#: Up to format 3 a face was judged by its own reading alone; format 2 has no head that tells degraded pictures.
+READABLE = (2, 3, FORMAT)
 #: The files of a checkpoint, which are all that is fetched from the Hub.
 FILES = ("config.json", "model.safetensors")
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
@@ -174,7 +175,7 @@ class Checkpoint:
             raise _damaged(folder, error) from None
         if kept not in READABLE:
             raise CoritError(
-                f"{folder} has checkpoint format {kept}, this version reads {READABLE[0]} and {FORMAT}: "
+                f"{folder} has checkpoint format {kept}, this version reads {READABLE[0]} to {FORMAT}: "
                 f"use corit {config.get('corit', '?')}"
             )
         try:
@@ -199,8 +200,11 @@ class Checkpoint:
             raise RuntimeError("its tuned weights are not those that config.json names")
         if not all(tensor.isfinite().all() for tensor in tuned.values()):
             raise RuntimeError("its tuned weights are not finite")
+        head = _fused(config["head"], config.get("degradation"), tensors)
+        if config["format"] < FORMAT and FACE in head.names:
+            _judge_faces_alone(head)
         return cls(
-            head=_fused(config["head"], config.get("degradation"), tensors),
+            head=head,
             backbone=config["backbone"],
             settings=restored(CoRITSettings, config["settings"]),
             crops=restored(CropConfig, config["crops"]),
@@ -241,10 +245,20 @@ def _fused(
         raise CoritError("it names no head")
     heads = {name: _head(one) for name, one in about.items()}
     fused = FusedHead(heads, None if degradation is None else _head(degradation))
-    if degradation is not None and degradation["features"] > sum(h.features for n, h in heads.items() if n != "face"):
+    if degradation is not None and degradation["features"] > sum(h.features for n, h in heads.items() if n != FACE):
         raise CoritError("what tells degraded pictures reads more than there is")
     fused.load_state_dict(tensors, strict=True)
     return fused.eval()
+
+
+def _judge_faces_alone(head: FusedHead) -> None:
+    """Whatever other readings there are beside that of a face, join them as that alone, in place."""
+    r = head.names.index(FACE)
+    with_face = torch.arange(2 ** len(head.names)) >> r & 1 == 1
+    for joint in head.joints:
+        weight, bias = joint.weights[2**r, r].clone(), joint.bias[2**r].clone()
+        joint.weights[with_face] = 0.0
+        joint.weights[with_face, r], joint.bias[with_face] = weight, bias
 
 
 def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Localizer | None:

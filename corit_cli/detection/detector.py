@@ -32,6 +32,7 @@ from corit_cli.files import weights_dir
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import tuned_backbone
+from corit_cli.model.settings import FACE
 
 DEFAULT_DETECTOR = "detector"
 #: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
@@ -101,7 +102,7 @@ class Detector:
         if not self.extractor.settings.face:
             return self
         extractor = self.extractor.with_settings(replace(self.extractor.settings, face=()))
-        kept = {"head": self.head.without("face"), "settings": extractor.settings, "crops": extractor.crops}
+        kept = {"head": self.head.without(FACE), "settings": extractor.settings, "crops": extractor.crops}
         return Detector(replace(self.checkpoint, **kept, faces=None), extractor)
 
     def heatmap(self, image: Image.Image) -> Heatmap:

@@ -16,13 +16,13 @@ from corit_cli.errors import CoritError
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone
 from corit_cli.model.precision import lowered
-from corit_cli.model.settings import CoRITSettings
+from corit_cli.model.settings import FACE, CoRITSettings
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
 FEATURES_VERSION = 3
 #: What a reading is called, by the kind of its parts: class tokens of several layers, those of native windows where
 #: others are read too, contrasts, of class tokens and of patches, and class tokens of the largest face.
-READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp", "face": "face"}
+READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp", "face": FACE}
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
 
@@ -168,6 +168,12 @@ class Extractor:
         kinds = [{self.crops.windows[w].split()[0] for w in reader.windows} for reader in self.readers]
         found = set().union(*(r.readings for r, kind in zip(self.readers, kinds, strict=True) if kind == {"native"}))
         return tuple(name for name in self.readings if name in found)
+
+    @property
+    def face_readings(self) -> tuple[str, ...]:
+        """The readings that a face is judged by: its own, and those of its picture's native windows; none where faces
+        have no reading."""
+        return (*self.native_readings, FACE) if self.settings.face else ()
 
     def fingerprints(self) -> list[list[str]]:
         """For each reader, everything that each window's parts depend on besides the image, in the readings' order.

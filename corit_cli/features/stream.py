@@ -75,7 +75,7 @@ def stream(
     waiting: list[Extracted[T]] = []
     for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
         waiting.append(item)
-        if sum(_cut(windows) for one in waiting for windows in one.pictures) >= extractor.batch:
+        if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
             yield from forward(extractor, waiting)
             waiting = []
     yield from forward(extractor, waiting)
@@ -95,7 +95,7 @@ def loaded(load: Callable[[T], tuple[list[Picture], Any]], item: T) -> Extracted
 
 def forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extracted[T]]:
     """Run the model on the windows of all loaded ``items``, batch by batch."""
-    for batch in _batches([(item, windows) for item in items for windows in item.pictures], extractor.batch):
+    for batch in _batches(items, extractor.batch):
         begun = time.perf_counter()
         readings = extractor([windows for _, windows in batch])
         share = (time.perf_counter() - begun) / len(batch)
@@ -107,18 +107,21 @@ def forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extract
     yield from items
 
 
-def _batches(pictures: Sequence[tuple[T, Picture]], size: int) -> Iterator[list[tuple[T, Picture]]]:
-    """Pictures in order, as many together as have ``size`` windows at most, or a single one."""
-    batch: list[tuple[T, Picture]] = []
-    for one in pictures:
-        if batch and sum(_cut(windows) for _, windows in [*batch, one]) > size:
-            yield batch
-            batch = []
-        batch.append(one)
+def _batches(items: Sequence[Extracted[T]], size: int) -> Iterator[list[tuple[Extracted[T], Picture]]]:
+    """Pictures in order, as many together as have ``size`` windows at most, or a single one. Those of one item, which
+    may share windows, stay together where they fit."""
+    batch: list[tuple[Extracted[T], Picture]] = []
+    for item in items:
+        parts = [item.pictures] if _cut(item.pictures) <= size else [[picture] for picture in item.pictures]
+        for part in parts:
+            if batch and _cut([*(picture for _, picture in batch), *part]) > size:
+                yield batch
+                batch = []
+            batch += [(item, picture) for picture in part]
     if batch:
         yield batch
 
 
-def _cut(windows: Picture) -> int:
-    """How many of a picture's windows there are."""
-    return sum(window is not None for window in windows)
+def _cut(pictures: Sequence[Picture]) -> int:
+    """How many windows ``pictures`` have, one that several share counted once."""
+    return len({id(window) for picture in pictures for window in picture if window is not None})

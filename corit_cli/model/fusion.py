@@ -8,13 +8,14 @@ further head may tell degraded pictures from untouched ones, and each kind is jo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from corit_cli.model.head import Head
+from corit_cli.model.settings import FACE
 
 
 class FusedHead(nn.Module):
@@ -37,6 +38,11 @@ class FusedHead(nn.Module):
     def names(self) -> list[str]:
         """The readings, in order."""
         return list(self.heads)
+
+    @property
+    def of_pictures(self) -> list[str]:
+        """The readings that a picture as a whole is judged by, in order: all but that of a face."""
+        return [name for name in self.names if name != FACE]
 
     @property
     def features(self) -> int:
@@ -84,6 +90,14 @@ class FusedHead(nn.Module):
             logits.append(self.degradation(z[:, : self.degradation.features]))
         return torch.stack(logits, -1)
 
+    def hearing(self, logits: Tensor, readings: Collection[str]) -> Tensor:
+        """What :meth:`each` gives as if there were no other ``readings``: NaN for these, and for whether the picture
+        was degraded unless it is told by some of them alone."""
+        heard = torch.tensor([name in readings for name in self.names])  # (R,)
+        if self.degradation is not None:
+            heard = torch.cat([heard, (heard | ~self.telling).all()[None]])
+        return torch.where(heard, logits, float("nan"))
+
     @property
     def joints(self) -> list[Joint]:
         """What pictures are joined by that were not degraded and, with ``degradation``, those that were."""
@@ -119,8 +133,8 @@ class FusedHead(nn.Module):
         return torch.where(there, weights * logits, 0.0), bias
 
     def forward(self, z: Tensor) -> Tensor:
-        """Features (B, F), NaN where a reading is missing, to logits (B,)."""
-        return self.fuse(self.each(z))
+        """Features (B, F), NaN where a reading is missing, to logits (B,) of pictures as a whole."""
+        return self.fuse(self.hearing(self.each(z), self.of_pictures))
 
 
 class Joint(NamedTuple):

@@ -9,6 +9,8 @@ from corit_cli.errors import CoritError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 PANEL = "What is read from CLIP"
+#: The reading of a face, which has no part in what is said of a picture as a whole.
+FACE = "face"
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ class About:
             method=method_of(
                 checkpoint.settings,
                 checkpoint.crops,
-                sum(name != "face" for name in checkpoint.head.names),
+                len(checkpoint.head.of_pictures),
                 bool(checkpoint.tuned),
                 checkpoint.head.degradation is not None,
             ),

@@ -42,15 +42,16 @@ class HeldOut:
             join(out[fold], self.logits, self.labels, self.touched, self.folds != fold)
         return out
 
-    def fused(self, only: str | None = None) -> Tensor:
-        """Logits (n,) of the heads as :meth:`joined` has them, or of one reading by itself, NaN where it is missing."""
+    def fused(self, *readings: str) -> Tensor:
+        """Logits (n,) of the heads as :meth:`joined` has them, of pictures as a whole; or by ``readings`` alone, NaN
+        where one of them is missing."""
         out = torch.empty(len(self.labels))
         for fold, head in self.joined().items():
             own = self.folds == fold
-            heard = torch.tensor([only in (None, name) for name in head.names])
-            # One reading alone does not hear whether the picture was degraded either: others tell that.
-            heard = torch.cat([heard, torch.tensor([only is None] * (head.degradation is not None)).bool()])
-            out[own] = head.fuse(torch.where(heard, self.logits[own], float("nan")))
+            heard = head.hearing(self.logits[own], readings or head.of_pictures)  # (m, R) or (m, R + 1)
+            there = torch.tensor([name in readings for name in head.names])
+            missing = heard[:, : len(there)][:, there].isnan().any(1)
+            out[own] = torch.where(missing, float("nan"), head.fuse(heard))
         return out
 
 
@@ -62,11 +63,10 @@ def join(
     ``labels`` (n,), both classes weighing the same; where it tells degraded pictures, those for them to copies that
     were ``touched`` (n,), the others to the rest, or both to all where either lacks a class.
 
-    A reading that some image lacks judges by itself. It is not mixed with those that all have: what faces say added
-    nothing to the rest on sources held out (docs/results.md). So a set of readings is joined as the largest set within
-    it that can be. Where none of a set's readings tells degraded pictures, all images are one kind. With a single
-    reading, and nothing that tells degraded pictures, nothing is to be joined, and all weights stay 1. Only rows that
-    ``keep`` (n,) names are used, but for what these cannot tell.
+    Every set of readings is joined by the images that have all of them, and one that no images of both classes have as
+    the largest set within it. By a set that lacks a reading which degraded pictures are told by, all images are one
+    kind. With a single reading, and nothing that tells degraded pictures, nothing is to be joined, and all weights stay
+    1. Only rows that ``keep`` (n,) names are used, but for what these cannot tell.
     """
     each = logits[:, : len(head.heads)]
     if each.shape[1] == 1 and head.degradation is None:
@@ -77,14 +77,12 @@ def join(
         kinds = [~touched, touched]
     if any(len(labels[kind].unique()) < 2 for kind in kinds):
         kinds = [every]
-    always = each.isfinite().all(0)  # (R,)
     for joint, kind in zip(head.joints, kinds * len(head.joints), strict=False):
         fitted: list[int] = []
         for number in range(1, len(joint.weights)):
             chosen = torch.tensor([bool(number >> r & 1) for r in range(each.shape[1])])
-            if chosen.sum() > 1 and not always[chosen].all():
-                continue
-            rows = (kind if (chosen & head.telling).any() else every) & each[:, chosen].isfinite().all(1)
+            told = head.telling.any() and (chosen | ~head.telling).all()
+            rows = (kind if told else every) & each[:, chosen].isfinite().all(1)
             for used in (rows,) if keep is None else (rows & keep, rows):
                 if len(labels[used].unique()) == 2:
                     found = _regression(each[used][:, chosen].double().numpy(), labels[used].numpy())

@@ -22,6 +22,7 @@ from corit_cli.features.extractor import Extractor
 from corit_cli.files import content_sha256
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.settings import FACE
 from corit_cli.progress import Advance, hush
 from corit_cli.training.fusion import HeldOut, join
 from corit_cli.training.head import balance_weights, fit_head, missing
@@ -73,7 +74,7 @@ def plan(
                 (
                     replace(clean, forge=forge, saved=quality, seed=recipe.seed),
                     1,
-                    ("face",) if forge.of_faces else native_readings if forge.native else None,
+                    (FACE,) if forge.of_faces else native_readings if forge.native else None,
                 )
                 for forge in chosen
             ]
@@ -124,7 +125,7 @@ def features_of(rows: Sequence[Planned], extractor: Extractor, read: Read) -> tu
         for name, values in zip(part.readings, found.split(list(part.readings.values()), 1), strict=True):
             if wanted is None or name in wanted:
                 z[torch.tensor(where)[:, None], columns[name]] = values
-        if wanted != ("face",):
+        if wanted != (FACE,):
             errors |= {where[k]: message for k, message in failed.items()}
     return z, errors
 

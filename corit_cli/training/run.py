@@ -23,7 +23,7 @@ from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job, Read
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.fusion import FusedHead
-from corit_cli.model.settings import baseline
+from corit_cli.model.settings import FACE, baseline
 from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
@@ -131,7 +131,7 @@ class Run:
         if self._too_few_faces(z[kept], [every[k] for k in kept]):
             self.extractor = self.extractor.with_settings(replace(self.extractor.settings, face=()))
             z = z[:, : self.extractor.width]  # that reading is the last one
-            kept = [k for k in kept if every[k].readings != ("face",)]
+            kept = [k for k in kept if every[k].readings != (FACE,)]
         errors = {every[k].sample: message for k, message in failed.items()}
         width = self.extractor.backbone.tower.config.width
         seen = z[[k for k in kept if every[k].job.variant == ORIGINAL]].nan_to_num()
@@ -249,8 +249,8 @@ def outcome(
         shares = {"copies": float(told[touched].mean()), "others": float(told[~touched].mean())}
         metrics["held_out_called_degraded"] = shares
     faces = None
-    if "face" in head.names:
-        alone = held_out.fused("face")
+    if FACE in head.names:
+        alone = held_out.fused(*extractor.face_readings)
         seen = alone.isfinite().numpy()  # (n,)
         clean = seen & ~touched
         if len(np.unique(labels[clean])) == 2:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from corit_cli.config import Settings, option
 from corit_cli.errors import CoritError
-from corit_cli.model.settings import PRECISIONS, HeadKind
+from corit_cli.model.settings import FACE, PRECISIONS, HeadKind
 
 DATA = "Training images"
 HEAD = "Head and optimizer"
@@ -87,7 +87,7 @@ class TrainSettings(Settings):
 
     def degradation_width(self, readings: Mapping[str, int]) -> int:
         """How many features, the first ones, tell degraded pictures: those that every picture has; 0: nothing does."""
-        return sum(n for name, n in readings.items() if name != "face") if self.degradation_aware else 0
+        return sum(n for name, n in readings.items() if name != FACE) if self.degradation_aware else 0
 
     def fitted(self, readings: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
         """All heads that a training with ``recipe`` fits, with how many features each has."""

@@ -80,6 +80,26 @@ def test_what_tells_degraded_pictures_is_saved_with_the_head(tmp_path: Path) -> 
     assert Checkpoint.load(tmp_path / "plain").head.degradation is None
 
 
+def test_one_from_before_faces_were_joined_judges_them_by_their_own_reading(tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.head = FusedHead({"hri": Head(3), "cgp": Head(4), "face": Head(5)}, Head(7))
+    for joint in saved.head.joints:
+        joint.weights[:], joint.bias[:] = torch.randn_like(joint.weights), torch.randn_like(joint.bias)
+    saved.save(tmp_path / "det")
+    z, lacking = torch.randn(5, 12), torch.randn(5, 12)
+    lacking[:, :7] = float("nan")
+    lacking[:, 7:] = z[:, 7:]
+    now = Checkpoint.load(tmp_path / "det").head
+    assert not torch.equal(now.fuse(now.each(z)), now.fuse(now.each(lacking)))
+    file = tmp_path / "det" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 3}))
+    before = Checkpoint.load(tmp_path / "det").head
+    each, alone = (before.hearing(before.each(values), ["cgp", "face"]) for values in (z, lacking))
+    torch.testing.assert_close(before.fuse(each), before.fuse(alone))
+    torch.testing.assert_close(before.fuse(alone), now.fuse(now.each(lacking)))
+    assert torch.equal(before(z), now(z))
+
+
 TUNED = {"blocks.1.fc.weight": torch.arange(6.0).view(2, 3), "class_embedding": torch.ones(4)}
 
 

@@ -11,7 +11,7 @@ from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features import stream as module
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import _batches, ahead, loaders, stream
+from corit_cli.features.stream import Extracted, _batches, ahead, loaders, stream
 from tests.features.conftest import CROPS
 
 
@@ -80,6 +80,22 @@ def test_an_item_of_a_stream_may_have_any_number_of_pictures(extractor: Extracto
 
 def test_windows_that_are_missing_take_no_room_in_a_batch() -> None:
     window = np.zeros((2, 2, 3), np.uint8)
-    pictures = {"a": [window, window], "b": [window, None], "c": [None, window], "d": [window] * 5, "e": [None]}
-    found = [[name for name, _ in batch] for batch in _batches(list(pictures.items()), 4)]
-    assert found == [["a", "b", "c"], ["d"], ["e"]]
+
+    def item(name: str, *pictures: int) -> Extracted[str]:
+        """Pictures with so many windows, each its own, and one missing."""
+        return Extracted(name, pictures=[[*(window.copy() for _ in range(n)), None] for n in pictures])
+
+    items = [item("a", 2), item("b", 1), item("c", 1), item("d", 5), item("e", 0)]
+    assert [[one.item for one, _ in batch] for batch in _batches(items, 4)] == [["a", "b", "c"], ["d"], ["e"]]
+
+
+def test_pictures_of_one_item_stay_together_and_a_window_that_they_share_counts_once() -> None:
+    def item(name: str, faces: int = 1) -> Extracted[str]:
+        resized, native, *cut = (np.zeros((2, 2, 3), np.uint8) for _ in range(2 + faces))
+        return Extracted(name, pictures=[[resized, native, None], *([None, native, face] for face in cut)])
+
+    items = [item(name) for name in "xyz"]
+    assert [[one.item for one, _ in batch] for batch in _batches(items, 7)] == [["x", "x", "y", "y"], ["z", "z"]]
+    # An item that does not fit is divided.
+    found = [[one.item for one, _ in batch] for batch in _batches([items[0], item("crowd", 5)], 4)]
+    assert found == [["x", "x"], ["crowd"] * 3, ["crowd"] * 3]

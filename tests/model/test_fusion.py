@@ -73,21 +73,40 @@ def test_copies_of_one_reading_are_not_counted_twice() -> None:
     torch.testing.assert_close(both, torch.full((2,), float(one) / 2), rtol=0.02, atol=0)
 
 
-def test_a_reading_that_some_image_lacks_judges_by_itself() -> None:
+def test_a_reading_that_some_image_lacks_is_joined_by_the_images_that_have_it() -> None:
     logits, y = readings()
     whole = fused((2, 2))
     join(whole, logits[:, :2], y)
     logits[::2, 2] = float("nan")
     logits[1::2, 2] += 3.0 * (2 * y[1::2] - 1)  # and knows much where it is there
-    head, alone = fused((2, 2, 2)), fused((2, 2))
+    head, seen = fused((2, 2, 2)), fused((2, 2, 2))
     join(head, logits, y)
+    join(seen, logits[1::2], y[1::2])
     for number in range(1, 4):
         used = torch.tensor([number & 1, number >> 1])
         torch.testing.assert_close(head.weights[number, :2] * used, whole.weights[number] * used)
-        torch.testing.assert_close(head.weights[4 + number], torch.cat([whole.weights[number] * used, torch.zeros(1)]))
-    join(alone, torch.stack([logits[1::2, 2], torch.zeros(len(y) // 2)], 1), y[1::2])
-    torch.testing.assert_close(head.weights[4, 2], alone.weights[1, 0])
-    assert head.weights[4, 2] > 1
+    torch.testing.assert_close(head.weights[4:], seen.weights[4:])
+    torch.testing.assert_close(head.bias[4:], seen.bias[4:])
+    assert head.weights[4, 2] > 1 and head.weights[7, 2] > 1
+
+
+def test_a_face_is_not_heard_where_a_picture_is_judged() -> None:
+    head = FusedHead({"hri": Head(3), "cgp": Head(5), "face": Head(2)})
+    head.weights[:], head.bias[:] = torch.rand(8, 3) + 0.5, torch.linspace(-1, 1, 8)
+    z = torch.randn(6, 10)
+    lacking = z.clone()
+    lacking[:, 8:] = float("nan")
+    assert head.of_pictures == ["hri", "cgp"]
+    assert torch.equal(head(z), head(lacking)) and not torch.equal(head(z), head.fuse(head.each(z)))
+    heard = head.hearing(head.each(z), ["face", "cgp"])
+    assert heard[:, 0].isnan().all() and torch.equal(heard[:, 1:], head.each(z)[:, 1:])
+
+
+def test_the_state_is_heard_only_of_readings_that_tell_it() -> None:
+    head = FusedHead({"hri": Head(3), "cgp": Head(5), "face": Head(2)}, Head(8))
+    each = head.each(torch.randn(6, 10))
+    for readings, told in ((["hri", "cgp"], True), (["cgp", "face"], False), (["hri", "cgp", "face"], True)):
+        assert head.hearing(each, readings)[:, -1].isfinite().all() == told
 
 
 def test_each_fold_is_joined_by_the_others() -> None:
@@ -144,7 +163,7 @@ def test_a_set_that_one_class_lacks_is_joined_as_the_largest_set_within_it() -> 
     join(everyone, logits, y)
     assert torch.equal(joined[1].weights[4], everyone.weights[4])
     assert not torch.equal(joined[1].weights[3], everyone.weights[3])
-    assert torch.equal(joined[1].weights[7], joined[1].weights[3] * torch.tensor([1, 1, 0]))
+    assert torch.equal(joined[1].weights[7], everyone.weights[7])
 
 
 def aware(widths: tuple[int, ...] = (3, 5, 2), tells: int = 8) -> FusedHead:
@@ -189,11 +208,16 @@ def test_each_kind_of_picture_is_joined_by_what_is_said_of_its_own() -> None:
     head = FusedHead(heads, tells)
     told = torch.cat([logits, torch.where(copies, 30.0, -30.0)[:, None]], 1)
     join(head, told, y, copies)
+    every = FusedHead(heads)
+    join(every, logits, y)
     for state, joint in zip((~copies, copies), head.joints, strict=True):
         plain = FusedHead(heads)
         join(plain, logits[state], y[state])
-        torch.testing.assert_close(joint.weights, plain.weights)
-        torch.testing.assert_close(joint.bias, plain.bias)
+        torch.testing.assert_close(joint.weights[7], plain.weights[7])
+        torch.testing.assert_close(joint.bias[7], plain.bias[7])
+        # What lacks a reading that the state is told by does not hear of it.
+        torch.testing.assert_close(joint.weights[:7], every.weights[:7])
+        torch.testing.assert_close(joint.bias[:7], every.bias[:7])
     assert head.weights[7, 0] > 0.1 > 0.05 > abs(head.degraded_weights[7, 0])
     # Over folds alike; one reading by itself hears nothing of the others, so not of the degradation either.
     folds = torch.arange(len(y)) // 2 % 2
@@ -215,7 +239,7 @@ def test_where_a_kind_lacks_a_class_both_are_joined_by_all() -> None:
         assert torch.equal(joint.weights, plain.weights) and torch.equal(joint.bias, plain.bias)
 
 
-def test_a_reading_that_only_copies_lack_is_not_mixed_and_judges_whatever_the_state() -> None:
+def test_a_reading_that_only_copies_lack_judges_whatever_the_state() -> None:
     logits, y = readings()
     copies = torch.arange(len(y)) % 2 == 1
     logits[copies & (torch.arange(len(y)) % 3 == 0), 2] = float("nan")
@@ -224,9 +248,11 @@ def test_a_reading_that_only_copies_lack_is_not_mixed_and_judges_whatever_the_st
     join(head, torch.cat([logits, torch.where(copies, 3.0, -3.0)[:, None]], 1), y, copies)
     shown = logits[:, 2].isfinite()
     join(alone, torch.stack([logits[shown, 2], torch.zeros(int(shown.sum()))], 1), y[shown])
-    for joint in head.joints:
-        assert joint.weights[7, 2] == 0 and torch.equal(joint.weights[7, :2], joint.weights[3, :2])
+    for state, joint in zip((~copies, copies), head.joints, strict=True):
         torch.testing.assert_close(joint.weights[4, 2], alone.weights[1, 0])
+        three = fused((2, 2, 2))
+        join(three, logits[state & shown], y[state & shown])
+        torch.testing.assert_close(joint.weights[7], three.weights[7])
 
 
 def test_a_single_reading_is_joined_by_the_kind_of_picture() -> None:

@@ -43,15 +43,16 @@ def say(
     heads: Mapping[int, FusedHead], z: Tensor, folds: np.ndarray, ways: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """Logits (n,) of images with features ``z`` (n, F) by the head of each one's fold (n,): in each of the ``ways``,
-    which name readings; NaN where one of these is missing."""
+    which name readings; NaN where one of these is missing. One alone does not hear whether a picture was degraded."""
     out = {name: np.empty(len(z)) for name in ways}
     for number, head in heads.items():
         own = folds == number
         each = head.each(z[own])  # (m, R) or (m, R + 1)
         for name, readings in ways.items():
-            heard = torch.tensor([one in readings for one in head.names])
-            missing = each[:, : len(heard)][:, heard].isnan().any(1)
-            out[name][own] = torch.where(missing, float("nan"), head.fuse(head.hearing(each, readings))).numpy()
+            columns = [head.names.index(one) for one in readings]
+            missing = each[:, columns].isnan().any(1)
+            logits = head.fuse(head.hearing(each, readings)) if len(columns) > 1 else each[:, columns[0]]
+            out[name][own] = torch.where(missing, float("nan"), logits).numpy()
     return out
 
 

@@ -183,7 +183,7 @@ class Detector:
             return Prediction(name, None, None, item.seconds, item.error)
         seen: Seen = item.about
         each = self._each(item.readings)  # (pictures, R)
-        logits = iter(self.head.fuse(each).tolist())
+        logits = iter(self._fuse(each).tolist())
         if seen.pages is not None:
             return self._leafed(name, seen, logits, item.seconds, asked)
         whole = None if asked.faces == "only" else reported(next(logits), self.of_pictures)
@@ -237,7 +237,7 @@ class Detector:
                     if item.error is not None:
                         raise CoritError(item.error)
                     if item.about is not None:
-                        logits = self.head.fuse(self._each(item.readings)).tolist()
+                        logits = self._fuse(self._each(item.readings)).tolist()
                         shown.append(Shown(*item.about, logits))
         except CoritError as error:
             return Prediction(path, None, None, time.perf_counter() - start, str(error))
@@ -268,6 +268,15 @@ class Detector:
         if not readings:
             return torch.empty(0, len(self.head.names))
         return self.head.each(torch.stack([pool(reading) for reading in readings]))
+
+    def _fuse(self, each: Tensor) -> Tensor:
+        """Logits (pictures,) from what the head's ``each`` says of them: of a picture as a whole, or of the face in it
+        where its window was cut."""
+        if FACE not in self.head.names:
+            return self.head.fuse(each)
+        of_face = each[:, self.head.names.index(FACE)].isfinite()
+        heard = self.head.hearing(each, self.extractor.face_readings)  # as each
+        return self.head.fuse(torch.where(of_face[:, None], heard, each))
 
     def _parts(self, logits: Tensor) -> dict[str, float]:
         """What each reading that there is adds to the log odds of one picture, of which the heads say ``logits``."""

@@ -52,7 +52,7 @@ def provenance_of(source: Source) -> Provenance | None:
 @dataclass(frozen=True)
 class Eye:
     """Cuts pictures to windows as ``crops`` says: the whole unless ``faces`` is ``only``, every face unless it is
-    ``off``, with its picture's native windows, and mildly degraded copies for ``stability``. Of an animated picture as
+    ``off``, with its picture's windows, and mildly degraded copies for ``stability``. Of an animated picture as
     many ``frames``, or ``rate`` a second. With ``provenance`` it reads what the file says of itself, too."""
 
     crops: CropConfig
@@ -124,10 +124,8 @@ class Eye:
             return pictures + [crop_with_face(align(image, face), crops) for face in found], found
         found = [face for face in found if face.side >= SMALLEST]
         if found:
-            whole = pictures[0] if pictures else self._whole(image)
-            windows = zip(crops.windows[:-1], whole[:-1], strict=True)  # but that of a face
-            native = [None if name == "resize" else window for name, window in windows]
-            pictures += [[*native, face_window(image, face, crops.size)] for face in found]
+            *whole, _ = pictures[0] if pictures else self._whole(image)
+            pictures += [[*whole, face_window(image, face, crops.size)] for face in found]
         return pictures, found
 
     def _whole(self, image: Image.Image) -> Picture:

@@ -171,8 +171,8 @@ class Extractor:
 
     @property
     def face_readings(self) -> tuple[str, ...]:
-        """The readings that a face is judged by: its own, and those of its picture's native windows; none where faces
-        have no reading."""
+        """The readings that a face is judged by: its own, and those of its picture's native windows (docs/method.md);
+        none where faces have no reading."""
         return (*self.native_readings, FACE) if self.settings.face else ()
 
     def fingerprints(self) -> list[list[str]]:

@@ -91,12 +91,10 @@ class FusedHead(nn.Module):
         return torch.stack(logits, -1)
 
     def hearing(self, logits: Tensor, readings: Collection[str]) -> Tensor:
-        """What :meth:`each` gives as if there were no other ``readings``: NaN for these, and for whether the picture
-        was degraded unless it is told by some of them alone."""
-        heard = torch.tensor([name in readings for name in self.names])  # (R,)
-        if self.degradation is not None:
-            heard = torch.cat([heard, (heard | ~self.telling).all()[None]])
-        return torch.where(heard, logits, float("nan"))
+        """What :meth:`each` gives as if there were no others than ``readings``: NaN for these. Whether the picture was
+        degraded is heard nevertheless."""
+        heard = [name in readings for name in self.names] + [True] * (self.degradation is not None)
+        return torch.where(torch.tensor(heard, device=logits.device), logits, float("nan"))
 
     @property
     def joints(self) -> list[Joint]:

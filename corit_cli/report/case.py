@@ -124,8 +124,9 @@ def method_of(
     weighs_by = " How they are weighed depends on how degraded a picture looks to one more." if degradation else ""
     faces = ""
     if settings.face:
-        depths = _depths(settings.face)
-        faces = f" Faces are judged by themselves, by another head, from what the model sees in each at {depths}."
+        faces = f" Another head weighs what the model sees in each face, at {_depths(settings.face)}, and by this"
+        faces += f", weighed with what was read in {native}," if crops.mode == "both" else ""
+        faces += " each face gets a verdict of its own."
     return (
         f"The detector reads {what}{injected}. {weighs} calibrated to a probability on pictures from sources that "
         f"{'it' if heads == 1 else 'they'} had not seen.{weighs_by}{faces}"

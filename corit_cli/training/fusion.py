@@ -63,10 +63,10 @@ def join(
     ``labels`` (n,), both classes weighing the same; where it tells degraded pictures, those for them to copies that
     were ``touched`` (n,), the others to the rest, or both to all where either lacks a class.
 
-    Every set of readings is joined by the images that have all of them, and one that no images of both classes have as
-    the largest set within it. By a set that lacks a reading which degraded pictures are told by, all images are one
-    kind. With a single reading, and nothing that tells degraded pictures, nothing is to be joined, and all weights stay
-    1. Only rows that ``keep`` (n,) names are used, but for what these cannot tell.
+    Every set of readings is joined by the images that have all of them: of their kind, or of both where that lacks a
+    class; where both do, as the largest set within it. With a single reading, and nothing that tells degraded
+    pictures, nothing is to be joined, and all weights stay 1. Only rows that ``keep`` (n,) names are used, but for what
+    these cannot tell.
     """
     each = logits[:, : len(head.heads)]
     if each.shape[1] == 1 and head.degradation is None:
@@ -81,9 +81,9 @@ def join(
         fitted: list[int] = []
         for number in range(1, len(joint.weights)):
             chosen = torch.tensor([bool(number >> r & 1) for r in range(each.shape[1])])
-            told = head.telling.any() and (chosen | ~head.telling).all()
-            rows = (kind if told else every) & each[:, chosen].isfinite().all(1)
-            for used in (rows,) if keep is None else (rows & keep, rows):
+            rows = each[:, chosen].isfinite().all(1)
+            own = rows & kind
+            for used in (own, rows) if keep is None else (own & keep, own, rows):
                 if len(labels[used].unique()) == 2:
                     found = _regression(each[used][:, chosen].double().numpy(), labels[used].numpy())
                     joint.weights[number, chosen], joint.bias[number] = found

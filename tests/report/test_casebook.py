@@ -433,7 +433,7 @@ def test_about_is_read_from_a_checkpoint() -> None:
     checkpoint = SimpleNamespace(
         faces=None,
         tuned={},
-        head=SimpleNamespace(names=["hri", "cgp"], degradation=object()),
+        head=SimpleNamespace(of_pictures=["hri", "cgp"], degradation=object()),
         backbone={"name": "tower", "sha256": "b" * 64},
         sha256="d" * 64,
         origin=f"hf-hub:user/name@{'0' * 40}",
@@ -448,6 +448,15 @@ def test_about_is_read_from_a_checkpoint() -> None:
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00" and about.detector == checkpoint.origin
     assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2, degradation=True)
     assert "how degraded a picture looks" in about.method
+
+
+def test_the_method_says_what_faces_are_judged_by() -> None:
+    settings = CoRITSettings(cgp=(4, 5, 6), integrate=(9,), face=(6, 7))
+    both, resized = (method_of(settings, CropConfig(mode)) for mode in ("both", "resize"))
+    own = "Another head weighs what the model sees in each face, at layers 6 and 7 of its network, and by this"
+    assert f"{own}, weighed with what was read in a part of the picture at its own size, each face gets a" in both
+    assert f"{own} each face gets a verdict of its own." in resized
+    assert "each face" not in method_of(replace(settings, face=()), CropConfig("both"))
 
 
 def test_who_speaks_for_what(tmp_path: Path) -> None:

@@ -434,6 +434,23 @@ def test_a_reading_of_faces_judges_faces_and_not_the_picture(
     assert off.probability == whole.probability and off.faces is None and one_face.asked == asked
 
 
+def test_a_face_is_weighed_by_how_degraded_its_picture_looks(of_faces: Detector, tmp_path: Path) -> None:
+    photograph(0, (160, 120)).save(tmp_path / "face.png")
+    told = Head(sum(width for name, width in of_faces.extractor.readings.items() if name != "face"))
+    torch.nn.init.normal_(told.layers[0].weight, std=0.1)
+    head = FusedHead(dict(of_faces.head.heads), told)
+    for joint, scale in zip(head.joints, (1, 3), strict=True):
+        joint.weights[:], joint.bias[:] = scale * of_faces.head.weights, scale * of_faces.head.bias
+    aware = Detector(replace(of_faces.checkpoint, head=head.eval()), of_faces.extractor)
+    (found,), (plain,) = (d.predict(tmp_path / "face.png") for d in (aware, of_faces))
+    (face,), (before,) = found.faces, plain.faces
+    faces = aware.of_faces.calibration
+    logit, first = ((torch.tensor(f.probability).logit() - faces.bias) / faces.slope for f in (face, before))
+    assert float(logit) == pytest.approx(float(first) * (1 + 2 * found.degraded), rel=1e-3)
+    (only,) = aware.predict(tmp_path / "face.png", faces="only")
+    assert only.faces == found.faces
+
+
 def test_without_faces_a_detector_judges_as_where_there_is_none(of_faces: Detector, tmp_path: Path) -> None:
     photograph(0, (160, 120)).save(tmp_path / "face.png")
     bare = of_faces.without_faces()

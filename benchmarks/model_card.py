@@ -180,7 +180,7 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         verdict_table(title, judged.where(state), Verdicts(checkpoint.calibration, t))
     if checkpoint.faces is not None:
         at = checkpoint.faces.thresholds
-        print(f"\nFaces by themselves: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f}.")
+        print(f"\nFaces: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f}.")
         for title, state in (("largest face, as it is", ~faces.touched), ("in degraded copies", faces.touched)):
             verdict_table(title, faces.where(state), checkpoint.faces)
     operating_points(detector, plain, kinds_of(manifest))

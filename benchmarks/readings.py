@@ -51,7 +51,7 @@ def say(
         for name, readings in ways.items():
             columns = [head.names.index(one) for one in readings]
             missing = each[:, columns].isnan().any(1)
-            logits = head.fuse(head.hearing(each, readings)) if len(columns) > 1 else each[:, columns[0]]
+            logits = head.fuse(head.hearing(each, readings)) if [name] != list(readings) else each[:, columns[0]]
             out[name][own] = torch.where(missing, float("nan"), logits).numpy()
     return out
 
@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
     z_last = bench.features(last, [Job(s.path) for s in samples])
     plain = TrainingSet.of(samples, plan(samples, everything, Recipe()), z_last)
     probes = plain.held_out(folds, of_probe(settings)).joined()
-    scores |= say(probes, z_last, of_fold, {"probe": probes[0].names})
+    scores |= say(probes, z_last, of_fold, {"probe": next(iter(probes.values())).names})
     everywhere = {name: s for name, s in scores.items() if FACE not in ways.get(name, ())}
     bench.table("Readings, sources held out", everywhere, np.ones(len(samples), bool))
     if FACE in names:

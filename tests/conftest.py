@@ -56,7 +56,7 @@ CORIT = Path(sys.executable).parent / "corit"
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test draws the same numbers, whatever ran before it."""
+    """Every test draws the same numbers from torch, whatever ran before it."""
     torch.manual_seed(0)
 
 

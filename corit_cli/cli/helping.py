@@ -50,8 +50,10 @@ class Command(Plain, TyperCommand):
     def _configured(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Take the defaults of a file that ``--config`` names; ``args`` with the arguments that only this has."""
         said, _, _ = self.make_parser(ctx).parse_args(list(args))
-        self._check(said)
-        if not said.get("config") or said.get("help"):
+        if said.get("help"):
+            return args
+        self._check(ctx, said)
+        if not said.get("config"):
             return args
         from corit_cli.cli.config_file import defaults
 
@@ -61,11 +63,10 @@ class Command(Plain, TyperCommand):
                 args = [*args, *([] if "--" in args else ["--"]), *found[parameter.name]]
         return args
 
-    def _check(self, said: dict[str, Any]) -> None:
+    def _check(self, ctx: typer.Context, said: dict[str, Any]) -> None:
         """Raise CoritError where an option took the next one for its value, since it was given none."""
-        options = [parameter for parameter in self.params if isinstance(parameter, TyperOption)]
-        names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
-        for option in options:
+        names = {name for one in self.get_params(ctx) for name in (*one.opts, *one.secondary_opts)} | {ALL}
+        for option in (parameter for parameter in self.params if isinstance(parameter, TyperOption)):
             value = said.get(option.name or "")
             for one in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(one, str) and one.partition("=")[0] in names:

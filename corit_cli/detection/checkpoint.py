@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -60,8 +59,8 @@ class Checkpoint:
     """A detector without its backbone.
 
     ``backbone`` holds ``name``, ``sha256`` and ``activation``, before any tuning; ``tuned`` the tensors that tuning
-    changed (``model/scope.py``), none where only the head was trained. ``faces`` is how what the reading of faces says
-    by itself is judged, ``localizer`` what heatmaps are drawn by, where there is one. ``training`` and ``data`` record
+    changed (``model/scope.py``), none where only the head was trained. ``faces`` is how what its ``face_readings`` say
+    of a face is judged, ``localizer`` what heatmaps are drawn by, where there is one. ``training`` and ``data`` record
     how and on what it was trained, ``metrics`` what it scored: they are carried along, not interpreted. ``origin`` is
     ``hf-hub:USER/NAME@COMMIT`` where it was fetched from the Hub; it is not saved.
     """
@@ -73,6 +72,7 @@ class Checkpoint:
     calibration: Calibration
     thresholds: Thresholds
     faces: Verdicts | None = None
+    face_readings: tuple[str, ...] = (FACE,)
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -124,6 +124,7 @@ class Checkpoint:
             "calibration": asdict(self.calibration),
             "thresholds": asdict(self.thresholds),
             "faces": self.faces and asdict(self.faces),
+            "face_readings": self.face_readings,
             "training": self.training,
             "data": self.data,
             "metrics": self.metrics,
@@ -200,9 +201,7 @@ class Checkpoint:
             raise RuntimeError("its tuned weights are not those that config.json names")
         if not all(tensor.isfinite().all() for tensor in tuned.values()):
             raise RuntimeError("its tuned weights are not finite")
-        head = _fused(config["head"], config.get("degradation"), tensors)
-        if config["format"] < FORMAT and FACE in head.names:
-            _judge_faces_alone(head)
+        head, face_readings = _fused(config["head"], config.get("degradation"), tensors), _face_readings(config)
         return cls(
             head=head,
             backbone=config["backbone"],
@@ -211,12 +210,21 @@ class Checkpoint:
             calibration=restored(Calibration, config["calibration"]),
             thresholds=restored(Thresholds, config["thresholds"]),
             faces=_verdicts(config.get("faces")),
+            face_readings=face_readings,
             training=config["training"],
             data=config["data"],
             metrics=config["metrics"],
             tuned=tuned,
             localizer=_localizer(config.get("localizer"), local),
         )
+
+
+def _face_readings(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those a face is judged by; before format 4 its own alone."""
+    found = tuple(config.get("face_readings", (FACE,)))
+    if FACE in config["head"] and not {FACE} <= set(found) <= set(config["head"]):
+        raise CoritError("faces are judged by readings that it does not have")
+    return found
 
 
 def _verdicts(about: Mapping[str, Any] | None) -> Verdicts | None:
@@ -249,16 +257,6 @@ def _fused(
         raise CoritError("what tells degraded pictures reads more than there is")
     fused.load_state_dict(tensors, strict=True)
     return fused.eval()
-
-
-def _judge_faces_alone(head: FusedHead) -> None:
-    """Whatever other readings there are beside that of a face, join them as that alone, in place."""
-    r = head.names.index(FACE)
-    with_face = torch.arange(2 ** len(head.names)) >> r & 1 == 1
-    for joint in head.joints:
-        weight, bias = joint.weights[2**r, r].clone(), joint.bias[2**r].clone()
-        joint.weights[with_face] = 0.0
-        joint.weights[with_face, r], joint.bias[with_face] = weight, bias
 
 
 def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> Localizer | None:

@@ -265,9 +265,8 @@ class Detector:
     @torch.inference_mode()
     def _each(self, readings: Sequence[list[Tensor]]) -> Tensor:
         """What the head's ``each`` says of each picture."""
-        if not readings:
-            return torch.empty(0, len(self.head.names))
-        return self.head.each(torch.stack([pool(reading) for reading in readings]))
+        z = [pool(reading) for reading in readings]
+        return self.head.each(torch.stack(z) if z else torch.empty(0, self.head.features))
 
     def _fuse(self, each: Tensor) -> Tensor:
         """Logits (pictures,) from what the head's ``each`` says of them: of a picture as a whole, or of the face in it
@@ -275,7 +274,7 @@ class Detector:
         if FACE not in self.head.names:
             return self.head.fuse(each)
         of_face = each[:, self.head.names.index(FACE)].isfinite()
-        heard = self.head.hearing(each, self.extractor.face_readings)  # as each
+        heard = self.head.hearing(each, self.checkpoint.face_readings)  # as each
         return self.head.fuse(torch.where(of_face[:, None], heard, each))
 
     def _parts(self, logits: Tensor) -> dict[str, float]:

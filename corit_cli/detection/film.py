@@ -79,6 +79,6 @@ def reported(logit: float, judged: Verdicts) -> float:
 
 
 def judge_face(face: Face, logit: float, judged: Verdicts, track: int | None = None) -> FaceVerdict:
-    """The detector's opinion of a face by itself."""
+    """The detector's opinion of a face, of which its head says ``logit``."""
     box, probability = tuple(round(side) for side in face.box), reported(logit, judged)
     return FaceVerdict(box, round(face.score, 3), probability, judged.thresholds.verdict(probability), track)

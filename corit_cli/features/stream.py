@@ -108,11 +108,17 @@ def forward(extractor: Extractor, items: list[Extracted[T]]) -> Iterator[Extract
 
 
 def _batches(items: Sequence[Extracted[T]], size: int) -> Iterator[list[tuple[Extracted[T], Picture]]]:
-    """Pictures in order, as many together as have ``size`` windows at most, or a single one. Those of one item, which
-    may share windows, stay together where they fit."""
+    """Pictures in order, as many together as have ``size`` windows at most, or a single one. Those that share windows,
+    as a picture and its faces do, stay together where they fit."""
     batch: list[tuple[Extracted[T], Picture]] = []
     for item in items:
-        parts = [item.pictures] if _cut(item.pictures) <= size else [[picture] for picture in item.pictures]
+        parts: list[list[Picture]] = []
+        for picture in item.pictures:
+            shares = parts and _cut([*parts[-1], picture]) < _cut(parts[-1]) + _cut([picture])
+            if shares and _cut([*parts[-1], picture]) <= size:
+                parts[-1].append(picture)
+            else:
+                parts.append([picture])
         for part in parts:
             if batch and _cut([*(picture for _, picture in batch), *part]) > size:
                 yield batch

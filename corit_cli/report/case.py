@@ -44,7 +44,7 @@ _SAYS = {"generated": "says it was generated", "edited": "says it was edited"}
 @dataclass(frozen=True)
 class About:
     """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates and those of
-    faces by themselves (see ``corit train``; empty where they are not known), when (in UTC), with what command line,
+    faces (see ``corit train``; empty where they are not known), when (in UTC), with what command line,
     in a few sentences how the detector works, and where on the Hub the ``detector`` came from, if it did."""
 
     backbone: str
@@ -80,6 +80,7 @@ class About:
                 len(checkpoint.head.of_pictures),
                 bool(checkpoint.tuned),
                 checkpoint.head.degradation is not None,
+                len(checkpoint.face_readings) > 1,
             ),
         )
 
@@ -94,10 +95,15 @@ _VIEWS = {
 
 
 def method_of(
-    settings: CoRITSettings, crops: CropConfig, heads: int = 1, tuned: bool = False, degradation: bool = False
+    settings: CoRITSettings,
+    crops: CropConfig,
+    heads: int = 1,
+    tuned: bool = False,
+    degradation: bool = False,
+    pixels: bool = False,
 ) -> str:
     """How a detector that reads these layers from such windows by so many heads works, for a reader of reports; with
-    ``degradation`` it tells degraded pictures."""
+    ``degradation`` it tells degraded pictures, with ``pixels`` it judges faces by native windows, too."""
     native = "a part of the picture" if crops.crops == 1 else f"{crops.crops} parts of the picture"
     whole, native = "the whole picture, made small", f"{native} at its own size"
     model = "CLIP, an image model" + (" that was trained further for this" if tuned else "")
@@ -125,7 +131,7 @@ def method_of(
     faces = ""
     if settings.face:
         faces = f" Another head weighs what the model sees in each face, at {_depths(settings.face)}, and by this"
-        faces += f", weighed with what was read in {native}," if crops.mode == "both" else ""
+        faces += f", weighed with what was read in {native}," if pixels else ""
         faces += " each face gets a verdict of its own."
     return (
         f"The detector reads {what}{injected}. {weighs} calibrated to a probability on pictures from sources that "

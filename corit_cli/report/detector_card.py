@@ -16,8 +16,8 @@ _ROWS = {
     "held_out_sources": "as they are",
     "held_out_strict": "as they are, with `--strict`",
     "held_out_degraded": "degraded copies",
-    "held_out_faces": "faces by themselves",
-    "held_out_faces_strict": "faces by themselves, with `--strict`",
+    "held_out_faces": "faces",
+    "held_out_faces_strict": "faces, with `--strict`",
 }
 #: The repository that the weights of the embedded backbone are from.
 _EMBEDDED = "openai/clip-vit-base-patch16"

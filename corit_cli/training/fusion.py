@@ -83,7 +83,7 @@ def join(
             chosen = torch.tensor([bool(number >> r & 1) for r in range(each.shape[1])])
             rows = each[:, chosen].isfinite().all(1)
             own = rows & kind
-            for used in (own, rows) if keep is None else (own & keep, own, rows):
+            for used in (own, rows) if keep is None else (own & keep, rows & keep, own, rows):
                 if len(labels[used].unique()) == 2:
                     found = _regression(each[used][:, chosen].double().numpy(), labels[used].numpy())
                     joint.weights[number, chosen], joint.bias[number] = found

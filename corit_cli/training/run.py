@@ -269,6 +269,7 @@ def outcome(
         calibration=calibration,
         thresholds=thresholds,
         faces=faces,
+        face_readings=extractor.face_readings,
         training={
             "settings": asdict(settings),
             "recipe": asdict(run.recipe),

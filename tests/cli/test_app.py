@@ -148,7 +148,7 @@ def test_unknown_commands_and_options_are_usage_errors(corit) -> None:
     assert corit("detect").returncode == 2
 
 
-@pytest.mark.parametrize("next_one", ["--json", "-r", "--csv=out.csv"])
+@pytest.mark.parametrize("next_one", ["--json", "-r", "--csv=out.csv", "-h"])
 def test_an_option_does_not_take_the_next_one_for_its_value(corit, tmp_path: Path, next_one: str) -> None:
     result = corit("detect", tmp_path, "--heatmap", next_one)
     one_line_error(result, f"--heatmap needs a value, and {next_one} is another option")

@@ -405,7 +405,44 @@ def of_faces(one_face: OneFace) -> Detector:
     checkpoint = Checkpoint(
         head, {"name": "tiny"}, settings, extractor.crops, Calibration(2.0), Thresholds(0.45, 0.55), faces
     )
-    return Detector(checkpoint, extractor)
+    return Detector(replace(checkpoint, face_readings=extractor.face_readings), extractor)
+
+
+def telling_degraded(detector: Detector) -> Detector:
+    """The same, which tells degraded pictures and trebles what is said of them."""
+    told = Head(sum(width for name, width in detector.extractor.readings.items() if name != "face"))
+    torch.nn.init.normal_(told.layers[0].weight, std=0.1)
+    head = FusedHead(dict(detector.head.heads), told)
+    for joint, scale in zip(head.joints, (1, 3), strict=True):
+        joint.weights[:], joint.bias[:] = scale * detector.head.weights, scale * detector.head.bias
+    return Detector(replace(detector.checkpoint, head=head.eval()), detector.extractor)
+
+
+def test_a_face_is_shown_with_the_windows_of_its_picture(of_faces: Detector) -> None:
+    (whole, face), _ = eye.Eye(of_faces.extractor.crops, "auto").pictures(photograph(0, (160, 120)))
+    # The same ones, so that they are counted and read once.
+    assert whole[-1] is None and face[-1] is not None
+    assert all(one is other for one, other in zip(whole[:-1], face[:-1], strict=True))
+
+
+@pytest.mark.parametrize("telling", [False, True])
+def test_frames_without_a_face_are_no_error_where_faces_alone_are_asked_for(
+    of_faces: Detector, tmp_path: Path, telling: bool
+) -> None:
+    frames = [photograph(k, (64, 48)) for k in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    detector = telling_degraded(of_faces) if telling else of_faces
+    (found,) = detector.predict(tmp_path / "a.gif", faces="only")
+    assert found.error == "no face found"
+
+
+def test_a_detector_from_before_faces_were_joined_hears_their_own_reading(of_faces: Detector, tmp_path: Path) -> None:
+    photograph(0, (160, 120)).save(tmp_path / "face.png")
+    old = Detector(replace(of_faces.checkpoint, face_readings=("face",)), of_faces.extractor)
+    each = old.head.each(extract(old.extractor, [Job(tmp_path / "face.png")])[0])
+    expected = (0.5 * old.head.fuse(old.head.hearing(each, ["face"])) + 0.1).sigmoid().item()
+    ((face,),) = (found.faces for found in old.predict(tmp_path / "face.png"))
+    assert face.probability == pytest.approx(expected, abs=2e-6)
 
 
 def test_a_reading_of_faces_judges_faces_and_not_the_picture(
@@ -436,12 +473,7 @@ def test_a_reading_of_faces_judges_faces_and_not_the_picture(
 
 def test_a_face_is_weighed_by_how_degraded_its_picture_looks(of_faces: Detector, tmp_path: Path) -> None:
     photograph(0, (160, 120)).save(tmp_path / "face.png")
-    told = Head(sum(width for name, width in of_faces.extractor.readings.items() if name != "face"))
-    torch.nn.init.normal_(told.layers[0].weight, std=0.1)
-    head = FusedHead(dict(of_faces.head.heads), told)
-    for joint, scale in zip(head.joints, (1, 3), strict=True):
-        joint.weights[:], joint.bias[:] = scale * of_faces.head.weights, scale * of_faces.head.bias
-    aware = Detector(replace(of_faces.checkpoint, head=head.eval()), of_faces.extractor)
+    aware = telling_degraded(of_faces)
     (found,), (plain,) = (d.predict(tmp_path / "face.png") for d in (aware, of_faces))
     (face,), (before,) = found.faces, plain.faces
     faces = aware.of_faces.calibration

@@ -102,6 +102,37 @@ def test_a_face_is_not_heard_where_a_picture_is_judged() -> None:
     assert heard[:, 0].isnan().all() and torch.equal(heard[:, 1:], head.each(z)[:, 1:])
 
 
+def test_what_is_held_out_of_pictures_does_not_hear_faces_and_of_faces_what_it_should() -> None:
+    logits, y = readings(300)
+    logits[::3, 2] = float("nan")
+    folds, nobody = torch.arange(300) // 5 % 2, torch.zeros(300, dtype=torch.bool)
+    heads = {fold: FusedHead({"hri": Head(2), "cgp": Head(2), "face": Head(2)}) for fold in range(2)}
+    found = HeldOut(list(range(300)), logits, y, folds, nobody, heads)
+    faceless = torch.cat([logits[:, :2], torch.full((300, 1), float("nan"))], 1)
+    joined = found.joined()
+    for fold, head in joined.items():
+        own = folds == fold
+        torch.testing.assert_close(found.fused()[own], head.fuse(faceless[own]))
+        by_face = head.fuse(head.hearing(logits[own], ["cgp", "face"]))
+        lacks = logits[own, 2].isnan()
+        torch.testing.assert_close(found.fused("cgp", "face")[own][~lacks], by_face[~lacks])
+        assert found.fused("cgp", "face")[own][lacks].isnan().all()
+
+
+def test_what_one_kind_lacks_without_the_fold_is_told_by_both_kinds_without_it() -> None:
+    logits, y = readings()
+    copies, folds = torch.arange(len(y)) % 2 == 1, torch.arange(len(y)) // 2 % 2
+    logits[copies & (y == 1) & (folds == 1), 2] = float("nan")
+    head, plain = (FusedHead(dict(fused((2, 2, 2)).heads), Head(4)) for _ in range(2))
+    told = torch.cat([logits, torch.where(copies, 3.0, -3.0)[:, None]], 1)
+    join(head, told, y, copies, folds == 1)
+    changed = told.clone()
+    changed[folds == 0] += 5.0 * torch.randn(4)  # what is said of the fold itself must not matter
+    join(plain, changed, y, copies, folds == 1)
+    for joint, other in zip(head.joints, plain.joints, strict=True):
+        torch.testing.assert_close(joint.weights, other.weights)
+
+
 def test_the_state_is_heard_whatever_readings_are() -> None:
     head = FusedHead({"hri": Head(3), "cgp": Head(5), "face": Head(2)}, Head(8))
     each = head.each(torch.randn(6, 10))

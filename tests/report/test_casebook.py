@@ -432,6 +432,7 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
 def test_about_is_read_from_a_checkpoint() -> None:
     checkpoint = SimpleNamespace(
         faces=None,
+        face_readings=("cgp", "face"),
         tuned={},
         head=SimpleNamespace(of_pictures=["hri", "cgp"], degradation=object()),
         backbone={"name": "tower", "sha256": "b" * 64},
@@ -446,16 +447,17 @@ def test_about_is_read_from_a_checkpoint() -> None:
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00" and about.detector == checkpoint.origin
-    assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2, degradation=True)
+    assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2, degradation=True, pixels=True)
     assert "how degraded a picture looks" in about.method
 
 
 def test_the_method_says_what_faces_are_judged_by() -> None:
     settings = CoRITSettings(cgp=(4, 5, 6), integrate=(9,), face=(6, 7))
-    both, resized = (method_of(settings, CropConfig(mode)) for mode in ("both", "resize"))
+    both = method_of(settings, CropConfig("both"), pixels=True)
+    alone = method_of(settings, CropConfig("both"))
     own = "Another head weighs what the model sees in each face, at layers 6 and 7 of its network, and by this"
     assert f"{own}, weighed with what was read in a part of the picture at its own size, each face gets a" in both
-    assert f"{own} each face gets a verdict of its own." in resized
+    assert f"{own} each face gets a verdict of its own." in alone
     assert "each face" not in method_of(replace(settings, face=()), CropConfig("both"))
 
 

@@ -19,6 +19,7 @@ from corit_cli.features.cache import FeatureCache
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
+from corit_cli.training.fusion import HeldOut
 from corit_cli.training.run import Run, Trained, train_head
 from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import OneFace, Told, photograph, random_tower
@@ -167,11 +168,17 @@ def portraits(tmp_path: Path) -> Path:
     return root
 
 
-def test_faces_are_a_reading_that_some_images_lack(portraits: Path, one_face: OneFace, tmp_path: Path) -> None:
+def test_faces_are_a_reading_that_some_images_lack(
+    portraits: Path, one_face: OneFace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     e = extractor(replace(SETTINGS, face=(2, 3)))
     samples, recipe = load_samples(portraits), Recipe(forge=("face_blend",), degrade=("jpeg:60-90",))
+    asked, fused = [], HeldOut.fused
+    monkeypatch.setattr(HeldOut, "fused", lambda self, *readings: asked.append(readings) or fused(self, *readings))
     found = train(samples, e=e, recipe=recipe)
     checkpoint = found.checkpoint
+    # Verdicts on faces are fitted to just what faces are judged by.
+    assert asked == [(), checkpoint.face_readings] and checkpoint.face_readings == e.face_readings
     assert checkpoint.head.names == ["hri", "cgp", "face"] and np.isfinite(found.validation.logits).all()
     rates = checkpoint.metrics
     assert 0 < rates["held_out_faces"]["images"] < rates["held_out_sources"]["images"]

@@ -476,6 +476,7 @@ def test_a_face_is_weighed_by_how_degraded_its_picture_looks(of_faces: Detector,
     aware = telling_degraded(of_faces)
     (found,), (plain,) = (d.predict(tmp_path / "face.png") for d in (aware, of_faces))
     (face,), (before,) = found.faces, plain.faces
+    assert found.degraded > 0.1
     faces = aware.of_faces.calibration
     logit, first = ((torch.tensor(f.probability).logit() - faces.bias) / faces.slope for f in (face, before))
     assert float(logit) == pytest.approx(float(first) * (1 + 2 * found.degraded), rel=1e-3)

@@ -175,7 +175,10 @@ class Detector:
 
     def eye(self, asked: Asked) -> Eye:
         """What cuts pictures to the windows that the model is to read."""
-        return Eye(self.extractor.crops, asked.faces, asked.stability, asked.provenance, asked.frames, asked.rate)
+        alone = self.checkpoint.face_readings == (FACE,)
+        return Eye(
+            self.extractor.crops, asked.faces, asked.stability, asked.provenance, asked.frames, asked.rate, alone
+        )
 
     def _judge(self, name: str, item: Extracted[Any], asked: Asked) -> Prediction:
         """The prediction on the image ``name`` from the readings of what an :meth:`eye` saw of it."""

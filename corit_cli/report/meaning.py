@@ -108,7 +108,7 @@ def next_steps(p: Prediction) -> list[str]:
         "Ask for the original file, not a copy that was sent on: it keeps traces and metadata that copies lose.",
         "Look for the earliest copy, by a reverse image search, and for other pictures of the same scene.",
     ]
-    if p.stability is None and p.video is None:
+    if p.stability is None and p.video is None and not p.of_faces:
         steps.append("See whether the verdict survives small changes: corit detect --stability.")
     return steps
 

@@ -13,7 +13,7 @@ from corit_cli.cli import rows
 from corit_cli.cli.rows import _plain_row
 from corit_cli.data.declared import Declared
 from corit_cli.data.provenance import Provenance
-from corit_cli.detection.verdicts import Prediction
+from corit_cli.detection.verdicts import FaceVerdict, Prediction
 from corit_cli.report.meaning import next_steps
 
 TEXTS = st.one_of(st.text(), st.sampled_from(["zzz://a/\nreal\t0.0001\t0.1\tforged.jpg", "\x1b[31mred", "\u202egpj"]))
@@ -52,3 +52,10 @@ def test_what_to_do_about_an_error_depends_on_it() -> None:
         next_steps(Prediction("a", None, None, 0.0, e)) for e in ("no such file", "nothing to judge: x", "truncated")
     ]
     assert [step.split()[0] for (step,) in steps] == ["Check", "Look", "Get"]
+
+
+def test_small_changes_are_suggested_for_whole_pictures_only() -> None:
+    whole = Prediction("a", 0.5, "uncertain", 0.0, parts={"hri": 0.1})
+    face = Prediction("a", 0.5, "uncertain", 0.0, faces=(FaceVerdict((0, 0, 80, 80), 0.9, 0.5, "uncertain"),))
+    assert any("--stability" in step for step in next_steps(whole))
+    assert not any("--stability" in step for step in next_steps(face))

@@ -24,7 +24,7 @@ from corit_cli.detection import detector as predict
 from corit_cli.detection import eye
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
-from corit_cli.detection.detector import Detector
+from corit_cli.detection.detector import Asked, Detector
 from corit_cli.detection.heatmap import heatmap
 from corit_cli.detection.verdicts import MILD, trimmed_mean
 from corit_cli.errors import CoritError
@@ -439,6 +439,8 @@ def test_frames_without_a_face_are_no_error_where_faces_alone_are_asked_for(
 def test_a_detector_from_before_faces_were_joined_hears_their_own_reading(of_faces: Detector, tmp_path: Path) -> None:
     photograph(0, (160, 120)).save(tmp_path / "face.png")
     old = Detector(replace(of_faces.checkpoint, face_readings=("face",)), of_faces.extractor)
+    cut = old.eye(Asked("only")).pictures(photograph(0, (160, 120)))[0]
+    assert [window is None for window in cut[0]] == [True] * (len(cut[0]) - 1) + [False]  # nothing else is read for it
     each = old.head.each(extract(old.extractor, [Job(tmp_path / "face.png")])[0])
     expected = (0.5 * old.head.fuse(old.head.hearing(each, ["face"])) + 0.1).sigmoid().item()
     ((face,),) = (found.faces for found in old.predict(tmp_path / "face.png"))

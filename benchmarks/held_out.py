@@ -57,7 +57,7 @@ class Bench:
     def data(self, row: Row) -> TrainingSet:
         """All samples as they are, and what the row's recipe makes of the training split."""
         extractor = self.extractor(row)
-        planned = plan(self.samples, range(len(self.samples)), row.recipe, extractor.native_readings)
+        planned = plan(self.samples, range(len(self.samples)), row.recipe, extractor)
         planned = [p for p in planned if _clean(p) or self.splits[p.sample] == "train"]
         z, errors = features_of(planned, extractor, lambda part, jobs: self._extract(part, jobs, row.name))
         assert not errors, errors

@@ -1,4 +1,4 @@
-"""What is done to an image before its features are taken: forged, degraded, re-encoded."""
+"""What is done to an image before its features are taken: forged, degraded, re-encoded, cut out of."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Variant:
         degradations: ``NAME:LOW-HIGH`` each (see ``degrade.py``); one to three are drawn and applied in their order.
         codec: JPEG quality range every image is re-encoded at, so that the codec says nothing about the class.
         chain: degradations as above, but each applied always, one after the other.
+        window: side in pixels of the square that is cut out at random, as far as the image reaches; None: the whole.
         seed: another seed gives another draw from the same recipe.
     """
 
@@ -33,6 +34,7 @@ class Variant:
     degradations: tuple[str, ...] = ()
     codec: tuple[int, int] | None = None
     chain: tuple[str, ...] = ()
+    window: int | None = None
     seed: int = 0
 
     @property
@@ -43,7 +45,8 @@ class Variant:
         forge = self.forge.fingerprint if self.forge else ""
         drawn = f"{MOST} of {','.join(self.degradations)}" if self.degradations else ""
         base = f"{forge}|{self.saved}|{drawn}|{self.codec}|{self.seed}"
-        return f"{base}|{','.join(self.chain)}" if self.chain else base
+        base = f"{base}|{','.join(self.chain)}" if self.chain else base
+        return f"{base}|window {self.window}" if self.window else base
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The image (RGB) after this recipe. Every draw depends on the seed and the pixels alone."""
@@ -61,7 +64,7 @@ class Variant:
             image = parse_degradation(f"jpeg:{self.codec[0]}-{self.codec[1]}").apply(image, rng)
         for spec in self.chain:
             image = parse_degradation(spec).apply(image, rng)
-        return image
+        return _cut(image, self.window, rng) if self.window else image
 
 
 def _some(specs: tuple[str, ...], rng: np.random.Generator) -> list[str]:
@@ -70,6 +73,13 @@ def _some(specs: tuple[str, ...], rng: np.random.Generator) -> list[str]:
         return []
     count = min(len(specs), int(rng.integers(1, MOST + 1)))
     return [specs[i] for i in sorted(rng.choice(len(specs), count, replace=False))]
+
+
+def _cut(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
+    """A square at random, where the image is wide and high enough for one."""
+    size = [min(side, length) for length in image.size]
+    left, top = (int(rng.integers(length - own + 1)) for length, own in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 ORIGINAL = Variant()

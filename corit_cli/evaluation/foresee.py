@@ -41,7 +41,7 @@ def foresee(
     if names:
         settings, recipe = protocols.recipe_of(detector.checkpoint)
         recipe, _ = protocols.at_hand(recipe)
-        planned = plan(samples, range(len(samples)), recipe, detector.extractor.native_readings)
+        planned = plan(samples, range(len(samples)), recipe, detector.extractor)
         rows += planned
         fitted = settings.fitted(detector.extractor.readings, recipe)
         turns = sum(len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names)

@@ -186,7 +186,7 @@ def run(
     settings, recipe = recipe_of(detector.checkpoint)
     recipe, untaught = at_hand(recipe)
     plans = {name: leave_out(samples, name, settings.seed) for name in names}
-    rows = plan(samples, range(len(samples)), recipe, detector.extractor.native_readings)
+    rows = plan(samples, range(len(samples)), recipe, detector.extractor)
     every = rows + [Planned(i, Job(s.path), s.label) for i, s in enumerate(samples)]
     ours = detector.extractor
     last = baseline(ours.backbone.tower.config.layers)

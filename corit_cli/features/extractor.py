@@ -49,6 +49,13 @@ class Reader:
         """What it reads is called: see ``READINGS``."""
         return {READINGS[kind] for kind, _ in self.parts}
 
+    def without_contrasts(self) -> Reader:
+        """The same without contrasts, where its class tokens do not depend on them."""
+        settings = self.corit.settings
+        if settings.inject_at or not settings.cgp:
+            return self
+        return replace(self, corit=CoRIT(self.corit.tower, replace(settings, cgp=())).eval())
+
 
 class Extractor:
     """Windows of images to features.
@@ -159,8 +166,12 @@ class Extractor:
         return part
 
     def of(self, readings: Sequence[str]) -> Extractor:
-        """The same extractor with the readers of some readings only, and of what these read in the same pass."""
-        return self.only([n for n, reader in enumerate(self.readers) if reader.readings & set(readings)])
+        """The same extractor with the readers of some readings only, and of what these read in the same pass; views are
+        not run where no contrast is read."""
+        part = self.only([n for n, reader in enumerate(self.readers) if reader.readings & set(readings)])
+        if READINGS["cgp"] not in readings:
+            part.readers = [reader.without_contrasts() for reader in part.readers]
+        return part
 
     @property
     def native_readings(self) -> tuple[str, ...]:
@@ -168,6 +179,11 @@ class Extractor:
         kinds = [{self.crops.windows[w].split()[0] for w in reader.windows} for reader in self.readers]
         found = set().union(*(r.readings for r, kind in zip(self.readers, kinds, strict=True) if kind == {"native"}))
         return tuple(name for name in self.readings if name in found)
+
+    @property
+    def native_tokens(self) -> tuple[str, ...]:
+        """The readings of native windows alone that are class tokens."""
+        return tuple(name for name in self.native_readings if name != READINGS["cgp"])
 
     @property
     def face_readings(self) -> tuple[str, ...]:

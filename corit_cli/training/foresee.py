@@ -57,7 +57,7 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, i
     """What ``run`` would cost with features kept in ``cache``, as :func:`~corit_cli.training.train.train` does it; how
     many rows there are to train on, and how many heads are fitted."""
     part = sorted([*run.train_part, *(run.val_part if run.refit else ())])
-    planned = plan(run.samples, part, run.recipe, run.extractor.native_readings)
+    planned = plan(run.samples, part, run.recipe, run.extractor)
     planned += [Planned(i, Job(run.samples[i].path), run.samples[i].label, trained=False) for i in run.val_part]
     extractor, settings = run.extractor, run.settings
     last = baseline(extractor.backbone.tower.config.layers).integrate

@@ -44,20 +44,27 @@ class Planned:
     trained: bool = True
     readings: tuple[str, ...] | None = None
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether it weighs as degraded copies do: these, and forgeries for some readings only."""
+        return bool(self.job.variant.degradations or (self.job.variant.forge and self.readings))
+
 
 def plan(
-    samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe, native_readings: tuple[str, ...] = ()
+    samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe, extractor: Extractor | None = None
 ) -> list[Planned]:
-    """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, and degraded copies of all.
+    """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, degraded copies of all, and
+    further windows.
 
     A forgery is saved the way its photograph was (JPEG at the same quality, or losslessly), so that the codec does
     not give it away. Where every image is re-encoded, each is there as it is too, to be scored: files to be detected
-    are not re-encoded. ``native_readings`` are those of native windows, without which forgeries for them are a
-    ValueError.
+    are not re-encoded. What is for the readings of native windows is for those of ``extractor``, further windows for
+    those of class tokens; where it has none, or there is no extractor, that is a ValueError.
     """
     forges = [parse_forge(spec) for spec in recipe.forge]
-    if not native_readings and any(forge.native for forge in forges):
-        raise ValueError("forgeries for the readings of native windows, and none are named")
+    native, tokens = (extractor.native_readings, extractor.native_tokens) if extractor else ((), ())
+    if (recipe.windows and not tokens) or (any(forge.native for forge in forges) and not native):
+        raise ValueError("rows for the readings of native windows, and there are none")
     rows = []
     for i in indices:
         sample = samples[i]
@@ -74,15 +81,22 @@ def plan(
                 (
                     replace(clean, forge=forge, saved=quality, seed=recipe.seed),
                     1,
-                    (FACE,) if forge.of_faces else native_readings if forge.native else None,
+                    (FACE,) if forge.of_faces else native if forge.native else None,
                 )
                 for forge in chosen
             ]
         for variant, label, readings in versions:
             rows.append(Planned(i, Job(sample.path, variant), label, readings=readings))
-            for copy in range(1, recipe.copies_made + 1):
-                degraded = replace(variant, degradations=recipe.degrade, seed=recipe.seed * 1000 + copy)
+            copies, first = recipe.copies_made, recipe.seed * 1000
+            for copy in range(1, copies + 1):
+                degraded = replace(variant, degradations=recipe.degrade, seed=first + copy)
                 rows.append(Planned(i, Job(sample.path, degraded), label, readings=readings))
+            for number in range(1, recipe.windows + 1) if readings != (FACE,) else ():
+                cut = replace(variant, window=extractor.crops.size, seed=first + number)
+                rows.append(Planned(i, Job(sample.path, cut), label, readings=tokens))
+                for copy in range(1, copies + 1):  # of copies that are not there yet
+                    degraded = replace(cut, degradations=recipe.degrade, seed=first + number * copies + copy)
+                    rows.append(Planned(i, Job(sample.path, degraded), label, readings=tokens))
         if recipe.match_codec:
             rows.append(Planned(i, Job(sample.path), sample.label, trained=False))
     return rows
@@ -214,7 +228,7 @@ class TrainingSet:
 
     def weights(self, settings: TrainSettings) -> Tensor:
         """What each row weighs (n,), 1 on average; of balanced classes each as much, whatever its copies weigh."""
-        copies = torch.tensor([bool(row.job.variant.degradations or row.readings) for row in self.rows])
+        copies = torch.tensor([row.is_copy for row in self.rows])
         weights = balance_weights(self.labels.tolist(), self.sources, settings.balance)
         weights = torch.where(copies, settings.copy_weight, 1.0) * weights
         if settings.balance != "none":
@@ -251,9 +265,9 @@ class TrainingSet:
 
     @property
     def found(self) -> Tensor:
-        """Which rows are images as they are or degraded, not forged or re-encoded by us, (n,) bool."""
+        """Which rows are whole images as they are or degraded, not forged or re-encoded by us, (n,) bool."""
         variants = [row.job.variant for row in self.rows]
-        return torch.tensor([not (v.forge or v.codec) for v in variants], dtype=torch.bool)
+        return torch.tensor([not (v.forge or v.codec or v.window) for v in variants], dtype=torch.bool)
 
     def chosen(self, keep: Tensor) -> TrainingSet:
         """Some of the rows, by a mask (n,)."""

@@ -89,13 +89,17 @@ class Run:
         forges = [parse_forge(spec) for spec in self.recipe.forge]
         if not reads_faces and any(forge.of_faces for forge in forges):
             raise CoritError("face_blend trains the reading of faces, and none is read: give --face LAYERS")
-        if any(forge.native for forge in forges):
-            if self.settings.fusion == "early":
-                raise CoritError("@native trains some readings' heads: leave out --fusion early, which has one for all")
-            if not self.extractor.native_readings:
+        e = self.extractor
+        for what, asked, there, layers in (
+            ("@native", any(forge.native for forge in forges), e.native_readings, "--native or --cgp LAYERS"),
+            ("--more-windows", self.recipe.windows, e.native_tokens, "--native LAYERS"),
+        ):
+            if asked and self.settings.fusion == "early":
+                raise CoritError(f"{what} trains some readings' heads: leave out --fusion early, which has one for all")
+            if asked and not there:
                 raise CoritError(
-                    "@native trains readings of native windows, and none is read: leave out --crop resize, and give "
-                    "--native or --cgp LAYERS"
+                    f"{what} trains readings of native windows, and none is read: leave out --crop resize, and give "
+                    f"{layers}"
                 )
 
     def folds(self, part: Sequence[int] | None = None) -> list[list[int]]:
@@ -118,7 +122,7 @@ class Run:
             parse_forge(spec).check()
         samples = self.samples
         part = sorted([*self.train_part, *(self.val_part if self.refit else ())])
-        rows = plan(samples, part, self.recipe, self.extractor.native_readings)
+        rows = plan(samples, part, self.recipe, self.extractor)
         every = rows + [Planned(i, Job(samples[i].path), samples[i].label) for i in self.val_part]
         z, z_probe, failed = self._features_and_probe(every)
         kept = [k for k in range(len(rows)) if k not in failed]

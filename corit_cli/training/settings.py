@@ -99,7 +99,8 @@ class TrainSettings(Settings):
 class Recipe(Settings):
     """What the training images go through before their features are taken; validation images go through nothing.
 
-    ``copies`` of None stands for one where there is anything to degrade by. ``seed`` is that of every random draw.
+    ``copies`` of None stands for one where there is anything to degrade by. ``windows`` are for the reading of native
+    class tokens alone; those of copies are cut from copies of their own. ``seed`` is that of every random draw.
     """
 
     forge: tuple[str, ...] = option(
@@ -119,6 +120,13 @@ class Recipe(Settings):
         panel=DATA,
     )
     copies: int | None = option(None, "Degraded copies of each image; 1 with --degrade.", minimum=0, panel=DATA)
+    windows: int = option(
+        0,
+        "Further native windows of each image and copy, at random, to train on.",
+        flag="--more-windows",
+        minimum=0,
+        panel=DATA,
+    )
     match_codec: tuple[int, int] | None = option(
         None,
         "Re-encode every image as JPEG at a quality drawn from this range, so that the codec says nothing.",

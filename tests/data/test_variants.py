@@ -5,6 +5,8 @@ from collections import Counter
 from itertools import combinations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.data.degrade import blur, jpeg, parse_degradation
@@ -49,6 +51,26 @@ def test_a_copy_goes_through_one_to_three_in_their_order() -> None:
         out = Variant(degradations=specs, seed=seed).apply(photograph(0))
         drawn[possible[out.size, out.tobytes()]] += 1
     assert {len(chosen) for chosen in drawn} == {1, 2, 3} and len(drawn) > 8
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 60), st.integers(0, 5))
+def test_a_window_is_a_square_of_the_image_as_far_as_that_reaches(
+    width: int, height: int, side: int, seed: int
+) -> None:
+    rows, columns = np.mgrid[:height, :width]
+    numbered = Image.fromarray(np.stack([rows, columns, rows * 0], -1).astype(np.uint8))
+    out = np.asarray(Variant(window=side, seed=seed).apply(numbered))
+    assert out.shape == (min(side, height), min(side, width), 3)
+    top, left = out[0, 0, :2]
+    assert np.array_equal(out, np.asarray(numbered)[top : top + side, left : left + side])
+
+
+def test_windows_come_from_everywhere_and_after_all_else() -> None:
+    image = photograph(0, (40, 24))
+    found = {Variant(window=16, seed=seed).apply(image).tobytes() for seed in range(200)}
+    assert 100 < len(found) <= 25 * 9
+    small = Variant(chain=("resize:0.5",), window=16).apply(image)
+    assert small.size == (16, 12)
 
 
 def test_fingerprints_of_caches_that_exist() -> None:

@@ -61,6 +61,13 @@ def test_native_class_tokens_stand_beside_those_of_the_whole_and_are_a_reading_o
     torch.testing.assert_close(z[0], torch.cat(expected), atol=1e-6, rtol=1e-5)
     fewer = replace(settings, integrate=(3,), native=(3,), cgp=(1,), patches=False)
     torch.testing.assert_close(extractor.select(z, fewer), z.unflatten(1, (8, d))[:, [1, 3, 4]].flatten(1))
+    tokens = extractor.of(["native"])  # without the views, and found where the whole was kept
+    assert tokens.parts == kinds[2:4] and not tokens.readers[0].corit.views
+    assert {key for own in tokens.fingerprints() for key in own} < {
+        key for own in extractor.fingerprints() for key in own
+    }
+    torch.testing.assert_close(extract(tokens, [Job(files[3])])[0], z[:, 2 * d : 4 * d], atol=1e-6, rtol=1e-5)
+    assert extractor.of(["cgp"]).parts == kinds[2:]
     with pytest.raises(CoritError, match="nothing is read"):
         Extractor(extractor.backbone, CoRITSettings(cgp=(), integrate=(), native=(1,)), CropConfig("resize", 32))
 

@@ -60,7 +60,7 @@ def test_a_plan_holds_every_version_once(tmp_path: Path) -> None:
 def test_forgeries_for_native_windows_teach_nobody_else(dataset: Path) -> None:
     samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,)))
     assert e.native_readings == ("native", "cgp")
-    rows = plan(samples, range(len(samples)), Recipe(forge=("resample@native",), degrade=("jpeg",)), e.native_readings)
+    rows = plan(samples, range(len(samples)), Recipe(forge=("resample@native",), degrade=("jpeg",)), e)
     forged = torch.tensor([row.job.variant.forge is not None for row in rows])
     assert {row.readings for row, own in zip(rows, forged.tolist(), strict=True) if own} == {("native", "cgp")}
     z, errors = features_of(rows, e, extract)
@@ -90,6 +90,36 @@ def test_forgeries_for_native_windows_teach_nobody_else(dataset: Path) -> None:
     assert light[fake].sum().item() == pytest.approx(light[~fake].sum().item(), rel=1e-5)
 
 
+def test_further_windows_weigh_as_what_they_are_cut_from_and_are_not_scored(dataset: Path) -> None:
+    samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,)))
+    everything, recipe = range(len(samples)), Recipe(forge=("resample@native", "self_blend"), degrade=("jpeg",))
+    few, rows = (plan(samples, everything, replace(recipe, windows=n), e) for n in (0, 2))
+    cut = [row for row in rows if row.job.variant.window]
+    assert [row for row in rows if not row.job.variant.window] == few
+    assert len(cut) == 2 * len(few) and len({row.job for row in rows}) == len(rows)
+    assert {row.readings for row in cut} == {("native",)} and {row.job.variant.window for row in cut} == {32}
+    assert sum(row.label for row in cut) == 2 * sum(row.label for row in few)
+    assert set(plan(samples, everything, replace(recipe, windows=1), e)) < set(rows)
+
+    z, errors = features_of(rows, e, extract)
+    data, torch_cut = TrainingSet.of(samples, rows, z, e.readings), torch.tensor([row in cut for row in rows])
+    assert not errors and z[torch_cut].isfinite().any()
+    parts = dict(zip(e.readings, z[torch_cut].split(list(e.readings.values()), 1), strict=True))
+    assert {name: bool(part.isfinite().all()) for name, part in parts.items()} == {
+        "hri": False,
+        "native": True,
+        "cgp": False,
+    }
+    alike, less = (data.weights(TrainSettings(copy_weight=weight, balance="none")) for weight in (1.0, 0.25))
+    copies = torch.tensor([bool(r.job.variant.degradations or (r.job.variant.forge and r.readings)) for r in rows])
+    ratio = less / alike
+    torch.testing.assert_close(ratio[copies] * 4, ratio[~copies][:1].expand(int(copies.sum())))
+    assert (torch_cut & ~copies).any() and (torch_cut & copies).any()
+    fold = [i for i, s in enumerate(samples) if s.source == "source0"]
+    _, found = data.cross_fit([fold], QUICK)
+    assert sorted(found.samples) == sorted(2 * fold)  # as they are, and degraded
+
+
 def test_a_share_of_the_photographs_is_drawn_by_their_contents_whatever_else_is_there(tmp_path: Path) -> None:
     samples = []
     for i in range(400):
@@ -109,9 +139,10 @@ def test_a_share_of_the_photographs_is_drawn_by_their_contents_whatever_else_is_
     assert len(forged("resample")) == len(forged("1*resample")) == 200
 
 
-def test_forgeries_for_native_windows_need_to_know_their_readings(dataset: Path) -> None:
-    with pytest.raises(ValueError, match="none are named"):
-        plan(load_samples(dataset), [0], Recipe(forge=("resample@native",)))
+@pytest.mark.parametrize("recipe", [Recipe(forge=("resample@native",)), Recipe(windows=1)])
+def test_rows_for_native_windows_need_to_know_their_readings(dataset: Path, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="there are none"):
+        plan(load_samples(dataset), [0], recipe)
 
 
 def test_with_matched_codecs_heads_see_re_encoded_images_and_are_scored_on_files_as_they_are(dataset: Path) -> None:

@@ -209,12 +209,13 @@ def test_what_does_not_go_with_faces(dataset: Path) -> None:
         train(samples, recipe=Recipe(forge=("face_blend",)))
 
 
-def test_forgeries_for_native_windows_need_such_a_reading(dataset: Path) -> None:
-    samples, recipe = load_samples(dataset), Recipe(forge=("resample@native",))
+@pytest.mark.parametrize("recipe", [Recipe(forge=("resample@native",)), Recipe(windows=1)])
+def test_what_teaches_the_readings_of_native_windows_needs_one(dataset: Path, recipe: Recipe) -> None:
+    samples = load_samples(dataset)
     backbone = Backbone(random_tower(), "tiny", "0" * 64)
     resized = Extractor(backbone, SETTINGS, CropConfig("resize", 32))
     assert resized.native_readings == ()
-    with pytest.raises(CoritError, match="--native or --cgp"):
+    with pytest.raises(CoritError, match="give --native"):
         train(samples, e=resized, recipe=recipe)
     with pytest.raises(CoritError, match="leave out --fusion early"):
         train(samples, replace(QUICK, fusion="early"), recipe=recipe)

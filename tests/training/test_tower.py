@@ -170,7 +170,7 @@ def test_training_equals_a_loop_over_whole_forward_passes(
 
     e = extractor()
     fit_part = set_aside(samples, group_split(samples, 0.3, 0)[0], 0)
-    rows = plan(samples, fit_part, recipe, e.native_readings)
+    rows = plan(samples, fit_part, recipe, e)
     labels, sources = torch.tensor([r.label for r in rows]), [samples[r.sample].source for r in rows]
     forged = torch.tensor([r.job.variant.forge is not None for r in rows])
     assert forged.any() == bool(forge)

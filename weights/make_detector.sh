@@ -17,6 +17,7 @@ done
 # Reconstructions differ from their photographs in pixels alone; only the readings of native windows see these.
 forged=(--forge face_blend --forge "0.3*reconstruct@native:$autoencoder")
 local=(--local self_blend --local recompress@part --local resample@part --local "reconstruct@part:$autoencoder")
+# The reading of native class tokens learns from one more window of each image.
 # At most one real image in twenty is to be called fake: a point less is aimed at, since new sources vary.
 corit train "$manifest" --out "$folder/detector" --overwrite --refit "${forged[@]}" "${degraded[@]}" --copy-weight 0.2 \
-    --folds 12 --target-fpr 0.04 --precision fp32 "${local[@]}" "$@"
+    --more-windows 1 --folds 12 --target-fpr 0.04 --precision fp32 "${local[@]}" "$@"

@@ -154,7 +154,8 @@ def _varying(values: np.ndarray, form: str) -> str:
 
 
 def _clean(planned: Planned) -> bool:
-    return not (planned.job.variant.forge or planned.job.variant.degradations)
+    variant = planned.job.variant
+    return not (variant.forge or variant.degradations or variant.window)
 
 
 def first_of_each(samples: Sequence[Sample], limit: int) -> list[Sample]:

@@ -119,7 +119,7 @@ def train(
     from corit_cli.training.train import train as run
 
     first = launched().rank == 0
-    check(out_folder, overwrite, resume, chosen, tuned, local or (), refit)
+    check(out_folder, overwrite, resume, chosen, made_of, tuned, local or (), refit)
     cut, record = windows.over(CropConfig()), config_file.own(out_folder / config_file.NAME)
     configuration = config_file.complete(ctx, settings=chosen, recipe=made_of, tuning=tuned, reads=corit, windows=cut)
     samples = load_samples(data, warn if first else lambda message: None)

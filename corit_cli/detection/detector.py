@@ -175,7 +175,8 @@ class Detector:
 
     def eye(self, asked: Asked) -> Eye:
         """What cuts pictures to the windows that the model is to read."""
-        alone = self.checkpoint.face_readings == (FACE,)
+        # Whether a picture was degraded is heard of all that is read of it.
+        alone = self.checkpoint.face_readings == (FACE,) and self.head.degradation is None
         return Eye(
             self.extractor.crops, asked.faces, asked.stability, asked.provenance, asked.frames, asked.rate, alone
         )

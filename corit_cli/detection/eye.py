@@ -52,7 +52,7 @@ def provenance_of(source: Source) -> Provenance | None:
 @dataclass(frozen=True)
 class Eye:
     """Cuts pictures to windows as ``crops`` says: the whole unless ``faces`` is ``only``, every face unless it is
-    ``off``, with its picture's windows unless faces are judged ``alone``, and mildly degraded copies for
+    ``off``, with its picture's windows unless ``face_alone``, and mildly degraded copies for
     ``stability``. Of an animated picture as many ``frames``, or ``rate`` a second. With ``provenance`` it reads what
     the file says of itself, too."""
 
@@ -62,7 +62,7 @@ class Eye:
     provenance: bool = False
     frames: int = 32
     rate: float | None = None
-    alone: bool = False
+    face_alone: bool = False
 
     def look(self, source: Source) -> tuple[list[Picture], Seen]:
         """The pictures of an image, in the order of its verdicts: the whole, its faces, its degraded copies; or of each
@@ -127,7 +127,7 @@ class Eye:
         found = [face for face in found if face.side >= SMALLEST]
         if found:
             whole: Picture = [None] * (len(crops.windows) - 1)
-            if not self.alone:
+            if not self.face_alone:
                 *whole, _ = pictures[0] if pictures else self._whole(image)
             pictures += [[*whole, face_window(image, face, crops.size)] for face in found]
         return pictures, found

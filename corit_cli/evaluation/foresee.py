@@ -47,6 +47,6 @@ def foresee(
         turns = sum(len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names)
         turns *= 1 + (INNER_FOLDS if len(fitted) > 1 else 0)
         heads = turns * len(fitted)
-        fitting = turns * head_seconds(settings, fitted, len(planned))
+        fitting = turns * head_seconds(settings, fitted, planned)
     cost = reading_cost(rows, detector.extractor, cache)
     return replace(cost, fitting=fitting), samples, heads

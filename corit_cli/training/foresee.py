@@ -24,12 +24,14 @@ from corit_cli.training.tower import ASIDE
 TRIED = 1024
 
 
-def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: int) -> float:
-    """How long fitting ``heads`` (how many features each reads, by name) takes on so many rows, from two short fits of
-    random numbers."""
-    total, tried = 0.0, min(rows, TRIED)
-    labels = torch.arange(tried) % 2
+def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: Sequence[Planned]) -> float:
+    """How long fitting ``heads`` (how many features each reads, by name) takes on those of the rows that each is
+    trained on, from two short fits of random numbers."""
+    total, taught = 0.0, [row for row in rows if row.trained]
     for name, width in heads.items():
+        own = sum(row.readings is None or name in row.readings for row in taught)
+        tried = min(own, TRIED)
+        labels = torch.arange(tried) % 2
         kind = "linear" if name == DEGRADATION else settings.head
         z, took = torch.randn(tried, width, generator=torch.Generator().manual_seed(0)), []
         for epochs in (1, 1, 3):  # the first warms up
@@ -38,7 +40,7 @@ def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: int) -
                 fit_head(z, labels, torch.ones(tried), replace(settings, head=kind, epochs=epochs))
             took.append(time.perf_counter() - begun)
         epoch = max(0.0, took[2] - took[1]) / 2
-        total += (max(0.0, took[1] - epoch) + settings.epochs * epoch) * rows / tried
+        total += (max(0.0, took[1] - epoch) + settings.epochs * epoch) * own / tried
     return total
 
 
@@ -67,7 +69,7 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, i
     rows = sum(row.trained for row in planned)
     tuned = tuning.scope != "head"
     heads = settings.heads_of(run.extractor.readings) if tuned else settings.fitted(run.extractor.readings, run.recipe)
-    one = head_seconds(settings, heads, rows)
+    one = head_seconds(settings, heads, planned)
     if not tuned:
         turns = (1 + len(run.folds(part))) * (2 if run.refit else 1)
         return replace(cost, fitting=turns * one), rows, turns * len(heads)

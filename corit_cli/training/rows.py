@@ -1,4 +1,4 @@
-"""The training set: each image as it is, its forgeries and degraded copies, with their features."""
+"""The training set: each image as it is, its forgeries, degraded copies and further windows, with their features."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ class Planned:
     @property
     def is_copy(self) -> bool:
         """Whether it weighs as degraded copies do: these, and forgeries for some readings only."""
-        return bool(self.job.variant.degradations or (self.job.variant.forge and self.readings))
+        degradations, forge = self.job.variant.degradations, self.job.variant.forge
+        return bool(degradations or (forge and (forge.native or forge.of_faces)))
 
 
 def plan(
     samples: Sequence[Sample], indices: Sequence[int], recipe: Recipe, extractor: Extractor | None = None
 ) -> list[Planned]:
     """The training rows of ``samples[indices]``: each sample, forgeries of the real ones, degraded copies of all, and
-    further windows.
+    further windows of what is not a region's or a face's forgery.
 
     A forgery is saved the way its photograph was (JPEG at the same quality, or losslessly), so that the codec does
     not give it away. Where every image is re-encoded, each is there as it is too, to be scored: files to be detected
@@ -91,11 +92,14 @@ def plan(
             for copy in range(1, copies + 1):
                 degraded = replace(variant, degradations=recipe.degrade, seed=first + copy)
                 rows.append(Planned(i, Job(sample.path, degraded), label, readings=readings))
-            for number in range(1, recipe.windows + 1) if readings != (FACE,) else ():
-                cut = replace(variant, window=extractor.crops.size, seed=first + number)
+            # A window of a region's forgery might show nothing of it.
+            whole = variant.forge is None or not (variant.forge.of_faces or variant.forge.local)
+            for number in range(1, recipe.windows + 1) if whole else ():
+                own = first + number * (copies + 1) - 1  # so that its copies are not those that are there
+                cut = replace(variant, window=extractor.crops.size, seed=own)
                 rows.append(Planned(i, Job(sample.path, cut), label, readings=tokens))
-                for copy in range(1, copies + 1):  # of copies that are not there yet
-                    degraded = replace(cut, degradations=recipe.degrade, seed=first + number * copies + copy)
+                for copy in range(1, copies + 1):
+                    degraded = replace(cut, degradations=recipe.degrade, seed=own + copy)
                     rows.append(Planned(i, Job(sample.path, degraded), label, readings=tokens))
         if recipe.match_codec:
             rows.append(Planned(i, Job(sample.path), sample.label, trained=False))

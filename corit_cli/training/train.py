@@ -69,7 +69,7 @@ def train(
         settings: how the head is trained, calibrated and given thresholds; ``settings.seed`` draws everything.
         out: folder that the checkpoint is saved to; None saves nothing. Refused if it exists, unless ``overwrite``.
         resume: go on with a run with ``tuning`` that was interrupted, in ``out``.
-        recipe: forgeries and degraded copies that the training images are joined by.
+        recipe: forgeries, degraded copies and further windows that the training images are joined by.
         tuning: parts of the backbone that are trained too; needs ``out``, where every epoch is kept. No face is then
             read by itself, nor by one head on all readings (``settings.fusion``).
         reads: what CoRIT reads; ``crops`` from which windows, by default both kinds.
@@ -89,7 +89,7 @@ def train(
     """
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
     tuned, folder = tuning.scope != "head", None if out is None else Path(out)
-    kinds = check(folder, overwrite, resume, settings, tuning, local, refit)
+    kinds = check(folder, overwrite, resume, settings, recipe, tuning, local, refit)
     samples = load_samples(Path(data), warn) if isinstance(data, str | Path) else data
     first = launched().rank == 0
     device = pick_device(device)
@@ -178,6 +178,7 @@ def check(
     overwrite: bool,
     resume: bool,
     settings: TrainSettings,
+    recipe: Recipe,
     tuning: TuneSettings,
     local: Sequence[str],
     refit: bool = False,
@@ -189,6 +190,8 @@ def check(
     kind = parse_scope(tuning.scope).kind
     if refit and kind != "head":
         raise CoritError("--refit trains heads once more on all images: it does not go with --tune")
+    if recipe.windows and kind != "head":
+        raise CoritError("--more-windows trains a head on features: it does not go with --tune")
     if folder is None and kind != "head":
         raise CoritError("tuning the backbone saves every epoch: give a folder to save to (out)")
     if resume and kind == "head":

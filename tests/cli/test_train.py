@@ -161,6 +161,7 @@ def test_shortcuts_are_reported_first(corit, tmp_path: Path) -> None:
         ([".", "--tune", "ln", "--optimizer", "sgd"], ["--tune-lr"]),
         ([".", "--tune", "ln", "--resume"], ["no interrupted run"]),
         ([".", "--tune", "ln", "--resume", "--overwrite"], ["one of them"]),
+        ([".", "--tune", "ln", "--more-windows", "1"], ["--more-windows", "--tune"]),
         ([".", "--degrade", "jpeg", "--copies", "0"], ["--copies 0 makes none"]),
         ([".", "--copies", "2"], ["say how with --degrade"]),
         ([".", "--degrade", "jpeg"], ["no images"]),  # nothing else is wrong with it

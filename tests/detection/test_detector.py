@@ -436,11 +436,16 @@ def test_frames_without_a_face_are_no_error_where_faces_alone_are_asked_for(
     assert found.error == "no face found"
 
 
-def test_a_detector_from_before_faces_were_joined_hears_their_own_reading(of_faces: Detector, tmp_path: Path) -> None:
+@pytest.mark.parametrize("telling", [False, True])
+def test_a_detector_from_before_faces_were_joined_hears_their_own_reading(
+    of_faces: Detector, tmp_path: Path, telling: bool
+) -> None:
     photograph(0, (160, 120)).save(tmp_path / "face.png")
-    old = Detector(replace(of_faces.checkpoint, face_readings=("face",)), of_faces.extractor)
+    told = telling_degraded(of_faces) if telling else of_faces
+    old = Detector(replace(told.checkpoint, face_readings=("face",)), told.extractor)
     cut = old.eye(Asked("only")).pictures(photograph(0, (160, 120)))[0]
-    assert [window is None for window in cut[0]] == [True] * (len(cut[0]) - 1) + [False]  # nothing else is read for it
+    # Nothing else is read for it, unless it matters whether the picture was degraded.
+    assert [window is None for window in cut[0]] == [not telling] * (len(cut[0]) - 1) + [False]
     each = old.head.each(extract(old.extractor, [Job(tmp_path / "face.png")])[0])
     expected = (0.5 * old.head.fuse(old.head.hearing(each, ["face"])) + 0.1).sigmoid().item()
     ((face,),) = (found.faces for found in old.predict(tmp_path / "face.png"))

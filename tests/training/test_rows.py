@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.variants import ORIGINAL
 from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor
-from corit_cli.training.rows import TrainingSet, features_of, plan
+from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import photograph
 from tests.training.test_run import QUICK, SETTINGS, extractor
@@ -91,33 +92,54 @@ def test_forgeries_for_native_windows_teach_nobody_else(dataset: Path) -> None:
 
 
 def test_further_windows_weigh_as_what_they_are_cut_from_and_are_not_scored(dataset: Path) -> None:
-    samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,)))
-    everything, recipe = range(len(samples)), Recipe(forge=("resample@native", "self_blend"), degrade=("jpeg",))
+    samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,), face=(2,)))
+    forges = ("resample@native", "recompress", "self_blend", "face_blend")
+    recipe, everything = Recipe(forge=forges, degrade=("jpeg",)), range(len(samples))
     few, rows = (plan(samples, everything, replace(recipe, windows=n), e) for n in (0, 2))
     cut = [row for row in rows if row.job.variant.window]
     assert [row for row in rows if not row.job.variant.window] == few
-    assert len(cut) == 2 * len(few) and len({row.job for row in rows}) == len(rows)
-    assert {row.readings for row in cut} == {("native",)} and {row.job.variant.window for row in cut} == {32}
-    assert sum(row.label for row in cut) == 2 * sum(row.label for row in few)
     assert set(plan(samples, everything, replace(recipe, windows=1), e)) < set(rows)
+    assert len({row.job for row in rows}) == len(rows) and {row.job.variant.window for row in cut} == {32}
+    assert {row.readings for row in cut} == {("native",)} and all(row.trained for row in cut)
+
+    def cut_from(row: Planned) -> Planned:
+        """The row that the same is done to, whatever its seed."""
+        v = row.job.variant
+        alike = (row.sample, row.label, v.forge, v.saved, v.degradations)
+        (found,) = [
+            whole
+            for whole in few
+            if (whole.sample, whole.label, (w := whole.job.variant).forge, w.saved, w.degradations) == alike
+        ]
+        return found
+
+    sources = Counter(cut_from(row) for row in cut)
+    # A window of a region's forgery might show nothing of it.
+    names = {row: row.job.variant.forge and row.job.variant.forge.name for row in few}
+    assert sources == {row: 2 for row in few if names[row] in (None, "resample", "recompress")}
 
     z, errors = features_of(rows, e, extract)
-    data, torch_cut = TrainingSet.of(samples, rows, z, e.readings), torch.tensor([row in cut for row in rows])
-    assert not errors and z[torch_cut].isfinite().any()
-    parts = dict(zip(e.readings, z[torch_cut].split(list(e.readings.values()), 1), strict=True))
-    assert {name: bool(part.isfinite().all()) for name, part in parts.items()} == {
-        "hri": False,
-        "native": True,
-        "cgp": False,
-    }
-    alike, less = (data.weights(TrainSettings(copy_weight=weight, balance="none")) for weight in (1.0, 0.25))
-    copies = torch.tensor([bool(r.job.variant.degradations or (r.job.variant.forge and r.readings)) for r in rows])
-    ratio = less / alike
-    torch.testing.assert_close(ratio[copies] * 4, ratio[~copies][:1].expand(int(copies.sum())))
-    assert (torch_cut & ~copies).any() and (torch_cut & copies).any()
+    data, windows = TrainingSet.of(samples, rows, z, e.readings), torch.tensor([row in cut for row in rows])
+    assert not errors
+    for name, part in zip(e.readings, z[windows].split(list(e.readings.values()), 1), strict=True):
+        assert part.isfinite().all() if name == "native" else part.isnan().all()
+    weights = data.weights(TrainSettings(copy_weight=0.25, balance="none")).tolist()
+    of = dict(zip(rows, weights, strict=True))
+    assert all(of[row] == of[cut_from(row)] for row in cut) and len(set(weights)) == 2
+    without = TrainingSet.of(samples, few, z[~windows], e.readings)
+    assert torch.equal(*(d.degradation(QUICK).layers[0].weight for d in (data, without)))
     fold = [i for i, s in enumerate(samples) if s.source == "source0"]
-    _, found = data.cross_fit([fold], QUICK)
+    heads, found = data.cross_fit([fold], QUICK)
     assert sorted(found.samples) == sorted(2 * fold)  # as they are, and degraded
+    for name, before in without.heads(QUICK).heads.items():
+        assert torch.equal(heads.heads[name].layers[0].weight, before.layers[0].weight) is (name != "native")
+
+
+def test_windows_of_re_encoded_images_are_different_draws(dataset: Path) -> None:
+    samples, e = load_samples(dataset), extractor(replace(SETTINGS, native=(1,)))
+    rows = plan(samples, [0], Recipe(match_codec=(70, 80), copies=2, windows=3), e)
+    assert len(rows) == len({row.job for row in rows}) == 3 + 3 * 3 + 1
+    assert [row.trained for row in rows] == [True] * 12 + [False]
 
 
 def test_a_share_of_the_photographs_is_drawn_by_their_contents_whatever_else_is_there(tmp_path: Path) -> None:

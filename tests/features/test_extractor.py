@@ -68,6 +68,8 @@ def test_native_class_tokens_stand_beside_those_of_the_whole_and_are_a_reading_o
     }
     torch.testing.assert_close(extract(tokens, [Job(files[3])])[0], z[:, 2 * d : 4 * d], atol=1e-6, rtol=1e-5)
     assert extractor.of(["cgp"]).parts == kinds[2:]
+    injected = Extractor(extractor.backbone, replace(settings, inject_at=(1,)), CROPS).of(["native"])
+    assert injected.parts == kinds[2:] and injected.readers[0].corit.views  # its class tokens depend on them
     with pytest.raises(CoritError, match="nothing is read"):
         Extractor(extractor.backbone, CoRITSettings(cgp=(), integrate=(), native=(1,)), CropConfig("resize", 32))
 

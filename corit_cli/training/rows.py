@@ -87,23 +87,24 @@ def plan(
                 for forge in chosen
             ]
         for variant, label, readings in versions:
-            rows.append(Planned(i, Job(sample.path, variant), label, readings=readings))
-            copies, first = recipe.copies_made, recipe.seed * 1000
-            for copy in range(1, copies + 1):
-                degraded = replace(variant, degradations=recipe.degrade, seed=first + copy)
-                rows.append(Planned(i, Job(sample.path, degraded), label, readings=readings))
+            row, first = Planned(i, Job(sample.path, variant), label, readings=readings), recipe.seed * 1000
+            rows += _with_copies(row, recipe, first)
             # A window of a region's forgery might show nothing of it.
             whole = variant.forge is None or not (variant.forge.of_faces or variant.forge.local)
             for number in range(1, recipe.windows + 1) if whole else ():
-                own = first + number * (copies + 1) - 1  # so that its copies are not those that are there
-                cut = replace(variant, window=extractor.crops.size, seed=own)
-                rows.append(Planned(i, Job(sample.path, cut), label, readings=tokens))
-                for copy in range(1, copies + 1):
-                    degraded = replace(cut, degradations=recipe.degrade, seed=own + copy)
-                    rows.append(Planned(i, Job(sample.path, degraded), label, readings=tokens))
+                seed = first + number * (recipe.copies_made + 1) - 1  # so that its copies are not those that are there
+                cut = replace(variant, window=extractor.crops.size, seed=seed)
+                rows += _with_copies(replace(row, job=Job(sample.path, cut), readings=tokens), recipe, seed)
         if recipe.match_codec:
             rows.append(Planned(i, Job(sample.path), sample.label, trained=False))
     return rows
+
+
+def _with_copies(row: Planned, recipe: Recipe, seed: int) -> list[Planned]:
+    """A row and its degraded copies, drawn by the seeds after ``seed``."""
+    seeds = range(seed + 1, seed + 1 + recipe.copies_made)
+    variants = [replace(row.job.variant, degradations=recipe.degrade, seed=own) for own in seeds]
+    return [row, *(replace(row, job=replace(row.job, variant=variant)) for variant in variants)]
 
 
 def _drawn(photograph: Path, forge: Forge, seed: int) -> bool:

@@ -91,11 +91,20 @@ class Tuned(nn.Module):
 
     def forward(self, prepared: Prepared, indices: Sequence[int] | Tensor) -> Tensor:
         """Features (b, F) of some of the images."""
+        return self.go_on(self.pick(prepared, indices))
+
+    def pick(self, prepared: Prepared, indices: Sequence[int] | Tensor) -> State | Tensor:
+        """A copy of what :meth:`go_on` goes on from for some of the images: their state, or where the embedding is
+        trained their windows (b, S, S, 3)."""
         if self.frozen_blocks < 0:
-            return self._end(self._begin(prepared.images[indices]))
+            return prepared.images[indices]
         some = {key: _of_images(value, torch.as_tensor(indices)) for key, value in prepared.begun.items()}
         streams, normal = (some.pop(name, None) for name in _STREAMS)
-        return self._end(State(self.frozen_blocks, streams, some, normal))
+        return State(self.frozen_blocks, streams, some, normal)
+
+    def go_on(self, picked: State | Tensor) -> Tensor:
+        """Features (b, F) at the present weights of images that were picked."""
+        return self._end(self._begin(picked) if isinstance(picked, Tensor) else picked)
 
 
 #: A state's tensors of all streams.
@@ -148,12 +157,14 @@ def train_tuned(
     sam = sam_of(o, [*tuned.trained.values(), *head.parameters()], rho)
     y, size = labels.float().to(z.device), min(o.batch_size, len(trained_on))
 
-    def loss(batch: Tensor) -> Tensor:
-        logits = head(tuned(prepared, batch))  # (b,)
+    def loss(part: tuple[Tensor, State | Tensor]) -> Tensor:
+        batch, picked = part
+        logits = head(tuned.go_on(picked))  # (b,)
         return F.binary_cross_entropy_with_logits(logits, y[batch], reduction="sum") / size
 
     def step(batch: Tensor) -> float:  # (1, b)
-        return sam.step(loss, micro_batches(o, batch[0])).cosine
+        # Picked once for both of SAM's passes: copying tokens takes as long as the passes' own reading of them.
+        return sam.step(loss, [(part, tuned.pick(prepared, part)) for part in micro_batches(o, batch[0])]).cosine
 
     return head.eval(), float(run_batches(o, trained_on, [seed], step))
 

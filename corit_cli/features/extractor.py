@@ -20,9 +20,20 @@ from corit_cli.model.settings import FACE, CoRITSettings
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
 FEATURES_VERSION = 3
-#: What a reading is called, by the kind of its parts: class tokens of several layers, those of native windows where
-#: others are read too, contrasts, of class tokens and of patches, and class tokens of the largest face.
-READINGS = {"cls": "hri", "native": "native", "cgp": "cgp", "patches": "cgp", "face": FACE}
+#: What a reading is called, by the kind of its parts: class tokens of several layers and the spread of patches, those
+#: of native windows where others are read too, contrasts, of class tokens and of patches, and class tokens of the
+#: largest face.
+READINGS = {
+    "cls": "hri",
+    "spread": "hri",
+    "native": "native",
+    "native spread": "native",
+    "cgp": "cgp",
+    "patches": "cgp",
+    "face": FACE,
+}
+#: The kinds of parts that depend on the contrast views, whatever the stream.
+CONTRASTS = ("cgp", "patches")
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
 
@@ -32,7 +43,7 @@ class Reader:
     """A CoRIT and the positions, among an image's windows, of those it reads.
 
     ``cls`` is the kind that its class tokens are called by: native or face where another reader reads those of other
-    windows.
+    windows. The spread of native patches is called so, too.
     """
 
     windows: list[int]
@@ -42,7 +53,8 @@ class Reader:
     @property
     def parts(self) -> list[tuple[str, int]]:
         """(kind, layer) of each part that it reads, in order."""
-        return [(self.cls if kind == "cls" else kind, layer) for kind, layer in self.corit.parts]
+        own = {"cls": self.cls, "spread": "native spread" if self.cls == "native" else "spread"}
+        return [(own.get(kind, kind), layer) for kind, layer in self.corit.parts]
 
     @property
     def readings(self) -> set[str]:
@@ -62,10 +74,10 @@ class Extractor:
 
     With windows of both kinds the work is divided: class tokens (HRI) are read from the resized image, which shows the
     whole, and contrasts (CGP) from native windows, whose pixels still hold the traces, with the class tokens of
-    ``native`` layers. Otherwise every window is read for everything, and ``native`` adds nothing. ``face`` layers are
-    read from the window of a face, and missing (NaN) where there is none. Features are averaged over the windows that
-    one reader reads. ``precision``, fp32 or bf16, is that of the tower's products
-    (:mod:`~corit_cli.model.precision`).
+    ``native`` layers; the spread of patches is read from either. Otherwise every window is read for everything, and
+    ``native`` adds nothing. ``face`` layers are read from the window of a face, and missing (NaN) where there is none.
+    Features are averaged over the windows that one reader reads. ``precision``, fp32 or bf16, is that of the tower's
+    products (:mod:`~corit_cli.model.precision`).
     """
 
     def __init__(
@@ -92,8 +104,9 @@ class Extractor:
                 division.append((everything[1:], replace(settings, integrate=settings.native), "native"))
         if settings.face:
             division.append(
-                ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face), "face")
+                ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face, spread=()), "face")
             )
+        division = [(w, s if s.integrate else replace(s, spread=()), cls) for w, s, cls in division]
         tower = lowered(backbone.tower.to(self.device), precision)
         self.readers = [Reader(w, CoRIT(tower, s).to(self.device).eval(), cls) for w, s, cls in division]
         if not any(reader.parts for reader in self.readers if reader.cls != "face"):
@@ -198,6 +211,7 @@ class Extractor:
         """
         s = self.settings
         stream = [s.views, s.inject_at, s.mask, s.alpha] if s.inject_at else []
+        views = dict.fromkeys(CONTRASTS, s.views)
         common = [FEATURES_VERSION, self.backbone.sha256, self.crops.size]
         if self.crops.interpolation != "bicubic":
             common.append(self.crops.interpolation)
@@ -205,7 +219,7 @@ class Extractor:
             common.append(self.precision)
         return [
             [
-                json.dumps([*common, self.crops.windows[w], kind, layer, None if kind == "cls" else s.views, stream])
+                json.dumps([*common, self.crops.windows[w], kind, layer, views.get(kind), stream])
                 for w in reader.windows
                 for kind, layer in reader.corit.parts
             ]

@@ -19,6 +19,7 @@ from corit_cli.model.injection import inject
 from corit_cli.model.integration import integrate
 from corit_cli.model.mask import parse_mask
 from corit_cli.model.settings import CoRITSettings
+from corit_cli.model.spread import spread
 from corit_cli.model.views import parse_view
 
 
@@ -60,10 +61,11 @@ class CoRIT(nn.Module):
 
     @property
     def parts(self) -> list[tuple[str, int]]:
-        """(kind, layer) of each d-wide part of the features, in order; kinds are cls, cgp and patches."""
+        """(kind, layer) of each d-wide part of the features, in order; kinds are cls, spread, cgp and patches."""
         s = self.settings
         return (
             [("cls", layer) for layer in s.integrate]
+            + [("spread", layer) for layer in s.spread]
             + [("cgp", layer) for layer in s.cgp]
             + [("patches", layer) for layer in s.cgp if s.patches]
         )
@@ -76,7 +78,7 @@ class CoRIT(nn.Module):
     @property
     def end(self) -> int:
         """The deepest layer that is read; blocks after it are never run."""
-        return max((*self.settings.integrate, self._views_end))
+        return max((*self.settings.integrate, *self.settings.spread, self._views_end))
 
     @property
     def _views_end(self) -> int:
@@ -102,7 +104,7 @@ class CoRIT(nn.Module):
             block = self.tower.blocks[layer - 1]
             B = len(streams) // (1 + K if layer <= views_end else 1)
             patches_read = self._patches_read(layer)
-            x_rows = 1 if layer == self.end and not patches_read else None
+            x_rows = 1 if layer == self.end and self.ends_in_class_tokens else None
             v_rows = 1 if layer == views_end and not patches_read else None
             if layer > views_end or x_rows == v_rows:
                 streams = block(streams, x_rows, normal)
@@ -113,6 +115,8 @@ class CoRIT(nn.Module):
 
             if layer in s.integrate:
                 found["cls", layer] = x[:, 0]  # (B, d)
+            if layer in s.spread:
+                found["spread", layer] = spread(x[:, 1:])  # (B, d)
             if layer in s.cgp or patches_read:
                 c = cgp.contrast(x[:, : v.shape[1]], v.unflatten(0, (K, B)))  # (K, B, 1 or N, d)
                 found["cgp", layer] = c[:, :, 0].mean(0)  # (B, d)
@@ -138,7 +142,7 @@ class CoRIT(nn.Module):
     @property
     def ends_in_class_tokens(self) -> bool:
         """Whether class tokens, of whichever streams, are all that is read of the deepest layer."""
-        return not self._patches_read(self.end)
+        return not (self._patches_read(self.end) or self.end in self.settings.spread)
 
     def regional(self, images: Tensor) -> Tensor:
         """Contrasts of every patch of images (B, 3, S, S) at the layers of ``cgp``, each of unit norm, side by side:

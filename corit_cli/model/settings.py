@@ -75,6 +75,9 @@ class CoRITSettings(Settings):
     native: tuple[int, ...] = _layers(
         (), "Layers whose class token is read from native windows too, where windows of both kinds are read."
     )
+    spread: tuple[int, ...] = _layers(
+        (), "Layers whose patches' spread is read, of every window whose class token is, but a face's."
+    )
     face: tuple[int, ...] = _layers(
         (), "Layers whose class token is read from the largest face, where there is one.", without="--no-face"
     )
@@ -106,7 +109,7 @@ class CoRITSettings(Settings):
 
 
 #: The settings that name layers.
-_LAYERS = ("cgp", "inject_at", "integrate", "native", "face")
+_LAYERS = ("cgp", "inject_at", "integrate", "native", "spread", "face")
 #: The method as docs/method.md defines it, which the instruments measure.
 METHOD = CoRITSettings()
 #: What ``corit train`` reads, and the shipped detector: chosen by sources held out (docs/results.md).

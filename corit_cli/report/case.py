@@ -113,6 +113,9 @@ def method_of(
         reads.append(f"what {model}, sees in {place}, at {_depths(settings.integrate)}")
     if settings.native and crops.mode == "both":
         reads.append(f"what {'it' if reads else f'{model},'} sees in {native}, at {_depths(settings.native)}")
+    if settings.spread and reads:
+        within = "there" if len(reads) == 1 else "within either"
+        reads.append(f"how much what it sees varies {within}, at {_depths(settings.spread)}")
     if settings.cgp:
         place = whole if crops.mode == "resize" else native
         sees = "it" if reads else f"{model},"

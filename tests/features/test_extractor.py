@@ -74,6 +74,29 @@ def test_native_class_tokens_stand_beside_those_of_the_whole_and_are_a_reading_o
         Extractor(extractor.backbone, CoRITSettings(cgp=(), integrate=(), native=(1,)), CropConfig("resize", 32))
 
 
+def test_the_spread_of_patches_belongs_to_the_reading_of_its_windows_class_tokens(files: list[Path]) -> None:
+    settings = CoRITSettings(("blur:1.0",), cgp=(1,), integrate=(3,), native=(2,), spread=(1, 2), face=(2,))
+    backbone, d = Backbone(random_tower(), "tiny", "0" * 64), TINY.width
+    extractor = Extractor(backbone, settings, CROPS)
+    assert extractor.readings == {"hri": 3 * d, "native": 3 * d, "cgp": d, "face": d}
+    kinds = ["cls", "spread", "spread", "native", "native spread", "native spread", "cgp", "face"]
+    assert [kind for kind, _ in extractor.parts] == kinds
+    z = extract(extractor, [Job(files[3])])[0][:, : 7 * d]  # the tiny picture has no face
+    windows = crop(read_image(files[3]), CROPS)
+    whole = read(replace(settings, cgp=()), windows[:1])
+    native = read(replace(settings, integrate=(2,)), windows[1:])
+    torch.testing.assert_close(z[0], torch.cat([whole, native]), atol=1e-6, rtol=1e-5)
+    # It depends on no view, and what reads no class token of a window reads no spread there.
+    prints = [
+        {key for own in Extractor(backbone, s, CROPS).fingerprints() for key in own}
+        for s in (settings, replace(settings, views=("blur:2.0",)))
+    ]
+    assert len(prints[0] - prints[1]) == 2
+    assert Extractor(backbone, replace(settings, native=()), CROPS).readings == {"hri": 3 * d, "cgp": d, "face": d}
+    contrasts = Extractor(backbone, replace(settings, integrate=()), CropConfig("native", 32))
+    assert contrasts.readings == {"cgp": d, "face": d}
+
+
 @pytest.mark.parametrize("crops", [CropConfig("native", 32, 3), CropConfig("resize", 32)])
 def test_windows_of_one_kind_are_read_for_everything(crops: CropConfig, files: list[Path]) -> None:
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, crops)

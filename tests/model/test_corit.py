@@ -28,6 +28,8 @@ VARIANTS = {
         ("blur:1.0", "noise:0.05"), cgp=(3,), inject_at=(1, 3), integrate=(4,), mask="none"
     ),
     "no contrast": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
+    "spread of patches": CoRITSettings(("blur:1.0",), cgp=(1, 2), inject_at=(), integrate=(1, 3), spread=(1, 2)),
+    "spread of the last layer, injected into": CoRITSettings(cgp=(1,), inject_at=(1, 2), integrate=(2,), spread=(3,)),
     "contrast only": CoRITSettings(("jpeg:75",), cgp=(1, 2), inject_at=(), integrate=()),
     "source is the last layer read": CoRITSettings(("blur:1.0",), cgp=(1,), inject_at=(3,), integrate=(2,)),
 }
@@ -42,6 +44,10 @@ def by_the_equations(tower: VisionTower, s: CoRITSettings, images: torch.Tensor)
         contrast = torch.stack([h - v for v in views]).mean(0) if views else None
         if layer in s.integrate:
             parts["cls", layer] = h[:, 0]
+        if layer in s.spread:
+            patches = h[:, 1:] - h[:, 1:].mean(-1, keepdim=True)
+            patches = patches / (patches.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            parts["spread", layer] = (patches.square().mean(1) - patches.mean(1).square()).sqrt()
         if layer in s.cgp:
             parts["cgp", layer] = contrast[:, 0]
         if s.patches and layer in s.cgp:
@@ -52,7 +58,7 @@ def by_the_equations(tower: VisionTower, s: CoRITSettings, images: torch.Tensor)
         if layer in s.inject_at:
             h = h.clone()
             h[:, 1:] += s.alpha * mask * source * h[:, 1:].norm(dim=-1, keepdim=True) / source_norm
-    order = [("cls", i) for i in s.integrate] + [("cgp", i) for i in s.cgp]
+    order = [(kind, i) for kind, layers in (("cls", s.integrate), ("spread", s.spread), ("cgp", s.cgp)) for i in layers]
     order += [("patches", i) for i in s.cgp if s.patches]
     return torch.cat([F.normalize(parts[part], dim=-1) for part in order], dim=-1)
 

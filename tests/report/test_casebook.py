@@ -494,6 +494,11 @@ def test_the_method_is_what_the_detector_reads() -> None:
         and whole not in said
     )
     assert f"sees in {whole} changes when" in method_of(few, CropConfig("resize"))
+    spread, depths = replace(layers, spread=(2, 3)), "at layers 2 and 3 of its network"
+    assert f" and how much what it sees varies there, {depths}. A" in method_of(spread, CropConfig("both"))
+    said = method_of(replace(spread, native=(4,), views=few.views, cgp=(5,)), CropConfig("both"))
+    assert f", how much what it sees varies within either, {depths} and how what it sees in {native} changes" in said
+    assert "varies" not in method_of(replace(few, spread=(2, 3)), CropConfig("both"))
     said = method_of(CoRITSettings(cgp=(4,), inject_at=(3,), integrate=(9,)), CropConfig("both"))
     assert whole in said and native in said and "at layer 9 of" in said and "were added" in said
     noisy = CoRITSettings(("noise:0.02", "jpeg:75"), cgp=(4,), integrate=())

@@ -1,0 +1,16 @@
+"""Patch spread: how much the patches of a window differ, channel by channel.
+
+A camera's noise, and what compression leaves of it, lie over a whole picture; generators paint each region anew. The
+class token says what is there, the spread how evenly. It is ours, not the paper's.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def spread(patches: Tensor) -> Tensor:
+    """Standard deviations over the patches of tokens (B, P, d), each token brought to mean 0 and variance 1 first:
+    (B, d)."""
+    return F.layer_norm(patches, patches.shape[-1:]).std(1, correction=0)

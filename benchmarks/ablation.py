@@ -40,13 +40,15 @@ def rows() -> list[Row]:
     """From the last block's linear probe to RSI and RRM, and what the shipped detector reads without each part."""
     sam = replace(TrainSettings(), fusion="early")
     plain, all_read = replace(sam, rho=0.0), replace(DETECTOR, face=())
-    hri, hri_cgp = replace(all_read, cgp=(), patches=False, native=()), replace(all_read, native=())
+    class_tokens = replace(all_read, spread=())
+    hri, hri_cgp = replace(class_tokens, cgp=(), patches=False, native=()), replace(class_tokens, native=())
     injected = replace(all_read, inject_at=(2,))
     return [
         Row("probe", baseline(12), plain),
         Row("+ HRI", hri, plain),
         Row("+ CGP", hri_cgp, plain),
-        Row("+ native class tokens", all_read, plain),
+        Row("+ native class tokens", class_tokens, plain),
+        Row("+ patch spread", all_read, plain),
         Row("+ SAM: what ships reads", all_read, sam),
         Row("without HRI", replace(all_read, integrate=()), sam),
         Row("without CGP", replace(all_read, cgp=(), patches=False), sam),

@@ -114,7 +114,12 @@ _LAYERS = ("cgp", "inject_at", "integrate", "native", "spread", "face")
 METHOD = CoRITSettings()
 #: What ``corit train`` reads, and the shipped detector: chosen by sources held out (docs/results.md).
 DETECTOR = CoRITSettings(
-    integrate=(6, 7, 8, 9, 10), native=(4, 5, 6, 7, 8, 9), cgp=(3, 4, 5), patches=True, face=(6, 7, 8, 9, 10)
+    integrate=(6, 7, 8, 9, 10),
+    native=(4, 5, 6, 7, 8, 9),
+    spread=(2, 3, 4, 5),
+    cgp=(3, 4, 5),
+    patches=True,
+    face=(6, 7, 8, 9, 10),
 )
 
 

@@ -227,7 +227,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_complete_configuration_gives_the_same_bytes(corit, folder: Path, dataset: Path, tmp_path: Path) -> None:
     tiny = ["--backbone", folder / "tower.safetensors", "--native", "none", "--no-face", "--integrate", "2-3"]
-    tiny += ["--cgp", "1-2", "--folds", 3, "--no-probe", "--degrade", "jpeg", "--rho", "0.3"]
+    tiny += ["--spread", "none", "--cgp", "1-2", "--folds", 3, "--no-probe", "--degrade", "jpeg", "--rho", "0.3"]
     first = corit("train", dataset, *tiny, "--out", tmp_path / "a", "--overwrite")
     assert first.returncode == 0, first.stderr
     kept = tomllib.loads((tmp_path / "a" / "run.toml").read_text())

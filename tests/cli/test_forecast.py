@@ -50,8 +50,8 @@ def tiny(folder: Path) -> list[object]:
 
 
 def test_train(here, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
-    arguments = ["train", dataset, *tiny(folder), "--native", "none", "--no-face", "--folds", 3, "--degrade", "jpeg"]
-    arguments += ["--out", tmp_path / "det", "--forge", "0.5*resample@native"]
+    arguments = ["train", dataset, *tiny(folder), "--native", "none", "--spread", "none", "--no-face", "--folds", 3]
+    arguments += ["--degrade", "jpeg", "--out", tmp_path / "det", "--forge", "0.5*resample@native"]
     told = dry(*arguments)
     assert "48 images (24 real, 24 fake)" in told
     rows = int(re.search(r"features of (\d+) images or copies of them \(0 more", told)[1])
@@ -65,7 +65,8 @@ def test_train(here, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
 
 
 def test_tuning(dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
-    arguments = ["train", dataset, *tiny(folder), "--native", "none", "--tune", "last:1", "--out", tmp_path / "det"]
+    arguments = ["train", dataset, *tiny(folder), "--native", "none", "--spread", "none", "--tune", "last:1"]
+    arguments += ["--out", tmp_path / "det"]
     told = dry(*arguments, "--push-to-hub", "user/x")
     assert "parts of the backbone" in told and "user/x on the Hub" in told and "tuning at most" in told
 

@@ -127,6 +127,7 @@ def test_what_goes_wrong_is_one_line(online: Callable, server: Hub, detector: Pa
 
 def test_train_and_push(online: Callable, server: Hub, detector: Path, dataset: Path, tmp_path: Path) -> None:
     tiny = ["--backbone", detector.parent / "tower.safetensors", "--native", "none", "--no-face", "--integrate", "2-3"]
+    tiny += ["--spread", "none"]
     tiny += ["--cgp", "1-2", "--folds", 3, "--no-probe", "--push-to-hub", "user/trained"]
     one_line_error(online("train", dataset, *tiny, "--out", tmp_path / "det"), "takes a token")
     assert not (tmp_path / "det").exists()

@@ -53,7 +53,7 @@ def test_train_then_detect(corit, dataset: Path, tmp_path: Path) -> None:
 
 def test_faults_of_the_data_are_told_before(corit, folder: Path, dataset: Path, tmp_path: Path) -> None:
     tiny = ["--backbone", folder / "tower.safetensors", "--native", "none", "--no-face", "--integrate", "2-3"]
-    tiny += ["--cgp", "1-2", "--folds", 3, "--no-probe"]
+    tiny += ["--spread", "none", "--cgp", "1-2", "--folds", 3, "--no-probe"]
     files = sorted(dataset.rglob("*.png"))
     rows = [f"{file},{file.parent.name},{'val' if i % 3 == 0 else 'train'}" for i, file in enumerate(files)]
     leak = [row.replace(",val", ",train") for row in rows if row.endswith(",val")]
@@ -74,6 +74,8 @@ def test_a_detector_that_shows_where(corit, dataset: Path, folder: Path, tmp_pat
     tiny = [
         "--backbone",
         folder / "tower.safetensors",
+        "--spread",
+        "1-2",
         "--native",
         "none",
         "--no-face",
@@ -111,6 +113,8 @@ def test_a_detector_without_contrasts_shows_where_too(corit, dataset: Path, tmp_
         deep / "tower.safetensors",
         "--integrate",
         "6",
+        "--spread",
+        "1-2",
         "--native",
         "none",
         "--no-face",
@@ -184,6 +188,8 @@ def tune_arguments(dataset: Path, folder: Path, out: Path, *more: object) -> lis
         "blur:1.0",
         "--cgp",
         "2,3",
+        "--spread",
+        "1-2",
         "--native",
         "none",
         "--integrate",

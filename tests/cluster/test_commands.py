@@ -46,6 +46,8 @@ def test_a_training_gives_the_same_weights(corit, cluster, options: list[str], d
         "--epochs",
         "2",
         "--no-face",
+        "--spread",
+        "1-2",
         "--native",
         "none",
         "--no-cache",

@@ -74,10 +74,10 @@ class Extractor:
 
     With windows of both kinds the work is divided: class tokens (HRI) are read from the resized image, which shows the
     whole, and contrasts (CGP) from native windows, whose pixels still hold the traces, with the class tokens of
-    ``native`` layers; the spread of patches is read from either. Otherwise every window is read for everything, and
-    ``native`` adds nothing. ``face`` layers are read from the window of a face, and missing (NaN) where there is none.
-    Features are averaged over the windows that one reader reads. ``precision``, fp32 or bf16, is that of the tower's
-    products (:mod:`~corit_cli.model.precision`).
+    ``native`` layers; the spread of patches is read wherever class tokens are. Otherwise every window is read for
+    everything, and ``native`` adds nothing. ``face`` layers are read from the window of a face, and missing (NaN) where
+    there is none. Features are averaged over the windows that one reader reads. ``precision``, fp32 or bf16, is that of
+    the tower's products (:mod:`~corit_cli.model.precision`).
     """
 
     def __init__(
@@ -106,7 +106,6 @@ class Extractor:
             division.append(
                 ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face, spread=()), "face")
             )
-        division = [(w, s if s.integrate else replace(s, spread=()), cls) for w, s, cls in division]
         tower = lowered(backbone.tower.to(self.device), precision)
         self.readers = [Reader(w, CoRIT(tower, s).to(self.device).eval(), cls) for w, s, cls in division]
         if not any(reader.parts for reader in self.readers if reader.cls != "face"):
@@ -195,7 +194,7 @@ class Extractor:
 
     @property
     def native_tokens(self) -> tuple[str, ...]:
-        """The readings of native windows alone that are class tokens."""
+        """The readings of native windows alone, but contrasts."""
         return tuple(name for name in self.native_readings if name != READINGS["cgp"])
 
     @property
@@ -207,7 +206,7 @@ class Extractor:
     def fingerprints(self) -> list[list[str]]:
         """For each reader, everything that each window's parts depend on besides the image, in the readings' order.
 
-        A plain stream's class tokens depend on no contrast view, so runs that read them differently share them.
+        A plain stream's class tokens and spread depend on no contrast view, so runs that differ in views share them.
         """
         s = self.settings
         stream = [s.views, s.inject_at, s.mask, s.alpha] if s.inject_at else []

@@ -58,6 +58,7 @@ class CoRIT(nn.Module):
         self.settings = settings
         self.views = [parse_view(spec) for spec in settings.views] if settings.contrasted else []
         self.mask = parse_mask(settings.mask)
+        self.spread = settings.spread if settings.integrate else ()  # it is read beside class tokens
 
     @property
     def parts(self) -> list[tuple[str, int]]:
@@ -65,7 +66,7 @@ class CoRIT(nn.Module):
         s = self.settings
         return (
             [("cls", layer) for layer in s.integrate]
-            + [("spread", layer) for layer in s.spread]
+            + [("spread", layer) for layer in self.spread]
             + [("cgp", layer) for layer in s.cgp]
             + [("patches", layer) for layer in s.cgp if s.patches]
         )
@@ -78,7 +79,7 @@ class CoRIT(nn.Module):
     @property
     def end(self) -> int:
         """The deepest layer that is read; blocks after it are never run."""
-        return max((*self.settings.integrate, *self.settings.spread, self._views_end))
+        return max((*self.settings.integrate, *self.spread, self._views_end))
 
     @property
     def _views_end(self) -> int:
@@ -115,7 +116,7 @@ class CoRIT(nn.Module):
 
             if layer in s.integrate:
                 found["cls", layer] = x[:, 0]  # (B, d)
-            if layer in s.spread:
+            if layer in self.spread:
                 found["spread", layer] = spread(x[:, 1:])  # (B, d)
             if layer in s.cgp or patches_read:
                 c = cgp.contrast(x[:, : v.shape[1]], v.unflatten(0, (K, B)))  # (K, B, 1 or N, d)
@@ -142,7 +143,7 @@ class CoRIT(nn.Module):
     @property
     def ends_in_class_tokens(self) -> bool:
         """Whether class tokens, of whichever streams, are all that is read of the deepest layer."""
-        return not (self._patches_read(self.end) or self.end in self.settings.spread)
+        return not (self._patches_read(self.end) or self.end in self.spread)
 
     def regional(self, images: Tensor) -> Tensor:
         """Contrasts of every patch of images (B, 3, S, S) at the layers of ``cgp``, each of unit norm, side by side:

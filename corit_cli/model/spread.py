@@ -1,7 +1,7 @@
 """Patch spread: how much the patches of a window differ, channel by channel.
 
-A camera's noise, and what compression leaves of it, lie over a whole picture; generators paint each region anew. The
-class token says what is there, the spread how evenly. It is ours, not the paper's.
+The class token says what is in a window, the spread how evenly. The motive: a camera's noise, and what compression
+leaves of it, lie over a whole picture, and a generator's own traces need not. It is ours, not the paper's.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Recipe(Settings):
     copies: int | None = option(None, "Degraded copies of each image; 1 with --degrade.", minimum=0, panel=DATA)
     windows: int = option(
         0,
-        "Further native windows of each image, copy and forgery, at random, for native class tokens.",
+        "Further native windows of each image, copy and forgery, at random, for the reading `native`.",
         flag="--more-windows",
         minimum=0,
         panel=DATA,

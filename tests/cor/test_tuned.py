@@ -28,6 +28,7 @@ from corit_cli.training.sam import SAM
 from tests.conftest import TINY, Told, photograph, random_tower
 
 SETTINGS = {
+    "spread of the deepest patches": CoRITSettings(cgp=(1,), integrate=(2,), spread=(1, 4)),
     "baseline": baseline(4),
     "plain, three deep": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
     "contrast": CoRITSettings(("blur:1.0",), cgp=(2, 3), integrate=(2, 4)),

@@ -30,7 +30,7 @@ VARIANTS = {
     "no contrast": CoRITSettings(cgp=(), inject_at=(), integrate=(1, 3)),
     "spread of patches": CoRITSettings(("blur:1.0",), cgp=(1, 2), inject_at=(), integrate=(1, 3), spread=(1, 2)),
     "spread of the last layer, injected into": CoRITSettings(cgp=(1,), inject_at=(1, 2), integrate=(2,), spread=(3,)),
-    "contrast only": CoRITSettings(("jpeg:75",), cgp=(1, 2), inject_at=(), integrate=()),
+    "contrast only": CoRITSettings(("jpeg:75",), cgp=(1, 2), inject_at=(), integrate=(), spread=(3,)),
     "source is the last layer read": CoRITSettings(("blur:1.0",), cgp=(1,), inject_at=(3,), integrate=(2,)),
 }
 
@@ -58,7 +58,11 @@ def by_the_equations(tower: VisionTower, s: CoRITSettings, images: torch.Tensor)
         if layer in s.inject_at:
             h = h.clone()
             h[:, 1:] += s.alpha * mask * source * h[:, 1:].norm(dim=-1, keepdim=True) / source_norm
-    order = [(kind, i) for kind, layers in (("cls", s.integrate), ("spread", s.spread), ("cgp", s.cgp)) for i in layers]
+    order = [
+        (kind, i)
+        for kind, layers in (("cls", s.integrate), ("spread", s.spread if s.integrate else ()), ("cgp", s.cgp))
+        for i in layers
+    ]
     order += [("patches", i) for i in s.cgp if s.patches]
     return torch.cat([F.normalize(parts[part], dim=-1) for part in order], dim=-1)
 

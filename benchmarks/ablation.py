@@ -37,21 +37,22 @@ TRAIN, VAL = 300, 150
 
 
 def rows() -> list[Row]:
-    """From the last block's linear probe to RSI and RRM, and what the shipped detector reads without each part."""
+    """From the last block's linear probe to what the shipped detector reads, and that, but for the spread of patches,
+    without each part and with RSI and RRM."""
     sam = replace(TrainSettings(), fusion="early")
     plain, all_read = replace(sam, rho=0.0), replace(DETECTOR, face=())
-    class_tokens = replace(all_read, spread=())
-    hri, hri_cgp = replace(class_tokens, cgp=(), patches=False, native=()), replace(class_tokens, native=())
-    injected = replace(all_read, inject_at=(2,))
+    tokens = replace(all_read, spread=())
+    hri, hri_cgp = replace(tokens, cgp=(), patches=False, native=()), replace(tokens, native=())
+    injected = replace(tokens, inject_at=(2,))
     return [
         Row("probe", baseline(12), plain),
         Row("+ HRI", hri, plain),
         Row("+ CGP", hri_cgp, plain),
-        Row("+ native class tokens", class_tokens, plain),
-        Row("+ patch spread", all_read, plain),
-        Row("+ SAM: what ships reads", all_read, sam),
-        Row("without HRI", replace(all_read, integrate=()), sam),
-        Row("without CGP", replace(all_read, cgp=(), patches=False), sam),
+        Row("+ native class tokens", tokens, plain),
+        Row("+ SAM", tokens, sam),
+        Row("+ patch spread: what ships reads", all_read, sam),
+        Row("without HRI", replace(tokens, integrate=()), sam),
+        Row("without CGP", replace(tokens, cgp=(), patches=False), sam),
         Row("with RSI at 2, no mask", replace(injected, mask="none"), sam),
         Row("with RSI at 2 and RRM", injected, sam),
     ]

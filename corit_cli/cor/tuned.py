@@ -163,7 +163,7 @@ def train_tuned(
         return F.binary_cross_entropy_with_logits(logits, y[batch], reduction="sum") / size
 
     def step(batch: Tensor) -> float:  # (1, b)
-        # Picked once for both of SAM's passes: copying tokens takes as long as the passes' own reading of them.
+        # Picked once for both of SAM's passes, since picking copies all tokens.
         return sam.step(loss, [(part, tuned.pick(prepared, part)) for part in micro_batches(o, batch[0])]).cosine
 
     return head.eval(), float(run_batches(o, trained_on, [seed], step))

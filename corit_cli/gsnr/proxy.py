@@ -92,7 +92,7 @@ def measure_proxy(
     s = corit.settings
     if not s.contrasted:
         raise ValueError("these settings use no contrast, so there is no proxy to measure")
-    depth = max((*s.integrate, *s.spread, *s.cgp, *s.inject_at))
+    depth = max((*s.integrate, *corit.spread, *s.cgp, *s.inject_at))
     inject_at = s.inject_at or (max(1, min(RSI, depth - 1)),)
     rows = []
     for images, labels, before in batches:

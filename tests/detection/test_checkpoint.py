@@ -74,10 +74,11 @@ def test_what_tells_degraded_pictures_is_saved_with_the_head(tmp_path: Path) -> 
     # One from before there was any has none.
     plain.save(tmp_path / "plain")
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
-    del config["degradation"]
+    del config["degradation"], config["settings"]["spread"]
     config["format"] = 2
     (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
-    assert Checkpoint.load(tmp_path / "plain").head.degradation is None
+    before = Checkpoint.load(tmp_path / "plain")
+    assert before.head.degradation is None and before.settings == plain.settings
 
 
 def test_one_from_before_faces_were_joined_judges_them_by_their_own_reading(tmp_path: Path) -> None:

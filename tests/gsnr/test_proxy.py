@@ -66,6 +66,14 @@ def test_relative_norms_of_the_plain_streams(settings, batch):
     assert found.inject_at == ((1,) if settings.inject_at else (2,)) and found.tried == (not settings.inject_at)
 
 
+def test_it_goes_as_deep_as_the_deepest_patches_whose_spread_is_read(batch):
+    settings = replace(PLAIN, spread=(1, 4))
+    found, narrower = run(settings, *batch), run(replace(PLAIN, integrate=(2, 4)), *batch)
+    assert list(found.layers) == [0, 1, 2, 3, 4]
+    assert found.layers[4].norm.value == pytest.approx(narrower.layers[4].norm.value)
+    assert list(run(replace(settings, integrate=()), *batch).layers) == [0, 1, 2, 3]  # no class token, no spread
+
+
 def test_injection_changes_what_follows_the_source(batch):
     found = run(INJECTED, *batch).layers
     assert found[1].injected_norm.value == pytest.approx(found[1].norm.value, rel=1e-5)  # taken before it is injected

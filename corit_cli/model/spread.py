@@ -13,4 +13,6 @@ from torch import Tensor
 def spread(patches: Tensor) -> Tensor:
     """Standard deviations over the patches of tokens (B, P, d), each token brought to mean 0 and variance 1 first:
     (B, d)."""
-    return F.layer_norm(patches, patches.shape[-1:]).std(1, correction=0)
+    y = F.layer_norm(patches, patches.shape[-1:])  # (B, P, d)
+    variance = (y - y.mean(1, keepdim=True)).square().mean(1)  # faster than torch's over the middle dimension
+    return variance.clamp_min(1e-12).sqrt()  # (B, d); where all patches are the same, its gradient is 0

@@ -16,6 +16,7 @@ from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.mask import parse_mask
 from corit_cli.model.settings import CoRITSettings, baseline, parse_layers
+from corit_cli.model.spread import spread
 from corit_cli.model.views import parse_view
 from tests.conftest import random_tower
 
@@ -74,6 +75,15 @@ def test_features_follow_the_equations(name: str, tower: VisionTower, images: to
     z = corit(images).z
     assert z.shape == (3, corit.width)
     torch.testing.assert_close(z, by_the_equations(tower, settings, images), atol=1e-5, rtol=1e-5)
+
+
+def test_patches_that_are_all_the_same_have_no_spread_and_no_gradient() -> None:
+    one = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0))
+    patches = one.repeat(1, 16, 1).requires_grad_()
+    found = spread(patches)
+    assert found.max() < 1e-5
+    found.sum().backward()
+    assert patches.grad is not None and patches.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

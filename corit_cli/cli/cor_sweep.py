@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,10 +27,12 @@ from corit_cli.model.settings import METHOD, CoRITSettings, baseline
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
+    from corit_cli.cor.arms import HeadArm, TunedArm
     from corit_cli.cor.collapse import Criteria, Run
     from corit_cli.cor.problem import Problem
-    from corit_cli.cor.sweep import Sweep
+    from corit_cli.cor.sweep import Arm, MakeArm, Sweep
     from corit_cli.model.scope import Scope
+    from corit_cli.progress import Progress
 
 #: Parameters that --theory sets by itself, besides all that is read.
 THEORY_SETS = ("rho", "compare", "tune", "extend", "geometry", "resume", "precision")
@@ -165,9 +168,20 @@ def cor_sweep(
     if theory:
         return _theory(problem, seeds, plot, as_json)
 
-    with Bars() as bars:
-        arms = [problem.arm(name, models[name], scope, bars(f"{name}: frozen part", len(problem))) for name in names]
-    tests = problem.criteria
+    def make(name: str, progress: Progress) -> HeadArm | TunedArm:
+        return problem.arm(name, models[name], scope, progress(f"{name}: frozen part", len(problem)))
+
+    for read in models.values():
+        problem.check(read, scope)
+    geometry = scope.kind == "head" if geometry is None else geometry
+    arms: dict[str, MakeArm] = {name: partial(make, name) for name in names}
+    ready = {}
+    if geometry or scope.kind == "head":  # wanted again, or small
+        with Bars() as bars:
+            ready = {name: arm(bars) for name, arm in arms.items()}
+        arms = {name: partial(_made, arm) for name, arm in ready.items()}
+    with working("reading the images"):
+        tests = problem.criteria
     about = {
         "corit": __version__,
         "tune": str(scope),
@@ -197,9 +211,9 @@ def cor_sweep(
             title=title,
         )
     shapes = {}
-    if geometry or (geometry is None and scope.kind == "head"):
+    if geometry:
         with working("geometry at the initial weights"):
-            for arm in arms:
+            for arm in ready.values():
                 try:
                     shapes[arm.name] = problem.geometry(arm)
                 except ValueError as error:
@@ -211,6 +225,10 @@ def cor_sweep(
         trained = f"{title}; {problem.about['train']} images, {problem.about['val']} to validate"
         show_sweep(found, shapes, trained, convex=scope.kind == "head" and not recipe.hidden)
         err.print(f"finished runs are kept in {escape(str(folder))}", soft_wrap=True)
+
+
+def _made(arm: Arm, progress: Progress) -> Arm:
+    return arm
 
 
 def _title(scope: Scope, o: Optimization) -> str:
@@ -252,7 +270,7 @@ def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
 
 
 def _run(
-    arms: Sequence[Any],
+    arms: Mapping[str, MakeArm],
     radii: Sequence[float],
     seeds: Sequence[int],
     tests: Criteria,

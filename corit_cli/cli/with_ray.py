@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from corit_cli.cli.helping import Command
 from corit_cli.cli.options import RUN, opt
 from corit_cli.errors import CoritError
+
+if TYPE_CHECKING:
+    from corit_cli.cor.sweep import MakeArm
 
 _ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+|\[[\da-f:]+\]:\d+")
 
@@ -65,12 +68,14 @@ def reading(address: str | None, num_cpus: float | None) -> Iterator[Any]:
 
 
 @contextmanager
-def arms_on(arms: Sequence[Any], address: str | None, num_cpus: float | None) -> Iterator[Sequence[Any]]:
-    """The arms of a sweep, or what has them trained on the cluster at ``address``."""
+def arms_on(
+    arms: Mapping[str, MakeArm], address: str | None, num_cpus: float | None
+) -> Iterator[Mapping[str, MakeArm]]:
+    """What makes the arms of a sweep, or what makes arms that are trained on the cluster at ``address``."""
     if address is None:
         yield arms
         return
-    from corit_cli.cluster.arms import FarArm
+    from corit_cli.cluster.arms import far
 
     with workers(address, num_cpus) as found:
-        yield [FarArm(arm, *found) for arm in arms]
+        yield {name: far(make, *found) for name, make in arms.items()}

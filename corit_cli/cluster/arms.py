@@ -12,7 +12,7 @@ from corit_cli.cluster.session import room
 if TYPE_CHECKING:
     from corit_cli.cor.arms import HeadArm, TunedArm
     from corit_cli.cor.collapse import Run
-    from corit_cli.cor.sweep import Wanted
+    from corit_cli.cor.sweep import MakeArm, Wanted
 
 
 @dataclass
@@ -28,7 +28,6 @@ class FarArm:
     threads: int
 
     def __post_init__(self) -> None:
-        room(self.ray, self.threads)
         self.name = self.arm.name
         self._sent = self.ray.put(self.arm)
         self._train = self.ray.remote(num_cpus=self.threads)(_train)
@@ -45,6 +44,12 @@ class FarArm:
         finally:
             for task in waiting:
                 self.ray.cancel(task, force=True)
+
+
+def far(make: MakeArm, ray: ModuleType, threads: int) -> MakeArm:
+    """What makes an arm here and has it trained there. Raises CoritError where no node has so many CPUs."""
+    room(ray, threads)
+    return lambda progress: FarArm(make(progress), ray, threads)
 
 
 def _train(arm: Any, wanted: Sequence[Wanted], threads: int) -> list[Run]:

@@ -26,8 +26,9 @@ from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extr
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.stream import ahead, loaders
 from corit_cli.files import content_sha256
+from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone
-from corit_cli.model.scope import Scope
+from corit_cli.model.scope import Scope, first_thawed
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance, hush
 
@@ -102,7 +103,9 @@ class Problem:
 
     @property
     def used(self) -> list[int]:
-        """Positions, among the samples, of the images in use. They must have been read before."""
+        """Positions, among the samples, of the images in use, which are read if nothing was before."""
+        if self._used is None:
+            _ = self.windows  # by then it is known
         assert self._used is not None
         return self._used
 
@@ -162,12 +165,18 @@ class Problem:
         self._keep({self._wanted[k]: message for k, message in errors.items()})
         return z[[k for k in range(len(z)) if k not in errors]].to(self.device)
 
+    def check(self, settings: CoRITSettings, scope: Scope) -> None:
+        """Raise CoritError where no :meth:`arm` can be had: the settings or the scope do not fit the backbone, or a
+        tower is to be tuned on several windows an image."""
+        first_thawed(scope, CoRIT(self.backbone.tower, settings).end)
+        if scope.kind != "head" and len(self.crops.windows) > 1:
+            raise CoritError("where blocks are tuned, one window an image is read: leave out --crops")
+
     def arm(self, name: str, settings: CoRITSettings, scope: Scope, advance: Advance = hush) -> HeadArm | TunedArm:
-        """A model, its frozen part run on all images. Raises CoritError when the settings do not fit the backbone."""
+        """A model, its frozen part run on all images. Raises CoritError as :meth:`check` does."""
+        self.check(settings, scope)
         if scope.kind == "head":
             return HeadArm(name, self.features(settings, advance), self.split, self.optimization)
-        if len(self.crops.windows) > 1:
-            raise CoritError("where blocks are tuned, one window an image is read: leave out --crops")
         tuned = Tuned(self.backbone.tower, settings, scope)
         prepared = tuned.prepare(self.windows, advance, self.precision)
         return TunedArm(name, tuned, prepared, self.split, self.optimization)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,10 @@ class Arm(Protocol):
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
         """Train every wanted run; yield each as it is finished."""
         ...
+
+
+#: What makes an arm ready, telling how far it is.
+MakeArm = Callable[[Progress], Arm]
 
 
 class Journal:
@@ -140,7 +145,7 @@ class Sweep:
 
 
 def sweep(
-    arms: Sequence[Arm],
+    arms: Mapping[str, MakeArm],
     radii: Sequence[float],
     seeds: Sequence[int],
     tests: Criteria,
@@ -150,43 +155,60 @@ def sweep(
     progress: Progress = quiet,
     tell: Callable[[Run], None] = lambda run: None,
 ) -> Sweep:
-    """Run what the sweep needs and is not in the journal; ``tell`` is told of every run, kept ones too."""
+    """Run what the sweep needs and is not in the journal; ``tell`` is told of every run, kept ones too.
 
-    asked: dict[str, dict[tuple, Run]] = {arm.name: {} for arm in arms}
-
-    def need(arm: Arm, wanted: Iterable[Wanted]) -> None:
-        keys = {(arm.name, *w): w for w in wanted}
-        missing = [w for key, w in keys.items() if key not in journal.runs]
-        for key in keys:
-            if key in journal.runs:
-                tell(journal.runs[key])
-        if missing:
-            advance = progress(f"{arm.name}: runs", len(missing))
-            for run in arm.run(missing):
-                journal.add(run)
-                tell(run)
-                advance()
-        asked[arm.name] |= {key: journal.runs[key] for key in keys}
-
-    def radius(arm: Arm) -> COR:
-        # From the runs asked for so far, not all that are kept: a resumed sweep takes the same way as the first.
-        return critical_radius(asked[arm.name].values(), tests)
-
-    for arm in arms:
+    One arm comes after the other, each made for the first of its runs that is missing and let go after the last.
+    """
+    runs: list[Run] = []
+    for name, make in arms.items():
+        one = _Asked(name, cache(partial(make, progress)), journal, progress, tell)
         controls = [(0.0, seed, shuffled) for shuffled in (False, True) for seed in seeds]
-        need(arm, controls + [(rho, seed, False) for rho in radii for seed in seeds])
-    for arm in arms:
+        one.need(controls + [(rho, seed, False) for rho in radii for seed in seeds])
         top = max(radii)
-        while extend and top * 2 <= FARTHEST and radius(arm).side == "above":
+        while extend and top * 2 <= FARTHEST and one.radius(tests).side == "above":
             top *= 2
-            need(arm, [(top, seed, False) for seed in seeds])
+            one.need([(top, seed, False) for seed in seeds])
         for _ in range(ROUNDS if refine else 0):
-            ends = radius(arm).bracket
+            ends = one.radius(tests).bracket
             if ends is None or ends[1] / ends[0] <= CLOSE:
                 break
             between = [rounded(float(r)) for r in np.geomspace(*ends, 4)[1:3]]
-            need(arm, [(rho, seed, False) for rho in between for seed in seeds])
-    return summary((run for runs in asked.values() for run in runs.values()), tests)
+            one.need([(rho, seed, False) for rho in between for seed in seeds])
+        runs += one.runs.values()
+    return summary(runs, tests)
+
+
+@dataclass
+class _Asked:
+    """An arm's runs that a sweep asked for, from its journal or trained for it.
+
+    The radius is told from these, not from all that are kept: a resumed sweep takes the same way as the first.
+    """
+
+    name: str
+    arm: Callable[[], Arm]
+    journal: Journal
+    progress: Progress
+    tell: Callable[[Run], None]
+    runs: dict[tuple, Run] = field(default_factory=dict)
+
+    def need(self, wanted: Iterable[Wanted]) -> None:
+        keys = {(self.name, *w): w for w in wanted}
+        missing = [w for key, w in keys.items() if key not in self.journal.runs]
+        for key in keys:
+            if key in self.journal.runs:
+                self.tell(self.journal.runs[key])
+        if missing:
+            arm = self.arm()
+            advance = self.progress(f"{self.name}: runs", len(missing))
+            for run in arm.run(missing):
+                self.journal.add(run)
+                self.tell(run)
+                advance()
+        self.runs |= {key: self.journal.runs[key] for key in keys}
+
+    def radius(self, tests: Criteria) -> COR:
+        return critical_radius(self.runs.values(), tests)
 
 
 def summary(runs: Iterable[Run], tests: Criteria) -> Sweep:

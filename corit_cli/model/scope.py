@@ -62,9 +62,7 @@ def thaw(tower: VisionTower, scope: Scope, end: int) -> tuple[VisionTower, int]:
     """
     if any(p.requires_grad for p in tower.parameters()):
         raise ValueError("the tower must be frozen: its parameters are shared")
-    if scope.kind == "last" and scope.number > end:
-        raise CoritError(f"last:{scope.number} asks for more blocks than the {end} that are read")
-    first = {"head": end + 1, "last": end - scope.number + 1}.get(scope.kind, 1)
+    first = first_thawed(scope, end)
     own = _sharing(tower, _thawed(tower, scope, first, end))
     for block in own.blocks:
         block.reassociate = True
@@ -76,6 +74,16 @@ def thaw(tower: VisionTower, scope: Scope, end: int) -> tuple[VisionTower, int]:
         for p in _thawed(own, scope, first, end):
             p.requires_grad_(True)
     return own, -1 if scope.kind == "all" else first - 1
+
+
+def first_thawed(scope: Scope, end: int) -> int:
+    """The first of blocks 1..``end`` that a scope trains something of; ``end`` + 1 where it trains none.
+
+    Raises CoritError when the scope names more blocks than these.
+    """
+    if scope.kind == "last" and scope.number > end:
+        raise CoritError(f"last:{scope.number} asks for more blocks than the {end} that are read")
+    return {"head": end + 1, "last": end - scope.number + 1}.get(scope.kind, 1)
 
 
 def _thawed(tower: VisionTower, scope: Scope, first: int, end: int) -> list[nn.Parameter]:

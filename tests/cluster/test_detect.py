@@ -23,7 +23,7 @@ from corit_cli.bulk.parts import Parts, every_row
 from corit_cli.bulk.sources import listed
 from corit_cli.cli.inputs import collect
 from corit_cli.cluster import detect as module
-from corit_cli.cluster.arms import FarArm
+from corit_cli.cluster.arms import far
 from corit_cli.cluster.detect import Plan, detect
 from corit_cli.cluster.ledger import KILLED
 from corit_cli.cluster.reading import FarReading
@@ -158,9 +158,9 @@ def test_a_worker_that_fits_no_node_is_refused(run: Run) -> None:
     with pytest.raises(CoritError, match=r"no node of the cluster has 1.5 CPUs for a worker"):  # both together have 2
         run(cpus=1.5)
     assert room(run.ray, 0.5) == 4
-    for far in (lambda: FarArm(None, run.ray, threads=2), lambda: next(FarReading(run.ray, threads=2)(None, []))):
+    for refused in (lambda: far(None, run.ray, threads=2), lambda: next(FarReading(run.ray, threads=2)(None, []))):
         with pytest.raises(CoritError, match="no node of the cluster has 2 CPUs"):
-            far()
+            refused()
 
 
 def test_files_without_a_row_get_another_pass(

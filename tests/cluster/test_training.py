@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from corit_cli.cluster.arms import FarArm
+from corit_cli.cluster.arms import far
 from corit_cli.cluster.reading import FarReading
 from corit_cli.cor.problem import Problem
 from corit_cli.cor.settings import BLOCKS, HEADS
-from corit_cli.cor.sweep import Journal, sweep
+from corit_cli.cor.sweep import Arm, Journal, sweep
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.settings import CropConfig
 from corit_cli.features.cache import Job, extract
@@ -22,6 +22,7 @@ from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import Backbone
 from corit_cli.model.scope import parse_scope
 from corit_cli.model.settings import CoRITSettings
+from corit_cli.progress import Progress
 from tests.conftest import photograph, random_tower
 
 READS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
@@ -44,11 +45,14 @@ def test_a_sweep_is_the_local_one(
     recipe = replace(HEADS if tune == "head" else BLOCKS, epochs=2, batch_size=8)
     backbone = Backbone(random_tower(), "tiny", "0" * 64)
     problem = Problem(load_samples(tiles), backbone, CropConfig("native", 32), recipe, most=48)
-    arm = problem.arm("corit", READS, parse_scope(tune))
     found = []
-    for name, trained in (("here", arm), ("there", FarArm(arm, ray, threads=1))):
+
+    def make(progress: Progress) -> Arm:
+        return problem.arm("corit", READS, parse_scope(tune))
+
+    for name, made in (("here", make), ("there", far(make, ray, threads=1))):
         journal = Journal(tmp_path / name, {"sweep": 1})
-        found.append(sweep([trained], [0.05, 0.5, 5.0], [0, 1], problem.criteria, journal))
+        found.append(sweep({"corit": made}, [0.05, 0.5, 5.0], [0, 1], problem.criteria, journal))
         kept = {line for line in (tmp_path / name / "runs.jsonl").read_text().splitlines()}
         assert len(kept) == len(journal.runs) >= 10
     assert repr(found[0].as_dict()) == repr(found[1].as_dict())  # NaN is equal to itself here

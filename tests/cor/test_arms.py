@@ -189,5 +189,7 @@ def test_the_loss_of_a_tuned_arm_is_that_of_the_images_named(scope: str, split: 
 def test_a_head_arm_serves_a_sweep(split: Split, z: Tensor, tmp_path: Path) -> None:
     tests = cor.Criteria.of(split.labels[split.train].tolist(), split.labels[split.val].tolist())
     arm = HeadArm("m", z, split, SHORT)
-    found = sweep([arm], (0.1, 1.0), (0, 1), tests, Journal(tmp_path, {}), refine=False).found["m"]
+    found = sweep({"m": lambda progress: arm}, (0.1, 1.0), (0, 1), tests, Journal(tmp_path, {}), refine=False).found[
+        "m"
+    ]
     assert len(found.runs) == 2 * 2 + 2 * 2

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +18,10 @@ from hypothesis import strategies as st
 
 from corit_cli.cor import collapse as cor
 from corit_cli.cor.collapse import Run
-from corit_cli.cor.sweep import CLOSE, FARTHEST, Journal, Sweep, Wanted, summary, sweep
+from corit_cli.cor.sweep import CLOSE, FARTHEST, Journal, Sweep, Wanted, summary
+from corit_cli.cor.sweep import sweep as sweep_of_made
 from corit_cli.errors import CoritError
+from corit_cli.progress import Progress
 from tests.conftest import Told
 
 TESTS = cor.Criteria(chance=math.log(2), null_auc=0.6)
@@ -47,6 +52,11 @@ class Cliff:
             trains = self.leaks if shuffled else self.learns and rho <= self.edge
             outcome = "diverged" if rho > self.diverges_above else "trained" if trains else "collapsed"
             yield Run(self.name, rho, seed, shuffled, *FIGURES[outcome], 1.0)
+
+
+def sweep(arms: Sequence[Cliff], *how: Any, **more: Any) -> Sweep:
+    """A sweep over arms that are there already."""
+    return sweep_of_made({arm.name: lambda progress, arm=arm: arm for arm in arms}, *how, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +179,21 @@ def test_arms_are_kept_apart(journal: Journal) -> None:
     for name, edge in (("a", 0.1), ("b", 1.0)):
         assert {r.model for r in found[name].runs} == {name}
         assert found[name].cor.low <= edge <= found[name].cor.high
+
+
+def test_an_arm_is_made_when_it_is_wanted_and_let_go_before_the_next(journal: Journal) -> None:
+    made: list[weakref.ref[Cliff]] = []
+
+    def make(name: str, progress: Progress) -> Cliff:
+        assert all(arm() is None for arm in made)
+        made.append(weakref.ref(arm := Cliff(name)))
+        progress(f"{name}: made", 1)(1)
+        return arm
+
+    arms, told = {name: partial(make, name) for name in "ab"}, Told()
+    for _ in range(2):  # the second time all runs are kept
+        sweep_of_made(arms, RADII, SEEDS, TESTS, journal, progress=told)
+        assert len(made) == 2 and [title for title, *_ in told.stages].count("a: made") == 1
 
 
 def test_only_the_seeds_of_this_sweep_count(journal: Journal) -> None:

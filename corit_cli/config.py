@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -70,6 +71,8 @@ class Settings:
             if o.choices and value not in o.choices:
                 raise CoritError(f"{called} must be {', '.join(o.choices[:-1])} or {o.choices[-1]}, not {value!r}")
             if isinstance(value, int | float):
+                if not isfinite(value):
+                    raise CoritError(f"{called} must be a finite number, not {value:g}")
                 if o.minimum is not None and not value >= o.minimum:
                     raise CoritError(f"{called} must be at least {o.minimum:g}, not {value:g}")
                 if o.maximum is not None and not value <= o.maximum:

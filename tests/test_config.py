@@ -56,7 +56,7 @@ def test_options_are_fields_in_order_with_their_flags() -> None:
         ({"heat": 49}, "heat must be at least 50, not 49"),
         ({"heat": 251}, "heat must be at most 250, not 251"),
         ({"minutes": -0.5}, "minutes must be at least 0, not -0.5"),
-        ({"minutes": float("nan")}, "minutes must be at least 0, not nan"),
+        ({"minutes": float("nan")}, "minutes must be a finite number, not nan"),
     ],
 )
 def test_values_that_an_option_does_not_allow_are_refused(wrong: dict[str, Any], words: str) -> None:

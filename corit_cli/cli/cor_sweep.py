@@ -155,6 +155,8 @@ def cor_sweep(
     problem = Problem(
         images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn, precision=arithmetic
     )
+    for read in models.values() if not theory else ():
+        problem.check(read, scope)
     if dry_run:
         if theory:
             raise CoritError("--dry-run does not foresee --theory: leave one of them out")
@@ -171,8 +173,6 @@ def cor_sweep(
     def make(name: str, progress: Progress) -> HeadArm | TunedArm:
         return problem.arm(name, models[name], scope, progress(f"{name}: frozen part", len(problem)))
 
-    for read in models.values():
-        problem.check(read, scope)
     geometry = scope.kind == "head" if geometry is None else geometry
     arms: dict[str, MakeArm] = {name: partial(make, name) for name in names}
     ready = {}

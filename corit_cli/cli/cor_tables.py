@@ -44,8 +44,9 @@ def show_sweep(found: Sweep, shapes: dict[str, Geometry], trained: str, convex: 
     out.print(f"Trained: {trained}.", soft_wrap=True)
     out.print(runs_table([r for f in found.found.values() for r in f.runs], t))
     out.print(
-        f"Collapsed: validation AUC at most {t.null_auc:.3f}, which guessing reaches 39 times in 40; or loss not "
-        f"{t.margin:g} below chance ({t.chance:.3f}) while logits spread by less than {t.floor:g}.",
+        f"Collapsed: validation AUC at most {t.null_auc:.3f}, where guessing ends up 39 times in 40 on {t.reals} real "
+        f"and {t.fakes} fake independent images; or loss not {t.margin:g} below chance ({t.chance:.3f}) while logits "
+        f"spread by less than {t.floor:g}.",
         soft_wrap=True,
     )
     for name, f in found.found.items():

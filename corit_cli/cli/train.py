@@ -83,8 +83,8 @@ def train(
     corit train manifest.csv --tune last:2 --grad-checkpoint
     torchrun --nproc_per_node=2 -m corit_cli train manifest.csv --tune lora:8
 
-    A split column (or train/ and val/ folders) is used where there is one; otherwise whole sources are kept together.
-    With --tune a fifth of the training images, whole sources if possible, is set aside to calibrate on.
+    A split column (or train/ and val/ folders) is used where there is one; otherwise whole videos, else sources, are
+    kept together. With --tune a fifth of the training images, whole sources if possible, is set aside to calibrate on.
     """
     tuned = tuning.over(TuneSettings())
     frozen = tuned.scope == "head"

@@ -16,6 +16,8 @@ import numpy as np
 from corit_cli.errors import CoritError
 
 RESAMPLES = 2000
+#: What guessing reaches once in so many times is above the band of guesses.
+ONE_IN = 40
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,15 @@ class Criteria:
         margin: how far below ``chance`` the final training loss must lie for a run to have learned.
         null_auc: upper end of the 95% band of validation AUC under random guessing.
         floor: spread of logits below which the output is as good as constant.
+        reals, fakes: independent images to validate on, as the band counts them.
     """
 
     chance: float
     null_auc: float
     margin: float = 0.05
     floor: float = 0.1
+    reals: int = 0
+    fakes: int = 0
 
     @classmethod
     def of(
@@ -84,7 +89,17 @@ class Criteria:
         fakes = sum(label for _, label in counted)
         reals = len(counted) - fakes
         chance = -p * math.log(p) - (1 - p) * math.log(1 - p)
-        return cls(chance, 0.5 + 1.96 * math.sqrt((fakes + reals + 1) / (12 * fakes * reals)))
+        band = 1.96 * math.sqrt((fakes + reals + 1) / (12 * fakes * reals))
+        return cls(chance, 0.5 + band, reals=reals, fakes=fakes)
+
+    def check(self) -> None:
+        """Raise CoritError where so few images count that guessing ranks them without a fault once in ``ONE_IN`` times
+        or more often: no run could then be told from a guess."""
+        if math.comb(self.reals + self.fakes, self.fakes) < ONE_IN:
+            raise CoritError(
+                f"too few independent images to validate on, {self.reals} real and {self.fakes} fake, where those of "
+                "one source or video may count as one: give ten independent ones of each class, or more --samples"
+            )
 
     def loss_at_chance(self, run: Run) -> bool:
         """Whether training did not get below the loss of a constant guess."""

@@ -19,7 +19,7 @@ from corit_cli.cor.tuned import Tuned
 from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
 from corit_cli.data.settings import CropConfig
-from corit_cli.data.splits import deal, thin, units_of
+from corit_cli.data.splits import LEARNED, deal, thin, units_of
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import FeatureCache, Job, default_cache_path, extract
@@ -39,7 +39,7 @@ FEWEST_UNITS = 2
 
 
 class Problem:
-    """Images to train and to validate on, at most ``most`` of them, whole units on one side; test images stay out.
+    """Images to train and to validate on, at most ``most`` of them, whole units on one side; none of other splits.
 
     Files that turn out to be unreadable are left out and told to ``warn``. ``precision``, fp32 or bf16, is that of the
     products of frozen blocks; what is trained is float32. Raises CoritError when a class is missing, or when ``crops``
@@ -61,7 +61,7 @@ class Problem:
         if crops.mode == "both":
             raise CoritError("a sweep reads one kind of window: --crop native|resize")
         self.precision = precision
-        self.samples = [s for s in samples if s.split != "test"]
+        self.samples = [s for s in samples if s.split in LEARNED]
         self.backbone, self.crops, self.optimization, self.device, self.warn = (
             backbone,
             crops,
@@ -129,8 +129,12 @@ class Problem:
     @property
     def criteria(self) -> Criteria:
         """When a run on these images has collapsed."""
-        s, units = self.split, self.units
-        return Criteria.of(s.labels[s.train].tolist(), s.labels[s.val].tolist(), [units[k] for k in s.val.tolist()])
+        used = set(self.used)
+        return self._criteria(*([i for i in part if i in used] for part in (self._train, self._val)))
+
+    def _criteria(self, train: Sequence[int], val: Sequence[int]) -> Criteria:
+        labels = [s.label for s in self.samples]
+        return Criteria.of([labels[i] for i in train], [labels[i] for i in val], [self._units[i] for i in val])
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -166,8 +170,9 @@ class Problem:
         return z[[k for k in range(len(z)) if k not in errors]].to(self.device)
 
     def check(self, settings: CoRITSettings, scope: Scope) -> None:
-        """Raise CoritError where no :meth:`arm` can be had: the settings or the scope do not fit the backbone, or a
-        tower is to be tuned on several windows an image."""
+        """Raise CoritError where no :meth:`arm` can be had, or nothing said of one: settings or scope do not fit the
+        backbone, a tower is to be tuned on several windows an image, or too few images are independent."""
+        self._criteria(self._train, self._val).check()
         first_thawed(scope, CoRIT(self.backbone.tower, settings).end)
         if scope.kind != "head" and len(self.crops.windows) > 1:
             raise CoritError("where blocks are tuned, one window an image is read: leave out --crops")

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from corit_cli.data.colours import is_flat
 from corit_cli.data.images import ImageError, read_image
 from corit_cli.data.manifest import Sample
+from corit_cli.data.splits import LEARNED
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256
-
-SPLITS = ("train", "val", "test", "")
 
 
 @dataclass
@@ -36,7 +35,8 @@ def find_faults(samples: Sequence[Sample], train_part: Sequence[int], val_part: 
     missing = [s.path for s in samples if not os.path.isfile(s.path)]
     if missing:
         found.words.append(f"{len(missing)} of the {len(samples)} files are missing: {_first(missing)}")
-    others = Counter(s.split for s in samples if s.split not in SPLITS)
+    dealt = {*train_part, *val_part}
+    others = Counter(s.split for i, s in enumerate(samples) if i not in dealt and s.split not in (*LEARNED, "test"))
     for split, count in others.items():
         found.words.append(f"the split {split!r} is neither train, val nor test: its {count} images are left out")
     contents = _same(samples)

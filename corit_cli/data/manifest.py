@@ -62,6 +62,8 @@ def load_samples(data: Path, warn: Callable[[str], object] = lambda message: Non
       of source, generator, split and video_id. Relative paths start from the manifest's folder.
     * DeepfakeBench's ``.json``: dataset, label, split, perhaps compression, video, frames.
 
+    What is there twice, all columns alike, is taken once, which ``warn`` is told, too.
+
     Raises CoritError when nothing is found, a row cannot be understood, or most of the files listed are missing. A
     few missing files are left for whoever opens them to report.
     """
@@ -83,7 +85,10 @@ def load_samples(data: Path, warn: Callable[[str], object] = lambda message: Non
         raise CoritError(f"{data} is not a folder or a .csv, .jsonl or .json manifest")
     if not samples:
         raise CoritError(f"no images found in {data}")
-    return sorted(samples, key=lambda s: s.path)
+    distinct = dict.fromkeys(samples)
+    if len(distinct) < len(samples):
+        warn(f"{len(samples) - len(distinct)} rows of {data} stand there before, and count once")
+    return sorted(distinct, key=lambda s: s.path)
 
 
 # --- folders --------------------------------------------------------------------------------------

@@ -117,18 +117,22 @@ def source_strata(
 # --- training, validation, folds ------------------------------------------------------------------
 
 
+#: The splits that are learned from: test, and names that say nothing here, are for evaluation.
+LEARNED = ("train", "val", "")
+
+
 def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0) -> tuple[list[int], list[int]]:
     """Indices for training and for validation, sorted; both are the same for the same ``seed``.
 
-    Where samples name the splits train and val, those are used, samples with no split train, and others (test) are
-    left out of both. Otherwise about ``fraction`` of each class other than test is set aside, keeping whole videos,
-    else sources, together; sources are split up only if some class has a single one.
+    Samples of other splits than train and val, or none, are left out where there are any of these. Where both are named
+    those are used, samples with no split train. Otherwise about ``fraction`` of each class is set aside, keeping whole
+    videos, else sources, together; sources are split up only if some class has a single one.
     """
     train = [i for i, s in enumerate(samples) if s.split in ("train", "")]
     val = [i for i, s in enumerate(samples) if s.split == "val"]
     if train and val:
         return train, val
-    pool = [i for i, s in enumerate(samples) if s.split != "test"] or list(range(len(samples)))
+    pool = [i for i, s in enumerate(samples) if s.split in LEARNED] or list(range(len(samples)))
     chosen = [samples[i] for i in pool]
     train, val = _deal_samples(chosen, _by_video_or_source, (1 - fraction, fraction), seed)
     return [pool[k] for k in train], [pool[k] for k in val]

@@ -197,7 +197,7 @@ def run(
     z, failed = read(ours, "features")
     if not ours.settings.inject_at and set(last.integrate) <= set(ours.settings.integrate):
         z_probe = ours.select(z, last)
-    else:  # two passes: one for both would compute again, and overwrite, what the cache holds from scoring
+    else:  # two passes: one for both would compute again what the cache holds from scoring
         z_probe, _ = read(ours.with_settings(last), "linear probe")
     kept = [k for k in range(len(rows)) if k not in failed]
     rows, clean = [rows[k] for k in kept], slice(len(rows), None)

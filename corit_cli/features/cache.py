@@ -73,10 +73,16 @@ class FeatureCache:
         return torch.frombuffer(bytearray(b"".join(row[0] for row in found)), dtype=torch.float32)
 
     def put(self, keys: Sequence[str], z: Tensor) -> None:
-        """Keep ``z`` (n,), cut into equal parts, under ``keys``."""
+        """Keep ``z`` (n,), cut into equal parts, under those ``keys`` that have nothing of this size yet.
+
+        What is there stays, for something was trained on it: of the deepest layer that is read class tokens alone are
+        computed, which rounds otherwise than on the way to a deeper one.
+        """
         now = time.time()
         rows = [(k, now, part.numpy().tobytes()) for k, part in zip(keys, z.chunk(len(keys)), strict=True)]
-        self._write("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
+        insert = "INSERT INTO features VALUES (?, ?, ?)"
+        repair = "ON CONFLICT DO UPDATE SET z = excluded.z WHERE length(z) != length(excluded.z)"
+        self._write(f"{insert} {repair}", rows)
         self._puts += 1
         if self._puts % 64 == 0:
             self._attempt(self._trim)
@@ -153,17 +159,23 @@ def extract(
         image = f"{digests[job.path]}|{job.variant.fingerprint}"
         return [hashlib.sha256(f"{image}|{print_}".encode()).hexdigest() for print_ in prints[reader]]
 
+    def kept(job: Job, r: int) -> Tensor | None:
+        reader = extractor.readers[r]
+        found = cache.get(keys(job, r)) if cache and digests[job.path] else None
+        whole = found is not None and found.numel() == len(reader.windows) * reader.corit.width
+        return found.view(len(reader.windows), -1) if whole else None
+
     z = torch.full((len(jobs), extractor.width), float("nan"))
     places = z.split([reader.corit.width for reader in extractor.readers], dim=1)  # views into z, one a reader
     missing: dict[tuple[int, ...], list[int]] = {}  # jobs by the readers that have to read them
     for i, job in enumerate(jobs):
         lacking = []
-        for r, reader in enumerate(extractor.readers):
-            found = cache.get(keys(job, r)) if cache and digests[job.path] else None
-            if found is None or found.numel() != len(reader.windows) * reader.corit.width:
+        for r in range(len(extractor.readers)):
+            found = kept(job, r)
+            if found is None:
                 lacking.append(r)
             else:
-                places[r][i] = found.view(len(reader.windows), -1).mean(0)
+                places[r][i] = found.mean(0)
         if lacking:
             missing.setdefault(tuple(lacking), []).append(i)
     advance(len(jobs) - sum(len(chosen) for chosen in missing.values()))
@@ -177,11 +189,12 @@ def extract(
                 errors[i] = item.error
                 z[i] = float("nan")
             else:
-                for r, reading in zip(lacking, item.readings[0], strict=True):
-                    places[r][i] = reading.mean(0)
                 if cache:
                     names = [key for r in lacking for key in keys(jobs[i], r)]
                     cache.put(names, torch.cat([reading.flatten() for reading in item.readings[0]]))
+                for r, reading in zip(lacking, item.readings[0], strict=True):
+                    found = kept(jobs[i], r)  # who comes again is given the same
+                    places[r][i] = (reading if found is None else found).mean(0)
             advance()
     return z, dict(sorted(errors.items()))
 

@@ -10,7 +10,7 @@ from corit_cli.data.settings import CropConfig
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
-from corit_cli.gsnr.layers import FIT_SHARE
+from corit_cli.gsnr.layers import chosen_of
 from corit_cli.gsnr.settings import StudySettings
 from corit_cli.gsnr.study import Compared
 from corit_cli.model.loading import Backbone
@@ -27,9 +27,10 @@ def foresee(
     cache: Path | None,
 ) -> tuple[Cost, int, int]:
     """As :func:`~corit_cli.gsnr.layers.study` takes it, with features kept in ``cache``; how many images
-    there are, the first that could be drawn, and passes backwards."""
-    images = min(len(samples), (1 + FIT_SHARE) * settings.samples)
-    jobs = [Job(sample.path) for sample in samples[:images]]
+    there are, and passes backwards."""
+    fit, measured = chosen_of(samples, settings)
+    jobs = [Job(samples[i].path) for i in fit + measured]
+    images = len(jobs)
     depth = backbone.tower.config.layers
     tower = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=tuple(range(1, depth + 1)))
     extractor = Extractor(backbone, tower, crops, device)
@@ -40,7 +41,7 @@ def foresee(
         forwards += (passes - 1) * images
         if settings.wrt != "head":
             states = sum(len(settings.states_of(draw)) for draw in range(settings.heads))
-            turns = states * (2 if settings.by else 1) * min(settings.samples, len(samples))
+            turns = states * (2 if settings.by else 1) * len(measured)
             backwards += turns
             forwards += turns * (passes + BACKWARDS)
     cost = Cost(len(missing), len(set(jobs)) - len(missing), len(missing) * each, passes=forwards * each)

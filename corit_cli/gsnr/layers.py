@@ -75,12 +75,8 @@ def study(
         raise CoritError(f"heads are fitted for {TRAINING.epochs} epochs: there is no epoch {max(stages)}")
     if stages and settings.wrt != "head" and any(model.head is not None for model in models):
         raise CoritError("a checkpoint's head is fitted already: give --head-state init, fitted or both")
-    out, seed = Study(), settings.seed
-    units = units_of(samples, photographs=True)
-    fit, *rest = deal([s.label for s in samples], units, 3, seed)  # intervals need many units more than heads do
-    measured = sorted(i for part in rest for i in part)
-    fit = thin(samples, units, fit, FIT_SHARE * settings.samples, seed)
-    measured = thin(samples, units, measured, settings.samples, seed)
+    out, seed, units = Study(), settings.seed, units_of(samples, photographs=True)
+    fit, measured = chosen_of(samples, settings)
 
     # The plain tower's class tokens of all layers: for the probes, and for models that read nothing else.
     tower = CoRITSettings(views=(), cgp=(), inject_at=(), integrate=tuple(range(1, depth + 1)))
@@ -173,6 +169,18 @@ def study(
     return out
 
 
+def chosen_of(samples: Sequence[Sample], settings: StudySettings) -> tuple[list[int], list[int]]:
+    """Positions of the images to fit heads on, and of those to measure gradients on. Raises CoritError where they are
+    too few."""
+    units, seed = units_of(samples, photographs=True), settings.seed
+    fit, *rest = deal([s.label for s in samples], units, 3, seed)  # intervals need many units more than heads do
+    measured = sorted(i for part in rest for i in part)
+    fit = thin(samples, units, fit, FIT_SHARE * settings.samples, seed)
+    measured = thin(samples, units, measured, settings.samples, seed)
+    _check(samples, units, fit, measured)
+    return fit, measured
+
+
 class _Windowed:
     """The features of images with all their windows (b, w, 3, S, S), as an Extractor reads and averages them."""
 
@@ -207,7 +215,7 @@ def _check(samples: Sequence[Sample], units: Sequence[Hashable], fit: Sequence[i
             if len({units[i] for i in part if samples[i].label == label}) < FEWEST_UNITS:
                 raise CoritError(
                     f"the share of the images to {name} ({len(part)}) has fewer than {FEWEST_UNITS} independent {kind} "
-                    "ones: give more images, or more --samples"
+                    "ones, where those of one source or video may count as one: give more, or more --samples"
                 )
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Advance, hush
@@ -74,7 +75,7 @@ def fit_head(
 ) -> Head:
     """Train a head on features ``z`` (n, F), ``labels`` (n,) and sample ``weights`` (n,). Same inputs, same head.
     ``advance`` is told of every epoch, ``after`` its number, from 1, with the head as it then is, and ``log`` what its
-    steps saw.
+    steps saw. Raises CoritError where the training diverged.
     """
     torch.manual_seed(settings.seed)
     head = Head(z.shape[1], HeadKind.parse(settings.head))
@@ -99,4 +100,6 @@ def fit_head(
         advance(1, f"loss {seen.means['loss']:.3f}")
         log(epoch=epoch, **seen.means)
         after(epoch, head)
+    if not all(p.isfinite().all() for p in head.parameters()):
+        raise CoritError("the training diverged: lower --lr, --rho or --weight-decay")
     return head.eval()

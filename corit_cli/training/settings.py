@@ -100,7 +100,8 @@ class Recipe(Settings):
     """What the training images go through before their features are taken; validation images go through nothing.
 
     ``copies`` of None stands for one where there is anything to degrade by. ``windows`` are for the reading of native
-    class tokens alone; those of copies are cut from copies of their own. ``seed`` is that of every random draw.
+    class tokens alone; those of copies are cut from copies of their own. ``seed`` is that of every random draw; a
+    training sets it to that of its settings.
     """
 
     forge: tuple[str, ...] = option(

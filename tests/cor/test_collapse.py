@@ -57,6 +57,19 @@ def test_guessing_exceeds_the_null_auc_in_one_of_forty(fakes: int, reals: int) -
     assert abs((abs(areas - 0.5) <= bound - 0.5).mean() - 0.95) < 0.02
 
 
+@pytest.mark.parametrize(("fakes", "reals", "enough"), [(3, 3, False), (2, 7, False), (2, 8, True), (4, 4, True)])
+def test_a_test_that_no_run_can_pass_is_refused(fakes: int, reals: int, enough: bool) -> None:
+    labels, units = [1] * 2 * fakes + [0] * reals, [*range(fakes), *range(fakes), *range(100, 100 + reals)]
+    found = cor.Criteria.of([0, 1], labels, units)
+    assert (found.reals, found.fakes) == (reals, fakes)
+    if enough:
+        found.check()
+        assert found.null_auc < 1
+    else:
+        with pytest.raises(CoritError, match=f"{reals} real and {fakes} fake, where"):
+            found.check()
+
+
 @pytest.mark.parametrize(("low_loss", "ranks", "spreads"), list(product([False, True], repeat=3)))
 def test_outcomes(low_loss: bool, ranks: bool, spreads: bool) -> None:
     t = cor.Criteria(chance=0.69, null_auc=0.6, margin=0.05, floor=0.1)

@@ -82,6 +82,9 @@ def test_nonsense_is_refused(samples: list[Sample]) -> None:
         problem(samples, CropConfig("both", 32))
     with pytest.raises(CoritError, match="leave out --crops"):
         problem(samples, CropConfig("native", 32, 2)).arm("m", READS, Scope("last", 1))
+    one_class_each = [replace(s, video_id="") for s in samples if s.label == int(s.source[-1]) % 2]
+    with pytest.raises(CoritError, match="too few independent images to validate on, 3 real and 3 fake"):
+        problem(one_class_each).check(READS, Scope("last", 1))
     with pytest.raises(CoritError, match="too few images"):
         problem([s for s in samples if s.label == 0])
 

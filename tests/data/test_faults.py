@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def test_an_image_in_both_parts_is_told_and_counted(tmp_path: Path) -> None:
     assert found.leaked == 1 and "1 of 2 images for validation" in found.words[0] and "2.png" in found.words[0]
     assert find_faults(samples, [0, 1], [3, 4]).leaked == 0
     assert find_faults([*samples, samples[1]], [0, 1], [3, 5]).leaked == 1  # the same path twice
+
+
+def test_a_split_is_said_to_be_left_out_where_it_is(tmp_path: Path) -> None:
+    samples = [replace(s, split="later") for s in files(tmp_path, [("a", 0), ("b", 1), ("c", 0), ("d", 1)])]
+    (said,) = find_faults(samples, [0], [1]).words
+    assert said == "the split 'later' is neither train, val nor test: its 2 images are left out"
+    assert find_faults(samples, [0, 1], [2, 3]).words == []
 
 
 def test_an_image_in_both_classes_is_told_and_all_of_them_are_refused(tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def test_manifest(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+def test_a_row_that_is_there_twice_counts_once_and_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "sub/b.jpg")
+    told: list[str] = []
+    manifest = write(tmp_path / "m.csv", [*ROWS, ROWS[1], ROWS[1]])
+    assert load_samples(manifest, told.append) == load_samples(write(tmp_path / "once.csv", ROWS))
+    assert told == [f"2 rows of {manifest} stand there before, and count once"]
+
+
 @pytest.mark.parametrize("column", ["label", "class", "target", "is_fake"])
 @pytest.mark.parametrize(
     ("value", "label"),

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +147,15 @@ def test_without_a_validation_split_the_test_files_still_stay_out() -> None:
     train, val = group_split(samples(*rows))
     assert sorted(train + val) == list(range(4, 24))
     assert len(val) == 6
+
+
+@pytest.mark.parametrize("name", ["test", "holdout", "test_unseen"])
+def test_a_split_that_says_nothing_here_is_learned_from_as_little_as_test_is(name: str) -> None:
+    rows = [(i % 2, f"s{i % 8}", "", name if i % 8 < 2 else "train") for i in range(32)]
+    train, val = group_split(samples(*rows))
+    assert sorted(train + val) == [i for i, row in enumerate(rows) if row[3] == "train"]
+    rows = [(*row[:3], name) for row in rows]  # then there is nothing else
+    assert sorted(chain(*group_split(samples(*rows)))) == list(range(32))
 
 
 def test_plain_files_are_stratified_by_class() -> None:

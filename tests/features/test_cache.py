@@ -111,6 +111,31 @@ def test_only_readers_that_lack_something_are_run(extractor: Extractor, files: l
     torch.testing.assert_close(z, extract(blurrier, jobs)[0], atol=1e-6, rtol=1e-5)
 
 
+def test_what_was_read_first_stays(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    """Of the deepest layer class tokens alone are computed, in another way than on the way to a deeper layer."""
+    jobs, cache = [Job(f) for f in files], FeatureCache(tmp_path / "cache.sqlite")
+    deep, shallow = (
+        Extractor(extractor.backbone, replace(SETTINGS, cgp=(), integrate=layers), CROPS) for layers in ((2, 4), (3, 2))
+    )
+    first, _ = extract(deep, jobs, cache)
+    second, _ = extract(shallow, jobs, cache)
+    assert torch.equal(extract(deep, jobs, cache)[0], first)
+    assert torch.equal(extract(shallow, jobs, cache)[0], second)
+    assert torch.equal(second[:, :32], first[:, :32])  # of layer 2, which both read
+
+
+def test_a_row_of_another_size_is_mended(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
+    jobs, cache = [Job(f) for f in files], FeatureCache(tmp_path / "cache.sqlite")
+    first, _ = extract(extractor, jobs, cache)
+    cache.close()
+    with sqlite3.connect(tmp_path / "cache.sqlite") as db:
+        db.execute("UPDATE features SET z = substr(z, 1, 8)")
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    assert torch.equal(extract(extractor, jobs, cache)[0], first)
+    sizes = counting(extractor)
+    assert torch.equal(extract(extractor, jobs, cache)[0], first) and sizes == []
+
+
 def test_a_variant_is_another_image(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache.sqlite")
     variants = [Variant(), Variant(codec=(60, 60)), Variant(degradations=("blur:1-3",), seed=1)]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from corit_cli import metrics
+from corit_cli.errors import CoritError
 from corit_cli.training.head import balance_weights, fit_head
 from corit_cli.training.settings import TrainSettings
 
@@ -27,6 +28,12 @@ def test_a_head_learns(head: str, optimizer: str) -> None:
     with torch.inference_mode():
         assert metrics.auc(y_new.numpy(), head(z_new).numpy()) > 0.7
         assert metrics.auc(y.numpy(), head(z).numpy()) > 0.8
+
+
+def test_a_training_that_diverges_is_an_error() -> None:
+    z, labels = torch.randn(20, 4), torch.arange(20) % 2
+    with pytest.raises(CoritError, match="diverged: lower --lr"):
+        fit_head(z, labels, torch.ones(20), TrainSettings(lr=1.0, weight_decay=100.0, epochs=200, optimizer="sgd"))
 
 
 def test_same_seed_same_head() -> None:

@@ -21,7 +21,7 @@ def test_other_qualities_are_refused(text: str) -> None:
     [
         (lambda: TrainSettings(optimizer="adam"), "optimizer must be adamw or sgd"),
         (lambda: TrainSettings(head="mlp:0"), "a head is linear"),
-        (lambda: TrainSettings(rho=float("nan")), "rho must be at least 0"),
+        (lambda: TrainSettings(rho=float("nan")), "rho must be a finite number"),
         (lambda: TrainSettings(target_fpr=0.6), "target-fpr must be at most 0.5"),
         (lambda: TrainSettings(folds=1), "folds must be at least 2"),
         (lambda: TuneSettings(precision="fp16"), "precision must be auto, fp32 or bf16"),

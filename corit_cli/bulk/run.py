@@ -34,6 +34,7 @@ def conditions(detector: Detector, looked_at: Mapping[str, Any], part: Shard, ch
         "backbone": checkpoint.backbone["sha256"],
         "precision": detector.extractor.precision,
         "thresholds": asdict(checkpoint.thresholds),
+        "face_thresholds": checkpoint.faces and asdict(checkpoint.faces.thresholds),
         **looked_at,
         "faces": faces,
         "shard": str(part),

@@ -117,7 +117,7 @@ def _decoded(source: Source) -> Decoded:
             raise ImageError(f"{size} is too small to judge: give at least {MIN_SIDE} px a side")
         notes = ()
         if image.format in ("JPEG", "MPO") and not isinstance(source, Image.Image):
-            notes = _checked(image, source)
+            notes = (*_checked(image, source), *_beside(image, source))
         rgb = upright(image, copy=isinstance(source, Image.Image | np.ndarray))
         many = image.format in _LEAFED and not isinstance(source, Image.Image)
     return Decoded(rgb, notes, many and _several(source))
@@ -140,6 +140,19 @@ def resampled(
     no less than three times ``size``, which is much faster: a photograph's values move by a level or two, those of
     fine patterns by more."""
     return image.resize(size, filter, reducing_gap=3)
+
+
+def _beside(image: Image.Image, source: Stored) -> tuple[str, ...]:
+    """A note on further pictures in an opened MPO, where one is no preview: as large as the first."""
+    if image.format != "MPO":
+        return ()
+    count = own = 1
+    with suppress(Exception), open_image(source) as again:  # opened anew: Pillow may walk away from the first one
+        count = again.n_frames
+        for number in range(1, count):
+            again.seek(number)
+            own += again.width * again.height >= image.width * image.height
+    return (f"1 of {count} pictures in it judged, of which {own} are as large",) if own > 1 else ()
 
 
 def _several(source: Stored) -> bool:

@@ -15,6 +15,21 @@ Buffer = bytes | bytearray | memoryview
 Stored = str | os.PathLike[str] | Buffer
 
 
+#: Device, inode, size in bytes and time of the last change in ns of a file that has a path.
+State = tuple[int, int, int, int]
+
+
+def state(source: object) -> State | None:
+    """In which state a file is; None for what has no path, and what cannot be looked at."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def opened(source: Stored) -> IO[bytes]:
     """To be read from the start. Raises OSError where a path cannot be opened, or is a pipe or a device, which might
     never give a byte."""

@@ -6,6 +6,7 @@ tuned, those tensors stand beside the head's. No pickle is ever loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -81,8 +82,8 @@ class Checkpoint:
     origin: str | None = None
 
     def strictly(self) -> Checkpoint:
-        """The same with the strict threshold, and with the error rates that were measured there."""
-        metrics = dict(self.metrics)
+        """The same with the strict threshold, and with no error rates but those that were measured there."""
+        metrics = {name: rates for name, rates in self.metrics.items() if name != "held_out_degraded"}
         for usual, strict in (("held_out_sources", "held_out_strict"), ("held_out_faces", "held_out_faces_strict")):
             if strict in metrics:
                 metrics[usual] = metrics[strict]
@@ -91,12 +92,21 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Identifies the trained weights."""
-        return state_sha256(self.tensors)
+        """Identifies all that a probability depends on: trained weights, backbone, settings, windows, calibration."""
+        depends = {
+            "weights": state_sha256(self.tensors),
+            "backbone": self.backbone["sha256"],
+            "settings": asdict(self.settings),
+            "crops": asdict(self.crops),
+            "calibration": asdict(self.calibration),
+            "faces": self.faces and asdict(self.faces.calibration),
+            "face_readings": self.face_readings,
+        }
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What outputs call it by: where on the Hub it was fetched from, if it was, and its weights."""
+        """What outputs call it by: where on the Hub it was fetched from, if it was, and its fingerprint."""
         return {"detector": self.origin, "detector_sha256": self.sha256}
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from corit_cli.data.faces import finder
 from corit_cli.data.images import Source
+from corit_cli.data.stored import state
 from corit_cli.data.urls import is_url, local_copy
 from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video
@@ -215,6 +216,7 @@ class Detector:
             faces=shown,
             stability=stable,
             provenance=seen.provenance,
+            state=seen.state,
         )
 
     def _leafed(self, name: str, seen: Seen, logits: Iterator[float], seconds: float, asked: Asked) -> Prediction:
@@ -226,10 +228,10 @@ class Detector:
         reel = Reel(pages.kind, pages.count, pages.seconds, round(fps, 3), pages.warning)
         judged = f"{len(shown)} of {pages.count} {'pages' if pages.kind == 'pages' else 'frames'} judged"
         found = self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
-        return replace(found, provenance=seen.provenance)
+        return replace(found, provenance=seen.provenance, state=seen.state)
 
     def _video(self, path: str, asked: Asked, stop: Stop = never) -> Prediction:
-        start, eye = time.perf_counter(), self.eye(asked)
+        start, eye, before = time.perf_counter(), self.eye(asked), state(path)
         shown: list[Shown] = []
         try:
             with local_copy(path) as file:
@@ -246,7 +248,7 @@ class Detector:
         except CoritError as error:
             return Prediction(path, None, None, time.perf_counter() - start, str(error))
         reel = Reel("video", info.frames, info.duration, info.fps, info.warning)
-        return self._filmed(path, shown, reel, time.perf_counter() - start, asked)
+        return replace(self._filmed(path, shown, reel, time.perf_counter() - start, asked), state=before)
 
     def _filmed(
         self, name: str, shown: list[Shown], reel: Reel, seconds: float, asked: Asked, notes: tuple[str, ...] = ()

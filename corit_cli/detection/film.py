@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from corit_cli.data.faces import Face
@@ -41,9 +42,9 @@ def judge_film(
 ) -> tuple[float, str, VideoVerdict]:
     """Probability and verdict on a film, and what stands behind them.
 
-    The probability is that of the trimmed mean of the frames' logits; with ``faces`` only that of the most suspicious
-    person. A frame or two of a video called fake mean nothing. Animated pictures and pages are few and need not belong
-    together: one that is called fake makes a file called real uncertain. Raises CoritError where nothing was scored.
+    The probability is that of the trimmed mean of the frames' logits, in an animated picture by the time they are
+    shown; with ``faces`` only that of the most suspicious person. A file called real of which a part stands out, or a
+    person in it, is left uncertain. Raises CoritError where nothing was scored.
     """
     tracks = follow([[face.box for face in one.faces] for one in seen]) if faces != "off" else []
     owner = {place: track.id for track in tracks for place in track.positions}
@@ -66,11 +67,18 @@ def judge_film(
             raise CoritError("no face found")
         probability = max(by_track.values())
         return probability, of_faces.thresholds.verdict(probability), film
-    probability = reported(trimmed_mean(whole), of_pictures)
+    shares = _shown([moment.seconds for moment in moments], reel) if reel.kind == "animation" else None
+    probability = reported(trimmed_mean(whole, shares), of_pictures)
     others = list(map(of_faces.thresholds.verdict, by_track.values()))
-    if reel.kind != "video":
-        others += [of_pictures.thresholds.verdict(moment.probability) for moment in moments]
+    others += ["fake"] * film.stands_out(of_pictures.thresholds)
     return probability, settle(of_pictures.thresholds.verdict(probability), others), film
+
+
+def _shown(starts: Sequence[float], reel: Reel) -> list[float] | None:
+    """For how long each frame is shown, or stands for what is: from its start to the next one's. None where the file
+    does not tell."""
+    seconds = np.diff([*starts, reel.duration])
+    return seconds.clip(1e-3).tolist() if reel.duration > starts[-1] else None
 
 
 def reported(logit: float, judged: Verdicts) -> float:

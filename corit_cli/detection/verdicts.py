@@ -11,11 +11,15 @@ import numpy as np
 if TYPE_CHECKING:
     from corit_cli.data.declared import Declared
     from corit_cli.data.provenance import Provenance
+    from corit_cli.data.stored import State
+    from corit_cli.detection.calibration import Thresholds
 
 #: Mild degradations (``data/robustness.py``) that a verdict should survive: what befalls a picture that is passed on.
 MILD = ("jpeg-90", "jpeg-75", "webp-75", "resize-0.75", "resize-0.5", "blur-0.5")
 #: Share of a video's frames left out at either end before their scores are averaged.
 TRIM = 0.1
+#: Frames of a video one after the other, all called fake, that no verdict of "real" passes over.
+STRETCH = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,18 @@ class VideoVerdict:
     kind: str = "video"
     frames: int = 0
 
+    def stands_out(self, thresholds: Thresholds) -> bool:
+        """Whether too much of it is called fake for the whole to be called real: ``STRETCH`` frames of a video one
+        after the other, since one or two mean nothing, and a single frame or page of others, which are few and need not
+        belong together."""
+        run, enough = 0, STRETCH if self.kind == "video" else 1
+        for moment in self.moments:
+            called = moment.probability is not None and thresholds.verdict(moment.probability) == "fake"
+            run = run + 1 if called else 0
+            if run == enough:
+                return True
+        return False
+
     def suspicious(self, most: int = 3) -> list[Moment]:
         """The moments with the highest probability, in order of time."""
         scored = [m for m in self.moments if peak(m) is not None]
@@ -78,6 +94,7 @@ class Prediction:
     ``probability`` is the calibrated probability of being fake, for a file that is as likely fake as real beforehand;
     ``verdict`` is real, fake or uncertain. Both are None when ``error`` says why the file could not be scored.
     ``seconds`` is what decoding and the model took. ``notes`` are on faults of the file that were looked past.
+    ``state`` is that of the file before it was read, where it has a path (``data/stored.py``).
     ``parts`` says of an image what each reading (hri, native, cgp) added to the log odds of its being fake, and
     ``degraded`` how likely it is, from 0 to 1, that it was saved again, shrunk or otherwise degraded, if the detector
     tells. The rest is there when it was asked for.
@@ -95,6 +112,15 @@ class Prediction:
     video: VideoVerdict | None = None
     provenance: Provenance | None = None
     degraded: float | None = None
+    state: State | None = None
+
+    @property
+    def face_scores(self) -> list[float] | None:
+        """The probabilities of its faces, or of the persons in a video; None where none were looked for, or in a video
+        none were found."""
+        if self.video is not None:
+            return list(self.video.tracks.values()) or None
+        return None if self.faces is None else [face.probability for face in self.faces]
 
     @property
     def of_faces(self) -> bool:
@@ -115,11 +141,18 @@ def peak(moment: Moment) -> float | None:
     return max(scores, default=None)
 
 
-def trimmed_mean(values: Sequence[float]) -> float:
-    """The mean without the ``TRIM`` largest and smallest: a few odd frames decide nothing."""
-    ordered = np.sort(np.asarray(values, float))
-    cut = int(TRIM * len(ordered))
-    return float(ordered[cut : len(ordered) - cut].mean())
+def trimmed_mean(values: Sequence[float], shares: Sequence[float] | None = None) -> float:
+    """The mean without the ``TRIM`` largest and smallest: a few odd frames decide nothing. With ``shares`` (of the time
+    that frames are shown) values count by these, the ends being cut by them too."""
+    order = np.argsort(np.asarray(values, float), kind="stable")
+    ordered = np.asarray(values, float)[order]
+    if shares is None:
+        cut = int(TRIM * len(ordered))
+        return float(ordered[cut : len(ordered) - cut].mean())
+    share = np.asarray(shares, float)[order] / np.sum(shares)
+    ends = share.cumsum()
+    kept = ends.clip(TRIM, 1 - TRIM) - (ends - share).clip(TRIM, 1 - TRIM)
+    return float(ordered @ kept / kept.sum())
 
 
 def flips(verdict: str, others: Sequence[str]) -> bool:

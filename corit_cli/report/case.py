@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from PIL import Image
 
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.stored import Buffer, Stored, opened
+from corit_cli.report.drawn import CHANGED, changed
 from corit_cli.report.meaning import meaning, next_steps
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
@@ -43,9 +44,9 @@ _SAYS = {"generated": "says it was generated", "edited": "says it was edited"}
 
 @dataclass(frozen=True)
 class About:
-    """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates and those of
-    faces (see ``corit train``; empty where they are not known), when (in UTC), with what command line,
-    in a few sentences how the detector works, and where on the Hub the ``detector`` came from, if it did."""
+    """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates, those of
+    faces and of degraded copies (see ``corit train``; empty where they are not known), when (in UTC), with what command
+    line, in a few sentences how the detector works, and where on the Hub the ``detector`` came from, if it did."""
 
     backbone: str
     backbone_sha256: str
@@ -57,6 +58,7 @@ class About:
     made: datetime
     command: str
     method: str
+    held_out_degraded: Mapping[str, float] = field(default_factory=dict)
     detector: str | None = None
     corit: str = __version__
 
@@ -72,6 +74,7 @@ class About:
             faces=checkpoint.faces.thresholds if checkpoint.faces else checkpoint.thresholds,
             held_out=checkpoint.metrics.get("held_out_sources", {}),
             held_out_faces=checkpoint.metrics.get("held_out_faces", {}),
+            held_out_degraded=checkpoint.metrics.get("held_out_degraded", {}),
             made=made.astimezone(timezone.utc),
             command=command,
             method=method_of(
@@ -248,6 +251,8 @@ def _facts(p: Prediction, file: Stored, image: Image.Image | None, thresholds: T
     if isinstance(file, Buffer) or Path(file).is_file():  # never a pipe, which would be waited on
         try:
             size, sha256, md5 = _checksums(file)
+            if changed(p, file):
+                return [*facts, ("Checksums", f"none: {CHANGED}")]
             facts += [("Size", file_size(size)), ("SHA-256", sha256), ("MD5", md5)]
         except OSError as error:
             facts.append(("Checksums", f"none: the file cannot be read ({error.strerror or error})"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from corit_cli.data.images import ImageError, read_image
 from corit_cli.data.pages import sample_pages
-from corit_cli.data.stored import Stored
+from corit_cli.data.stored import Stored, state
 from corit_cli.data.video import sample_frames
 from corit_cli.errors import CoritError
 from corit_cli.report.heatmap import paint
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: A report on so many files or fewer shows heatmaps without being asked: they take longer than the verdicts.
 FEW = 8
+CHANGED = "the file was changed while it was looked at: nothing of what is there now is shown"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,24 @@ def draw(
     why not. Of a video those of its ``frames``, or of ``rate`` a second, that are the most suspicious."""
     if prediction.error is not None:
         return Drawn()
+    found = _drawn(detector, prediction, source, mapped, frames, rate, not_mapped)
+    return Drawn(fault=CHANGED) if changed(prediction, source) else found
+
+
+def changed(prediction: Prediction, source: Stored) -> bool:
+    """Whether a file is no longer the one that was judged: what is read of it by then may be of another."""
+    return prediction.state is not None and isinstance(source, str) and state(source) != prediction.state
+
+
+def _drawn(
+    detector: Detector,
+    prediction: Prediction,
+    source: Stored,
+    mapped: bool,
+    frames: int,
+    rate: float | None,
+    not_mapped: str,
+) -> Drawn:
     if prediction.video is not None:
         return _film(prediction, source, frames, rate)
     try:

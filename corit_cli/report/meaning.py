@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corit_cli.data.declared import CAMERA
+from corit_cli.detection.verdicts import STRETCH
 from corit_cli.report.words import share
 
 if TYPE_CHECKING:
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 #: From where on it is likelier than not that a picture was degraded, and the report says so.
 DEGRADED = 0.5
+#: Why a film that would be called real is not, by its kind.
+_STANDS_OUT = {
+    "video": f"{STRETCH} or more of its frames one after the other are called fake",
+    "animation": "a frame of it is called fake",
+    "pages": "a page of it is called fake",
+}
 #: What each reading looks at, for a reader of reports.
 _READINGS = {
     "hri": "the picture as the model sees it",
@@ -36,6 +43,8 @@ def meaning(p: Prediction, about: About) -> list[str]:
         faces += map(about.faces.verdict, p.video.tracks.values())
     if p.verdict == "uncertain" and by_score == "real" and "fake" in faces:
         reasons.append("a face in it is called fake")
+    if p.video is not None and by_score == "real" and p.video.stands_out(about.thresholds):
+        reasons.append(_STANDS_OUT[p.video.kind])
     sentences = []
     if p.verdict != by_score:
         because = f", because {' and '.join(reasons)}" if reasons else ""
@@ -51,11 +60,13 @@ def meaning(p: Prediction, about: About) -> list[str]:
             f"The picture looks saved again, shrunk or otherwise degraded ({share(p.degraded)} by the detector's "
             "estimate); the likelier that is, the more it is weighed as such pictures are."
         )
-    rates = about.held_out_faces if p.of_faces else about.held_out
+    rates, images = about.held_out_faces if p.of_faces else about.held_out, "images"
+    if not p.of_faces and p.degraded is not None and p.degraded >= DEGRADED and about.held_out_degraded:
+        rates, images = about.held_out_degraded, "degraded copies of images"
     real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
     if real is None or fake is None:
         return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
-    seen = f"{rates['images']:,.0f} images" if "images" in rates else "images"
+    seen = f"{rates['images']:,.0f} {images}" if "images" in rates else images
     call = "left" if by_score == "uncertain" else "called"
     sentences.append(
         f"At these thresholds the detector {call} {share(real)} of real images and {share(fake)} of fakes {by_score}, "
@@ -119,6 +130,12 @@ def _mend(error: str) -> str:
         return "Check the name: there is no such file."
     if error.startswith("nothing to judge"):
         return "Look at the picture: where there is nothing to see, no detector can say anything."
+    if error.startswith("no face"):
+        return "Judge the picture as a whole: leave out --faces only."
+    if "too small to judge" in error:
+        return "Get a larger copy of the picture, best the original: so few pixels hold no evidence."
+    if "megapixels" in error:
+        return "Make a smaller copy, or cut out what matters, and say so with the verdict."
     return "Get another copy of the file, best the original, in a format that is read."
 
 

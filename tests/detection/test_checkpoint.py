@@ -94,11 +94,27 @@ def test_one_from_before_faces_were_joined_judges_them_by_their_own_reading(tmp_
     for old in (2, 3):
         file.write_text(json.dumps(config | {"format": old}))
         before = Checkpoint.load(tmp_path / "det")
-        assert before.face_readings == ("face",) and before.sha256 == now.sha256
+        assert before.face_readings == ("face",) and before.sha256 != now.sha256
     for wrong in (["cgp"], ["native", "face"], 5):
         file.write_text(json.dumps(config | {"face_readings": wrong}))
         with pytest.raises(CoritError, match="damaged"):
             Checkpoint.load(tmp_path / "det")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"), [("calibration", "bias", -6.0), ("settings", "spread", [1]), ("crops", "crops", 2)]
+)
+def test_the_fingerprint_is_of_all_that_a_probability_depends_on(
+    tmp_path: Path, part: str, name: str, value: object
+) -> None:
+    checkpoint().save(tmp_path / "det")
+    file, before = tmp_path / "det" / "config.json", Checkpoint.load(tmp_path / "det").sha256
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"metrics": {"held_out_sources": {}}, "training": {"seed": 9}}))
+    assert Checkpoint.load(tmp_path / "det").sha256 == before
+    config[part][name] = value
+    file.write_text(json.dumps(config))
+    assert Checkpoint.load(tmp_path / "det").sha256 != before
 
 
 TUNED = {"blocks.1.fc.weight": torch.arange(6.0).view(2, 3), "class_embedding": torch.ones(4)}

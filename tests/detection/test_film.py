@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from corit_cli.data.video import Frame
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
@@ -33,6 +34,22 @@ def test_a_fake_page_makes_a_file_less_sure_and_a_fake_frame_a_video_not(
         assert verdict == expected and film.kind == kind and film.frames == len(logits)
         assert probability == judged(logits, "video")[0]
         assert [m.frame for m in film.moments] == list(range(len(logits)))
+
+
+def test_frames_in_a_row_that_are_called_fake_leave_a_video_uncertain() -> None:
+    fake, real = [3.0], [-3.0]
+    assert judged(real * 20 + fake * 2 + real + fake * 2 + real * 20, "video")[1] == "real"
+    probability, verdict, film = judged(real * 20 + fake * 3 + real * 20, "video")
+    assert verdict == "uncertain" and JUDGED.thresholds.verdict(probability) == "real"
+    assert film.stands_out(JUDGED.thresholds)
+
+
+def test_frames_of_an_animation_count_by_the_time_they_are_shown() -> None:
+    seen = [Shown(Frame(0, 0.0, None), [], [-4.0]), Shown(Frame(1, 0.1, None), [], [0.1])]
+    said = judge_film(seen, Reel("animation", 2, 10.0, 0.2), "off", JUDGED, JUDGED)
+    assert said[0] == pytest.approx(torch.tensor(0.1).sigmoid().item(), abs=1e-4) and said[1] == "uncertain"
+    evenly = judge_film(seen, Reel("animation", 2, 0.2, 10.0), "off", JUDGED, JUDGED)
+    assert evenly[0] == pytest.approx(torch.tensor(-1.95).sigmoid().item(), abs=1e-4) and evenly[1] == "real"
 
 
 def test_faces_alone_want_a_face() -> None:

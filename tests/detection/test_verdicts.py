@@ -23,6 +23,13 @@ from corit_cli.detection.verdicts import (
 VERDICTS = st.sampled_from(("real", "uncertain", "fake"))
 
 
+@given(values=st.lists(st.floats(-50, 50), min_size=1, max_size=40), times=st.integers(1, 4))
+def test_shares_of_time_are_repetitions(values: list[float], times: int) -> None:
+    shares = [1 + i % times for i in range(len(values))]
+    one_by_one = np.repeat(values, np.array(shares) * 50)
+    assert trimmed_mean(values, shares) == pytest.approx(trimmed_mean(one_by_one), abs=1e-9)
+
+
 def test_mild_degradations_exist() -> None:
     assert set(MILD) <= set(CHAINS)
 

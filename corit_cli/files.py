@@ -7,9 +7,11 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -41,20 +43,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: a reader never sees half a file.
 
     A link stays, and the file that it leads to is replaced, by one that the same people may read. What is there and no
-    regular file, such as a device or a pipe, stays too, and what was written is copied into it. Raises CoritError when
+    regular file, such as a device or a pipe, stays too, and what was written is copied into it; what is standard
+    output by another name goes behind what that was told before. Raises CoritError when
     the disk is full or the folder cannot be written; ``path`` is then as it was.
     """
-    if not is_special(path):
+    if not is_special(path) and not is_stdout(path):
         write_together({path: write})
         return
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / f"content{path.suffix}"
         try:
             write(content)
-            with content.open("rb") as source, path.open("wb") as target:
+            with content.open("rb") as source, opened_stdout() if is_stdout(path) else path.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except (OSError, SafetensorError) as error:
             raise unwritable(path, error) from None
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether standard output leads to what is at ``path``, which opening anew would empty."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except (OSError, ValueError):
+        return False
+
+
+def opened_stdout() -> IO[bytes]:
+    """Standard output, to be closed by itself."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return os.fdopen(os.dup(1), "wb")
 
 
 def is_special(path: Path) -> bool:

@@ -82,11 +82,11 @@ class Csv:
         return self._line(COLUMNS)
 
     def encode(self, row: Row) -> bytes:
-        faces, stability = row.get("faces"), row.get("stability")
+        faces, stability = _face_scores(row), row.get("stability")
         flat = {
             **row,
             "faces": None if faces is None else len(faces),
-            "face_max": max((face["probability"] for face in faces or ()), default=None),
+            "face_max": max(faces or (), default=None),
             "flips": None if stability is None else int(stability["flips"]),
             "notes": "; ".join(row.get("notes") or ()) or None,
         }
@@ -112,6 +112,13 @@ class Csv:
         line = io.StringIO(newline="")
         csv.writer(line).writerow(cells)
         return line.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _face_scores(row: Row) -> list[float] | None:
+    """As :attr:`~corit_cli.detection.verdicts.Prediction.face_scores` has them."""
+    if row.get("video") is not None:
+        return list(row["video"]["tracks"].values()) or None
+    return None if row.get("faces") is None else [face["probability"] for face in row["faces"]]
 
 
 def _text(record: bytes) -> str:

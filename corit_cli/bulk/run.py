@@ -30,8 +30,8 @@ def conditions(detector: Detector, looked_at: Mapping[str, Any], part: Shard, ch
     return {
         "corit": __version__,
         **({"origin": checkpoint.origin} if checkpoint.origin else {}),
-        "detector": checkpoint.sha256,
         "backbone": checkpoint.backbone["sha256"],
+        "detector": checkpoint.sha256,
         "precision": detector.extractor.precision,
         "thresholds": asdict(checkpoint.thresholds),
         "face_thresholds": checkpoint.faces and asdict(checkpoint.faces.thresholds),

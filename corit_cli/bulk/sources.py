@@ -17,6 +17,7 @@ from corit_cli.data.kinds import SUFFIXES
 from corit_cli.data.manifest import PATH_NAMES
 from corit_cli.data.urls import file_system, is_url, reason
 from corit_cli.errors import CoritError
+from corit_cli.texts import uncell
 
 LISTS = (".csv", ".jsonl", ".parquet")
 
@@ -72,7 +73,8 @@ def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
 def _csv(stream: IO[bytes]) -> Iterator[str]:
     reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=""))
     column = _column(reader.fieldnames or ())
-    return (row[column] for row in reader if row[column])
+    own = {"probability", "verdict"} <= set(reader.fieldnames or ())  # a table of verdicts, as they are written here
+    return (uncell(row[column]) if own else row[column] for row in reader if row[column])
 
 
 def _jsonl(stream: IO[bytes]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from corit_cli.cli.outputs import BESIDE, check_apart
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
+from corit_cli.files import is_stdout
 
 if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction
@@ -113,6 +114,9 @@ def detect(
         raise CoritError("--explain is for people to read: leave it out with --json and --jsonl")
     if rate is not None and ctx.get_parameter_source("frames").name == "COMMANDLINE":
         raise CoritError("give --frames or --rate, not both")
+    alone = csv_file is not None and is_stdout(csv_file)  # on standard output
+    if alone and (as_json or as_jsonl or explain):
+        raise CoritError("one thing goes to standard output: leave out --json, --jsonl and --explain, or name a file")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     if heatmap is not None and str(heatmap) == "-":
@@ -161,9 +165,10 @@ def detect(
         predictions = (replace(prediction, path=STDIN) for prediction in predictions)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        write = [writer(detector, stack, as_json, as_jsonl, explain)]
+        rows = [] if alone else [writer(detector, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
-            write.append(csv_writer(detector.checkpoint, csv_file, stack))
+            rows.append(csv_writer(detector.checkpoint, csv_file, stack))
+        write = list(rows)
         if heatmap is not None or html is not None:
             from corit_cli.cli.illustrate import Illustrator
             from corit_cli.report.drawn import FEW
@@ -180,12 +185,14 @@ def detect(
             seen.update(_counted(prediction))
             advance()
         for path, reason in left.files:
-            for one in write[: 1 + (csv_file is not None)]:
+            for one in rows:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
     if beside is not None:
         config_file.save(beside, "detect", config_file.complete(ctx), detector.checkpoint.origin)
-    if out.is_terminal and not (quiet or explain or as_json or as_jsonl):
+    if out.is_terminal and not (quiet or explain or as_json or as_jsonl or alone):
         print_footer(detector.checkpoint)
+    if not seen and not left.files:
+        raise CoritError("standard input named no file")
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))
 
 

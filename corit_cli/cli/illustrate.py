@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from corit_cli.cli.console import warn
 from corit_cli.errors import CoritError
 from corit_cli.report.drawn import FEW, draw
-from corit_cli.report.heatmap import save_overlay
+from corit_cli.report.heatmap import is_overlay_of, save_overlay
 
 if TYPE_CHECKING:
     from corit_cli.detection.detector import Detector
@@ -78,16 +78,19 @@ class Illustrator(AbstractContextManager["Illustrator"]):
             warn(f"{prediction.path}: {drawn.fault}")
         if self.folder is not None and drawn.heatmap is not None:
             path = heatmap_path(self.folder, prediction.path, self._taken)
-            save_overlay(drawn.image, drawn.heatmap, prediction.probability, prediction.verdict, path)
+            save_overlay(drawn.image, drawn.heatmap, prediction.probability, prediction.verdict, path, prediction.path)
+            if path.name != f"{Path(prediction.path).stem}.heatmap.png":
+                warn(f"the heatmap of {prediction.path} is {path}")
         if self._casebook is not None:
             self._casebook.add(prediction, drawn.image, drawn.painted, drawn.frames, drawn.no_heatmap)
 
 
 def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:
-    """``folder/NAME.heatmap.png`` for the image ``NAME.any``, numbered where that place is ``taken``, as it then is."""
+    """``folder/NAME.heatmap.png`` for the image ``NAME.any``, numbered where that place is ``taken``, as it then is, or
+    where something is that is no heatmap of this image."""
     stem, number = os.fsencode(Path(image).stem)[:LONGEST_STEM].decode(errors="ignore"), 1
     path = folder / f"{stem}.heatmap.png"
-    while _place(path) in taken:
+    while _place(path) in taken or (path.exists() and not is_overlay_of(path, image)):
         number += 1
         path = folder / f"{stem}-{number}.heatmap.png"
     taken.add(_place(path))

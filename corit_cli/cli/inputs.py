@@ -157,6 +157,8 @@ def image_on_stdin(null: bool = False) -> bytes | None:
         head = _looked_ahead()
     except OSError as error:
         raise CoritError(f"standard input cannot be read: {error.strerror or error}") from None
+    if not head:
+        raise CoritError("standard input is empty: give an image, or names of files")
     kind = kind_of(head)
     if null and kind is not None and (_BINARY - {0}) & set(head):
         raise CoritError(f"standard input holds no file names: it is {kind.name}; leave out --null")

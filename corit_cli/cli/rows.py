@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
-from corit_cli.files import model_card, unwritable
+from corit_cli.detection.verdicts import peak
+from corit_cli.files import is_stdout, model_card, opened_stdout, unwritable
 from corit_cli.report.document import as_dict, heading
 from corit_cli.report.meaning import footer, meaning, next_steps
 from corit_cli.report.words import looked_at, place, together
@@ -96,7 +98,8 @@ def csv_writer(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Write:
     """Writes to a CSV file line by line, so that an interrupted run leaves what it has found. Raises CoritError,
     then and later, when it cannot be written."""
     try:
-        file = path.open("w", buffering=1, newline="", encoding="utf-8")
+        how: dict[str, Any] = {"newline": "", "encoding": "utf-8", "line_buffering": True}
+        file = io.TextIOWrapper(opened_stdout() if is_stdout(path) else path.open("wb"), **how)
         stack.callback(_close, file, path)
         table = Table(file, COLUMNS)
     except OSError as error:
@@ -105,14 +108,13 @@ def csv_writer(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Write:
     named = checkpoint.identity
 
     def write(p: Prediction) -> None:
-        faces = p.faces or ()
         row = {
             "path": p.path,
             "probability": p.probability,
             "verdict": p.verdict,
             "seconds": f"{p.seconds:.3f}",
-            "faces": None if p.faces is None else len(faces),
-            "face_max": max((face.probability for face in faces), default=None),
+            "faces": None if p.face_scores is None else len(p.face_scores),
+            "face_max": max(p.face_scores or (), default=None),
             "flips": None if p.stability is None else int(p.stability.flips),
             "error": p.error,
             "declared": p.declared and p.declared.kind,
@@ -149,7 +151,7 @@ def _json_writer(detector: Detector, stack: ExitStack) -> Write:
 def _plain_row(p: Prediction) -> None:
     probability = "" if p.probability is None else f"{p.probability:.4f}"
     said, ground = (p.declared.kind, p.declared.ground) if p.declared else ("", "")
-    cells = (kind_of(p), probability, f"{p.seconds:.2f}", p.path, p.error or "", said, ground, "; ".join(p.notes))
+    cells = (kind_of(p), probability, f"{p.seconds:.2f}", p.path, p.error or "", said, ground, "; ".join(findings(p)))
     print(*map(printable, cells), sep="\t")
 
 
@@ -171,8 +173,12 @@ def kind_of(p: Prediction) -> str:
 def details(p: Prediction) -> list[str]:
     """What a person is told of a file below its verdict, a line each."""
     said = together(p)
-    lines = [said] if said else []
-    lines += p.notes
+    return [*([said] if said else []), *findings(p)]
+
+
+def findings(p: Prediction) -> list[str]:
+    """What was found in a file besides its verdict and what it declares."""
+    lines = list(p.notes)
     if p.faces is not None:
         lines += [f"face at {_box(face.box)}: {face.verdict}, {face.probability:.1%}" for face in p.faces]
     if p.stability is not None:
@@ -182,7 +188,7 @@ def details(p: Prediction) -> list[str]:
         v = p.video
         lines += [looked_at(v)] if v.kind == "video" else []
         lines += [f"person {track}: {probability:.1%}" for track, probability in v.tracks.items()]
-        lines += [f"most suspicious: {place(v, m)}" for m in v.suspicious(1)]
+        lines += [f"most suspicious: {place(v, m)}, {peak(m):.1%}" for m in v.suspicious(1)]
         lines += [v.incomplete] if v.incomplete else []
     return lines
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     from corit_cli.data.declared import Declared
@@ -144,15 +144,14 @@ def peak(moment: Moment) -> float | None:
 def trimmed_mean(values: Sequence[float], shares: Sequence[float] | None = None) -> float:
     """The mean without the ``TRIM`` largest and smallest: a few odd frames decide nothing. With ``shares`` (of the time
     that frames are shown) values count by these, the ends being cut by them too."""
-    order = np.argsort(np.asarray(values, float), kind="stable")
-    ordered = np.asarray(values, float)[order]
     if shares is None:
+        ordered = sorted(values)
         cut = int(TRIM * len(ordered))
-        return float(ordered[cut : len(ordered) - cut].mean())
-    share = np.asarray(shares, float)[order] / np.sum(shares)
-    ends = share.cumsum()
-    kept = ends.clip(TRIM, 1 - TRIM) - (ends - share).clip(TRIM, 1 - TRIM)
-    return float(ordered @ kept / kept.sum())
+        return fmean(ordered[cut : len(ordered) - cut])
+    pairs = sorted(zip(values, shares, strict=True))
+    ends = [end / sum(shares) for end in accumulate(share for _, share in pairs)]
+    kept = [max(0.0, min(end, 1 - TRIM) - max(begin, TRIM)) for begin, end in pairwise([0.0, *ends])]
+    return fmean((value for value, _ in pairs), kept)
 
 
 def flips(verdict: str, others: Sequence[str]) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from corit_cli.files import write_atomically
+from corit_cli.texts import printable
+from corit_cli.version import __version__
 
 if TYPE_CHECKING:
     from corit_cli.detection.heatmap import Heatmap
@@ -17,6 +21,8 @@ OWN_SIZE = 4096  # an image up to this side is drawn at its own size
 SHRUNK = 2048  # the longer side at which a larger one is drawn
 NARROWEST = 360  # pixels that the text beneath needs
 
+#: Under which key a heatmap names its file (a keyword of the PNG specification).
+SOURCE = "Source"
 #: What a reader of the picture must know.
 APART = "The map has no part in the verdict"
 
@@ -50,10 +56,24 @@ def overlay(image: Image.Image, heatmap: Heatmap, probability: float, verdict: s
     return _with_legend(paint(image, heatmap), title, gaps)
 
 
-def save_overlay(image: Image.Image, heatmap: Heatmap, probability: float, verdict: str, path: Path) -> None:
-    """Write :func:`overlay` to ``path`` as a PNG. Raises CoritError when that cannot be written."""
-    drawn = overlay(image, heatmap, probability, verdict)
-    write_atomically(path, lambda temporary: drawn.save(temporary, format="PNG"))
+def save_overlay(
+    image: Image.Image, heatmap: Heatmap, probability: float, verdict: str, path: Path, source: str
+) -> None:
+    """Write :func:`overlay` to ``path`` as a PNG that says which file is its ``source``. Raises CoritError when that
+    cannot be written."""
+    drawn, about = overlay(image, heatmap, probability, verdict), PngInfo()
+    about.add_itxt(SOURCE, printable(os.path.abspath(source)))
+    about.add_text("Software", f"corit {__version__}")
+    write_atomically(path, lambda temporary: drawn.save(temporary, format="PNG", pnginfo=about))
+
+
+def is_overlay_of(path: Path, source: str) -> bool:
+    """Whether a heatmap of the file ``source`` is at ``path``."""
+    try:
+        with Image.open(path, formats=("PNG",)) as there:
+            return there.info.get(SOURCE) == printable(os.path.abspath(source))
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def colourise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

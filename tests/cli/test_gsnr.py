@@ -16,7 +16,7 @@ from corit_cli.cli.app import Commands
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.settings import CropConfig
 from corit_cli.features.extractor import Extractor
-from corit_cli.model.loading import load_backbone
+from corit_cli.model.loading import load_backbone, state_sha256
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.training.run import Run, train_head
 from corit_cli.training.settings import TrainSettings
@@ -131,7 +131,7 @@ def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
     result = gsnr(*arguments, reads=(), backbone=False)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["models"][1]["head_sha256"] == trained.checkpoint.sha256
+    assert found["models"][1]["head_sha256"] == state_sha256(trained.checkpoint.head.state_dict())
     assert found["models"][1]["settings"]["cgp"] == [2]
     assert found["crops"]["mode"] == "native"
     assert "checkpoint" in found["notes"][0]

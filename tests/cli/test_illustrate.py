@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from corit_cli.cli.illustrate import _place, heatmap_path
+from corit_cli.detection.heatmap import Heatmap
+from corit_cli.report.heatmap import save_overlay
 
 
 def names(folder: Path, images: list[str], inputs: list[str] | None = None) -> list[str]:
@@ -39,9 +43,14 @@ def test_no_heatmap_takes_the_place_of_an_input(tmp_path: Path, monkeypatch: pyt
     assert names(Path("."), ["./x.png"], inputs) == ["x-2.heatmap.png"]
 
 
-def test_a_file_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "x.heatmap.png").touch()
-    assert names(tmp_path, ["x.png"]) == ["x.heatmap.png"]
+def test_a_heatmap_of_an_earlier_run_is_replaced_by_one_of_the_same_file_alone(tmp_path: Path) -> None:
+    grey = Image.new("RGB", (64, 64))
+    flat = Heatmap(np.zeros((4, 4), np.float32), np.ones((4, 4), bool), (0, 0, 64, 64), (64, 64), 0.0, 1.0)
+    save_overlay(grey, flat, 0.5, "fake", tmp_path / "x.heatmap.png", "in/x.png")
+    assert names(tmp_path, ["in/x.png"]) == ["x.heatmap.png"]
+    assert names(tmp_path, ["other/x.png"]) == ["x-2.heatmap.png"]
+    (tmp_path / "y.heatmap.png").write_text("somebody's")
+    assert names(tmp_path, ["y.png"]) == ["y-2.heatmap.png"]
 
 
 def test_very_long_names_are_cut(tmp_path: Path) -> None:

@@ -101,12 +101,18 @@ def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content)), closed=False))
 
 
+def test_nothing_on_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for null in (False, True):
+        stdin(monkeypatch, b"")
+        with pytest.raises(CoritError, match="standard input is empty"):
+            image_on_stdin(null)
+
+
 def test_names_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     for content, null, names in (
         (b"a.jpg\r\n\n  b c.jpg\nBM.bmp", False, ["a.jpg", "  b c.jpg", "BM.bmp"]),
         (b"two\nlines.jpg\0\xff.jpg\0\0", True, ["two\nlines.jpg", "\udcff.jpg"]),
         (b"\xff.jpg\n", False, ["\udcff.jpg"]),
-        (b"", False, []),
     ):
         stdin(monkeypatch, content)
         assert image_on_stdin(null) is None

@@ -93,9 +93,9 @@ def test_large_images_are_shrunk(tmp_path: Path) -> None:
 
 
 def test_saving_is_a_png_or_a_clear_error(tmp_path: Path) -> None:
-    save_overlay(GREY, halves(), 0.9, "fake", tmp_path / "map.png")
+    save_overlay(GREY, halves(), 0.9, "fake", tmp_path / "map.png", "a.jpg")
     saved = Image.open(tmp_path / "map.png")
     assert saved.format == "PNG"
     assert np.array_equal(np.asarray(saved), np.asarray(overlay(GREY, halves(), 0.9, "fake")))
     with pytest.raises(CoritError, match="cannot write"):
-        save_overlay(GREY, halves(), 0.9, "fake", tmp_path / "missing" / "map.png")
+        save_overlay(GREY, halves(), 0.9, "fake", tmp_path / "missing" / "map.png", "a.jpg")

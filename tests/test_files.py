@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,3 +117,19 @@ def test_links_in_a_circle_and_the_people_who_may_read_stay(tmp_path: Path) -> N
     (tmp_path / "private").touch(0o600)
     write_atomically(tmp_path / "private", lambda path: path.write_text("new"))
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600 and (tmp_path / "loop").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "out.txt"])
+def test_standard_output_by_another_name_is_added_to(name: str, tmp_path: Path) -> None:
+    """It may lead to a file, which opening it anew would empty, and renaming another over it would lose."""
+    if not Path("/dev/stdout").exists():
+        pytest.skip("this system has no /dev/stdout")
+    script = (
+        "from pathlib import Path; from corit_cli.files import write_atomically; print('before', flush=False);"
+        f"write_atomically(Path({name!r}), lambda path: path.write_text('between\\n')); print('after')"
+    )
+    file = tmp_path / "out.txt"
+    file.write_text("there\n")
+    with file.open("a") as out:
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, stdout=out, check=True)
+    assert file.read_text().split() == ["there", "before", "between", "after"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from corit_cli.bulk.rows import Csv
 from corit_cli.bulk.run import with_stamp
 from corit_cli.bulk.sources import listed
 from corit_cli.bulk.stamps import Stamp, stamp
@@ -130,3 +131,14 @@ def test_of_what_a_server_refuses_nothing_is_known(memory: str, monkeypatch: pyt
     assert stamp(row["path"]) is None and Present(checksum=False).stands(row)
     with pytest.raises(ImageError, match=r"^cannot be read \(403 Forbidden\)$"):
         fetch(row["path"])
+
+
+def test_a_table_of_verdicts_is_a_list_of_the_files_as_they_are_called(tmp_path: Path) -> None:
+    names = ["'quoted.jpg", "=1+1.jpg", "new\nline.jpg", "plain.jpg"]
+    table = Csv().header() + b"".join(
+        Csv().encode({"path": str(tmp_path / name), "verdict": "real", "error": None}) for name in names
+    )
+    (tmp_path / "verdicts.csv").write_bytes(table)
+    assert list(listed([str(tmp_path / "verdicts.csv")], False, collect)) == [str(tmp_path / name) for name in names]
+    (tmp_path / "other.csv").write_text("path\n'quoted.jpg\n")  # somebody else's apostrophe is part of the name
+    assert list(listed([str(tmp_path / "other.csv")], False, collect)) == [str(tmp_path / "'quoted.jpg")]

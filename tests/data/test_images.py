@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from corit_cli.data import colours, images
-from corit_cli.data.images import FileInfo, ImageError, inspect, read_image, resampled
+from corit_cli.data.images import FileInfo, ImageError, decode, inspect, read_image, resampled
 from corit_cli.data.kinds import IMAGE_SUFFIXES
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
@@ -156,6 +156,15 @@ def test_one_bit_and_one_pixel(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "bit.png"))[0, :, 0].tolist() == [255, 0]
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "one.png")
     assert read_image(tmp_path / "one.png").getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_a_second_picture_that_is_no_preview_is_noted(tmp_path: Path) -> None:
+    file, picture = tmp_path / "a.jpg", photograph(1, (160, 120))
+    for sizes, note in (([(160, 120)], "1 of 2"), ([(80, 60)], ""), ([(40, 30), (160, 120)], "1 of 3")):
+        picture.save(file, format="MPO", save_all=True, append_images=[photograph(2, size) for size in sizes])
+        found = decode(str(file))
+        assert bool(note) == bool(found.notes) and note in " ".join(found.notes)
+        assert found.image.size == picture.size
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])

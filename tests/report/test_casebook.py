@@ -23,6 +23,7 @@ from PIL import Image
 
 from corit_cli.data.provenance import Finding, Provenance
 from corit_cli.data.settings import CropConfig
+from corit_cli.data.stored import state
 from corit_cli.detection.calibration import Thresholds
 from corit_cli.detection.verdicts import MILD, FaceVerdict, Moment, Prediction, Stability, VideoVerdict
 from corit_cli.errors import CoritError
@@ -30,6 +31,8 @@ from corit_cli.model.settings import CoRITSettings
 from corit_cli.report import casebook
 from corit_cli.report.case import About, method_of
 from corit_cli.report.casebook import Casebook
+from corit_cli.report.drawn import CHANGED, draw
+from corit_cli.report.meaning import meaning
 from corit_cli.report.timeline import levels, thin, ticks
 from corit_cli.report.words import clock, file_size, percent, posterior, share
 from corit_cli.texts import printable
@@ -470,6 +473,38 @@ def test_who_speaks_for_what(tmp_path: Path) -> None:
     )
     alone = written(tmp_path / "b.html", (Prediction("a.jpg", 0.9, "fake", 0.0, parts={"hri": 1.25}),)).text
     assert "What speaks" not in alone
+
+
+def test_a_degraded_picture_is_told_the_rates_of_degraded_copies() -> None:
+    about = replace(ABOUT, held_out_degraded=HELD_OUT | {"real_called_fake": 0.05, "fake_called_fake": 0.35})
+    picture = Prediction("a.jpg", 0.9, "fake", 0.0, parts={"hri": 1.0}, degraded=0.8)
+    assert "7.0 times as common" in " ".join(meaning(picture, about))
+    assert "on 1,073 degraded copies of images" in " ".join(meaning(picture, about))
+    for other in (replace(picture, degraded=0.2), replace(picture, degraded=None)):
+        assert "3.5 times as common" in " ".join(meaning(other, about))
+    assert "3.5 times as common" in " ".join(meaning(picture, ABOUT))  # nothing else is known
+
+
+@pytest.mark.parametrize("kind", ["video", "animation"])
+def test_what_stands_out_of_a_film_is_why_it_is_uncertain(kind: str) -> None:
+    moments = tuple(Moment(i, float(i), 0.9 if 3 <= i < 6 else 0.1) for i in range(20))
+    film = VideoVerdict(20.0, 1.0, moments, {}, kind=kind, frames=20)
+    said = meaning(Prediction("a", 0.1, "uncertain", 0.0, video=film), ABOUT)[0]
+    assert ("one after the other" if kind == "video" else "a frame of it") in said and "called real" in said
+
+
+def test_a_file_that_was_changed_meanwhile_is_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "photo.png"
+    photograph(1).save(file)
+    judged = replace(full(str(file)), state=state(file))
+    detector = SimpleNamespace(checkpoint=SimpleNamespace(localizer=None))
+    assert draw(detector, judged, str(file), False, 1).image is not None
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in written(tmp_path / "a.html", (judged,)).text
+    photograph(2).save(file)
+    drawn = draw(detector, judged, str(file), False, 1)
+    assert drawn.image is None and drawn.fault == CHANGED
+    page = written(tmp_path / "b.html", (judged,)).text
+    assert hashlib.sha256(file.read_bytes()).hexdigest() not in page and CHANGED in page
 
 
 def test_it_is_said_of_a_picture_that_it_looks_degraded(tmp_path: Path) -> None:

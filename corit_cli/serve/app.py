@@ -96,10 +96,10 @@ class Service:
         app.add_exception_handler(ClientDisconnect, lambda _, error: Response(status_code=499))
         app.add_api_route("/v1/detect", self.detect, methods=["POST"])
         app.add_api_route("/v1/report", self.report, methods=["POST"])
-        app.add_api_route("/health", self.health, methods=["GET"])
+        app.add_api_route("/health", self.health, methods=["GET", "HEAD"])
         app.add_api_route("/metrics", self.told, methods=["GET"])
         for address, file in _FILES.items():
-            app.add_api_route(address, _giving(file), methods=["GET"])
+            app.add_api_route(address, _giving(file), methods=["GET", "HEAD"])
         app.mount("/page", StaticFiles(directory=_PAGE))
         return app
 

@@ -100,6 +100,9 @@ def test_hostile_files_get_a_result_or_an_error(running: Running, detector: Dete
         rows += answer.json()["results"]
     assert rows == said_by_predict(detector, files, tmp_path / "again")
     assert running.client.get("/health").json() == {"status": "ok", "token": False}
+    for address in ("/", "/health"):  # as what watches a service asks
+        answer = running.client.head(address)
+        assert answer.status_code == 200 and answer.content == b""
     assert running.service.memory.taken == 0
 
 

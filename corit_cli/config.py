@@ -71,7 +71,7 @@ class Settings:
             if o.choices and value not in o.choices:
                 raise CoritError(f"{called} must be {', '.join(o.choices[:-1])} or {o.choices[-1]}, not {value!r}")
             if isinstance(value, int | float):
-                if not isfinite(value):
+                if isinstance(value, float) and not isfinite(value):
                     raise CoritError(f"{called} must be a finite number, not {value:g}")
                 if o.minimum is not None and not value >= o.minimum:
                     raise CoritError(f"{called} must be at least {o.minimum:g}, not {value:g}")

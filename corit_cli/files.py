@@ -61,17 +61,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether standard output leads to what is at ``path``, which opening anew would empty."""
+    """Whether standard output leads to what is at ``path``, which opening anew would empty. The null device is
+    nobody's output."""
+    if sys.stdout is None:  # closed: descriptor 1 may be anything by now
+        return False
     try:
-        return os.path.samestat(os.stat(path), os.fstat(1))
+        found = os.stat(path)
+        return os.path.samestat(found, os.fstat(1)) and not os.path.samestat(found, os.stat(os.devnull))
     except (OSError, ValueError):
         return False
 
 
 def opened_stdout() -> IO[bytes]:
     """Standard output, to be closed by itself."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
     return os.fdopen(os.dup(1), "wb")
 
 

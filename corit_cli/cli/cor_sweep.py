@@ -182,6 +182,7 @@ def cor_sweep(
         arms = {name: partial(_made, arm) for name, arm in ready.items()}
     with working("reading the images"):
         tests = problem.criteria
+    tests.check()  # by what can be read
     about = {
         "corit": __version__,
         "tune": str(scope),

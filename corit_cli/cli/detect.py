@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +17,10 @@ from corit_cli.cli import bulk, config_file, forecast, options, with_ray
 from corit_cli.cli.console import Bars, err, escape, importing, out, working
 from corit_cli.cli.inputs import STDIN, Left, collect, image_on_stdin
 from corit_cli.cli.options import opt
-from corit_cli.cli.outputs import BESIDE, check_apart
+from corit_cli.cli.outputs import BESIDE, check_apart, on_stdout
 from corit_cli.cli.rows import csv_writer, kind_of, print_footer, writer
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED
 from corit_cli.errors import CoritError
-from corit_cli.files import is_stdout
 
 if TYPE_CHECKING:
     from corit_cli.detection.verdicts import Prediction
@@ -114,9 +114,6 @@ def detect(
         raise CoritError("--explain is for people to read: leave it out with --json and --jsonl")
     if rate is not None and ctx.get_parameter_source("frames").name == "COMMANDLINE":
         raise CoritError("give --frames or --rate, not both")
-    alone = csv_file is not None and is_stdout(csv_file)  # on standard output
-    if alone and (as_json or as_jsonl or explain):
-        raise CoritError("one thing goes to standard output: leave out --json, --jsonl and --explain, or name a file")
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     if heatmap is not None and str(heatmap) == "-":
@@ -136,7 +133,14 @@ def detect(
         total = len(files)
         if not files and not left.files:
             raise CoritError("; ".join((f"no images or videos in {', '.join(paths)}", *left.lines())))
+    elif table is None and image is None:
+        names = iter(files)
+        first = next(names, None)
+        if first is None and not left.files:
+            raise CoritError("standard input names no file")
+        files = names if first is None else chain([first], names)
     outputs = {"--csv": csv_file, "--html": html, "--out": table and Path(table)}
+    alone = on_stdout(outputs, {"--json": as_json, "--jsonl": as_jsonl, "--explain": explain})
     beside = config_file.beside(html)
     check_apart({**outputs, BESIDE: beside}, files if isinstance(files, list) else paths)
     check_apart(outputs, [config] if config else [])
@@ -191,8 +195,6 @@ def detect(
         config_file.save(beside, "detect", config_file.complete(ctx), detector.checkpoint.origin)
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl or alone):
         print_footer(detector.checkpoint)
-    if not seen and not left.files:
-        raise CoritError("standard input named no file")
     _end(seen, left, fail_on, summary=not (as_json or as_jsonl))
 
 

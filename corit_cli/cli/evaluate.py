@@ -10,7 +10,7 @@ import typer
 from corit_cli.cli import config_file, forecast, options
 from corit_cli.cli.console import Bars, escape, out, print_grid, print_json, warn, warn_of_errors
 from corit_cli.cli.options import opt
-from corit_cli.cli.outputs import BESIDE, check_apart
+from corit_cli.cli.outputs import BESIDE, check_apart, on_stdout
 from corit_cli.data.robustness import FAMILIES, parse_chains
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def evaluate(
     if robustness is not None:
         parse_chains(robustness)  # a mistake shows before anything is loaded
     outputs, beside = {"--csv": csv_file, "--html": html}, config_file.beside(html)
+    alone = on_stdout(outputs, {"--json": as_json})
     check_apart({**outputs, BESIDE: beside}, [data, *(scores or ())])
     check_apart(outputs, [config] if config else [])
 
@@ -122,7 +123,7 @@ def evaluate(
         config_file.save(beside, "evaluate", config_file.complete(ctx), found.about["detector"])
     if as_json:
         print_json(found.as_dict())
-    else:
+    elif not alone:
         _show(found)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from corit_cli.cli import forecast, options
 from corit_cli.cli.console import Bars, escape, out, print_json, warn, warn_of_errors, working
 from corit_cli.cli.options import Given, opt
+from corit_cli.cli.outputs import on_stdout
 from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
 from corit_cli.gsnr.settings import PANEL as MEASURED
@@ -84,6 +85,7 @@ def gsnr(
     if asked.wrt == "head" and unread:
         raise CoritError(f"--wrt head takes every layer's class token or contrast by itself: leave out {unread[0]}")
     corit = reads.over(METHOD)
+    alone = on_stdout({"--csv": csv_file}, {"--json": as_json})
 
     from corit_cli.cli.gsnr_tables import show, write_csv
     from corit_cli.data.manifest import load_samples
@@ -139,7 +141,7 @@ def gsnr(
         gsnr_plot(found, plot)
     if as_json:
         print_json(found.as_dict() | detector_named | {"reading": reading(found)})
-    else:
+    elif not alone:
         show(found)
         out.print(
             f"A plot of GSNR against depth is in {escape(str(plot))}."

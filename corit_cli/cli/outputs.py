@@ -12,7 +12,7 @@ from pathlib import Path
 
 from corit_cli.data.kinds import OTHER, sniff
 from corit_cli.errors import CoritError
-from corit_cli.files import is_special, unwritable
+from corit_cli.files import is_special, is_stdout, unwritable
 
 #: What is written beside a report, as it is called where it would destroy something.
 BESIDE = "the configuration beside --html"
@@ -44,6 +44,16 @@ def check_file(path: Path | None) -> Path | None:
         if kind is not None and kind.media != OTHER:
             raise CoritError(f"cannot write {path}: it is {kind.name}, and would be lost")
     return path
+
+
+def on_stdout(outputs: Mapping[str, Path | None], printing: Mapping[str, bool]) -> bool:
+    """Whether one of ``outputs``, by their flags, is standard output, where nothing else may go then. Raises CoritError
+    where two are, and where an option is given that is ``printing`` there."""
+    there = [flag for flag, path in outputs.items() if path is not None and is_stdout(path)]
+    there += [flag for flag, given in printing.items() if given and there]
+    if len(there) > 1:
+        raise CoritError(f"{' and '.join(there)} would all go to standard output: name files")
+    return bool(there)
 
 
 def check_apart(outputs: Mapping[str, Path | None], inputs: Iterable[str | Path]) -> None:

@@ -38,7 +38,7 @@ MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
 
 # Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")
-# Those that hold several pictures; what an MPO holds besides its main one are previews.
+# Those that hold several pictures; what an MPO holds besides its main one mostly are previews.
 _LEAFED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"))
 NO_END = "the file has no end marker"
 
@@ -146,13 +146,13 @@ def _beside(image: Image.Image, source: Stored) -> tuple[str, ...]:
     """A note on further pictures in an opened MPO, where one is no preview: as large as the first."""
     if image.format != "MPO":
         return ()
-    count = own = 1
+    count, as_large = 1, 0
     with suppress(Exception), open_image(source) as again:  # opened anew: Pillow may walk away from the first one
         count = again.n_frames
         for number in range(1, count):
             again.seek(number)
-            own += again.width * again.height >= image.width * image.height
-    return (f"1 of {count} pictures in it judged, of which {own} are as large",) if own > 1 else ()
+            as_large += again.width * again.height >= image.width * image.height
+    return (f"1 of {count} pictures in it judged; {as_large} of the others as large",) if as_large else ()
 
 
 def _several(source: Stored) -> bool:

@@ -87,7 +87,7 @@ def load_samples(data: Path, warn: Callable[[str], object] = lambda message: Non
         raise CoritError(f"no images found in {data}")
     distinct = dict.fromkeys(samples)
     if len(distinct) < len(samples):
-        warn(f"{len(samples) - len(distinct)} rows of {data} stand there before, and count once")
+        warn(f"{len(samples) - len(distinct)} rows of {data} repeat others, and are left out")
     return sorted(distinct, key=lambda s: s.path)
 
 

@@ -102,7 +102,7 @@ class _Walk:
                     break
                 if shown is not None:
                     self.taken.add(number)
-                    yield Frame(number, round(seconds, 3), shown)
+                    yield Frame(number, round(seconds, 3), shown, _duration(image))
                     del shown
                 seconds += _duration(image)
                 self.ended = number + 1

@@ -65,11 +65,12 @@ class VideoInfo:
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One frame as RGB, upright; ``number`` counts from 0, ``seconds`` is its time stamp. Where the frame rate varies
-    the number is an estimate, the time is not."""
+    the number is an estimate, the time is not. ``shown`` is for how long one of an animated picture stays."""
 
     number: int
     seconds: float
     image: Image.Image
+    shown: float = 0.0
 
 
 def inspect(path: str | Path, stop: Stop = never) -> VideoInfo:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from corit_cli.data.faces import finder
 from corit_cli.data.images import Source
-from corit_cli.data.stored import state
 from corit_cli.data.urls import is_url, local_copy
 from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video
@@ -157,14 +156,14 @@ class Detector:
         for video, group in groupby(sources, lambda source: source.is_video):
             if video:
                 for source in group:
-                    yield self._told(self._video(source.name, asked, stop), source.source, asked)
+                    yield self._told(self._video(source.name, asked, stop), source, asked)
             else:
                 yield from self._images(group, asked)
 
     def _images(self, sources: Iterable[Named], asked: Asked) -> Iterator[Prediction]:
         eye = self.eye(asked)
         for item in stream(self.extractor, sources, lambda source: eye.look(source.source), asked.workers):
-            yield self._told(self._judge(item.item.name, item, asked), item.item.source, asked)
+            yield self._told(self._judge(item.item.name, item, asked), item.item, asked)
 
     def predict_seen(self, items: Sequence[Extracted[str]], asked: Asked) -> Iterator[Prediction]:
         """Predictions, in order, on images by their paths whose windows an :meth:`eye` cut, and on videos, which are
@@ -172,7 +171,7 @@ class Detector:
         for path, item in zip((item.item for item in items), forward(self.extractor, list(items)), strict=True):
             source = Named(path, path)
             prediction = self._video(path, asked) if source.is_video else self._judge(path, item, asked)
-            yield self._told(prediction, path, asked)
+            yield self._told(prediction, source, asked)
 
     def eye(self, asked: Asked) -> Eye:
         """What cuts pictures to the windows that the model is to read."""
@@ -216,7 +215,6 @@ class Detector:
             faces=shown,
             stability=stable,
             provenance=seen.provenance,
-            state=seen.state,
         )
 
     def _leafed(self, name: str, seen: Seen, logits: Iterator[float], seconds: float, asked: Asked) -> Prediction:
@@ -228,10 +226,10 @@ class Detector:
         reel = Reel(pages.kind, pages.count, pages.seconds, round(fps, 3), pages.warning)
         judged = f"{len(shown)} of {pages.count} {'pages' if pages.kind == 'pages' else 'frames'} judged"
         found = self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
-        return replace(found, provenance=seen.provenance, state=seen.state)
+        return replace(found, provenance=seen.provenance)
 
     def _video(self, path: str, asked: Asked, stop: Stop = never) -> Prediction:
-        start, eye, before = time.perf_counter(), self.eye(asked), state(path)
+        start, eye = time.perf_counter(), self.eye(asked)
         shown: list[Shown] = []
         try:
             with local_copy(path) as file:
@@ -248,7 +246,7 @@ class Detector:
         except CoritError as error:
             return Prediction(path, None, None, time.perf_counter() - start, str(error))
         reel = Reel("video", info.frames, info.duration, info.fps, info.warning)
-        return replace(self._filmed(path, shown, reel, time.perf_counter() - start, asked), state=before)
+        return self._filmed(path, shown, reel, time.perf_counter() - start, asked)
 
     def _filmed(
         self, name: str, shown: list[Shown], reel: Reel, seconds: float, asked: Asked, notes: tuple[str, ...] = ()
@@ -261,12 +259,13 @@ class Detector:
             return Prediction(name, None, None, seconds, str(error), notes=notes)
         return Prediction(name, probability, verdict, seconds, notes=notes, video=film)
 
-    def _told(self, prediction: Prediction, source: Source, asked: Asked) -> Prediction:
-        """With what its file says of itself, where no :meth:`eye` has read it: of videos, and of images whose pixels
-        cannot be judged."""
-        if not asked.provenance or prediction.provenance is not None or (isinstance(source, str) and is_url(source)):
-            return prediction
-        return replace(prediction, provenance=provenance_of(source))
+    def _told(self, prediction: Prediction, named: Named, asked: Asked) -> Prediction:
+        """With the state of its file, and with what that says of itself where no :meth:`eye` has read it: of videos,
+        and of images whose pixels cannot be judged."""
+        source, provenance = named.source, prediction.provenance
+        if asked.provenance and provenance is None and not (isinstance(source, str) and is_url(source)):
+            provenance = provenance_of(source)
+        return replace(prediction, provenance=provenance, state=named.state)
 
     @torch.inference_mode()
     def _each(self, readings: Sequence[list[Tensor]]) -> Tensor:

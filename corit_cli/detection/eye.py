@@ -13,7 +13,7 @@ from corit_cli.data.pages import Pages, sample_pages
 from corit_cli.data.provenance import Provenance, read_provenance
 from corit_cli.data.robustness import CHAINS
 from corit_cli.data.settings import CropConfig
-from corit_cli.data.stored import Buffer, State, state
+from corit_cli.data.stored import Buffer
 from corit_cli.data.urls import fetch, is_url
 from corit_cli.data.variants import Variant
 from corit_cli.data.video import Frame
@@ -29,7 +29,7 @@ NOTHING = "nothing to judge: the picture is blank, or nearly one flat colour"
 class Seen:
     """What an :class:`Eye` saw: of a picture its ``faces`` and the names of the degraded ``copies`` that could be
     made of it; of an animated picture or several pages the frames, and the faces of each. ``notes`` are on the file,
-    ``provenance`` is what it says of itself, ``state`` the file's before it was read."""
+    ``provenance`` is what it says of itself."""
 
     faces: list[Face] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
@@ -37,7 +37,6 @@ class Seen:
     pages: Pages | None = None
     each: list[tuple[Frame, list[Face]]] = field(default_factory=list)
     provenance: Provenance | None = None
-    state: State | None = None
 
 
 def provenance_of(source: Source) -> Provenance | None:
@@ -69,9 +68,8 @@ class Eye:
         """The pictures of an image, in the order of its verdicts: the whole, its faces, its degraded copies; or of each
         frame the whole and its faces. Raises ImageError when it cannot be read, when it is blank, and when faces alone
         are wanted and there are none."""
-        source, before = fetch(source) if isinstance(source, str) and is_url(source) else source, state(source)
+        source = fetch(source) if isinstance(source, str) and is_url(source) else source
         pictures, seen = self._look(source)
-        seen.state = before
         seen.provenance = provenance_of(source) if self.provenance else None
         return pictures, seen
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from corit_cli.data.faces import Face
@@ -67,18 +66,11 @@ def judge_film(
             raise CoritError("no face found")
         probability = max(by_track.values())
         return probability, of_faces.thresholds.verdict(probability), film
-    shares = _shown([moment.seconds for moment in moments], reel) if reel.kind == "animation" else None
-    probability = reported(trimmed_mean(whole, shares), of_pictures)
+    shown = [one.frame.shown for one in seen]
+    probability = reported(trimmed_mean(whole, shown if any(shown) else None), of_pictures)
     others = list(map(of_faces.thresholds.verdict, by_track.values()))
     others += ["fake"] * film.stands_out(of_pictures.thresholds)
     return probability, settle(of_pictures.thresholds.verdict(probability), others), film
-
-
-def _shown(starts: Sequence[float], reel: Reel) -> list[float] | None:
-    """For how long each frame is shown, or stands for what is: from its start to the next one's. None where the file
-    does not tell."""
-    seconds = np.diff([*starts, reel.duration])
-    return seconds.clip(1e-3).tolist() if reel.duration > starts[-1] else None
 
 
 def reported(logit: float, judged: Verdicts) -> float:

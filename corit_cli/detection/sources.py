@@ -10,16 +10,18 @@ import numpy as np
 from PIL import Image
 
 from corit_cli.data.images import Source
+from corit_cli.data.stored import State, state
 from corit_cli.data.video import is_video
 from corit_cli.errors import CoritError
 
 
 @dataclass(frozen=True)
 class Named:
-    """A source and what it is called."""
+    """A source and what it is called; the ``state`` of its file before it is read, where it has a path."""
 
     name: str
     source: Source
+    state: State | None = None
 
     @property
     def is_video(self) -> bool:
@@ -39,7 +41,7 @@ def named(sources: Source | Iterable[Source]) -> Iterator[Named]:
 def _name(source: object, number: int) -> Named:
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)  # given back as it was given: Path() would drop a leading ./
-        return Named(path, path)
+        return Named(path, path, state(path))
     if isinstance(source, np.ndarray) and (source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3):
         raise _no_source(f"an array {source.shape} of {source.dtype}")
     if not isinstance(source, bytes | bytearray | memoryview | Image.Image | np.ndarray):

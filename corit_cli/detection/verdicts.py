@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 MILD = ("jpeg-90", "jpeg-75", "webp-75", "resize-0.75", "resize-0.5", "blur-0.5")
 #: Share of a video's frames left out at either end before their scores are averaged.
 TRIM = 0.1
-#: Frames of a video one after the other, all called fake, that no verdict of "real" passes over.
-STRETCH = 3
+#: Of ``AMONG`` frames of a video that were scored so many in a row, all called fake, that no verdict of "real" passes
+#: over; of more as large a share, since their neighbours are more alike.
+STRETCH, AMONG = 3, 32
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,9 @@ class VideoVerdict:
     frames: int = 0
 
     def stands_out(self, thresholds: Thresholds) -> bool:
-        """Whether too much of it is called fake for the whole to be called real: ``STRETCH`` frames of a video one
-        after the other, since one or two mean nothing, and a single frame or page of others, which are few and need not
-        belong together."""
-        run, enough = 0, STRETCH if self.kind == "video" else 1
+        """Whether too much of it is called fake for the whole to be called real: a stretch of a video, since a frame or
+        two mean nothing, and a single frame or page of others, which are few and need not belong together."""
+        run, enough = 0, max(STRETCH, ceil(len(self.moments) * STRETCH / AMONG)) if self.kind == "video" else 1
         for moment in self.moments:
             called = moment.probability is not None and thresholds.verdict(moment.probability) == "fake"
             run = run + 1 if called else 0
@@ -149,7 +150,8 @@ def trimmed_mean(values: Sequence[float], shares: Sequence[float] | None = None)
         cut = int(TRIM * len(ordered))
         return fmean(ordered[cut : len(ordered) - cut])
     pairs = sorted(zip(values, shares, strict=True))
-    ends = [end / sum(shares) for end in accumulate(share for _, share in pairs)]
+    total = sum(shares)
+    ends = [end / total for end in accumulate(share for _, share in pairs)]
     kept = [max(0.0, min(end, 1 - TRIM) - max(begin, TRIM)) for begin, end in pairwise([0.0, *ends])]
     return fmean((value for value, _ in pairs), kept)
 

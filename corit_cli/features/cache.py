@@ -81,7 +81,8 @@ class FeatureCache:
         now = time.time()
         rows = [(k, now, part.numpy().tobytes()) for k, part in zip(keys, z.chunk(len(keys)), strict=True)]
         insert = "INSERT INTO features VALUES (?, ?, ?)"
-        repair = "ON CONFLICT DO UPDATE SET z = excluded.z WHERE length(z) != length(excluded.z)"
+        repair = "ON CONFLICT (key) DO UPDATE SET z = excluded.z, used = excluded.used"
+        repair += " WHERE length(z) != length(excluded.z)"
         self._write(f"{insert} {repair}", rows)
         self._puts += 1
         if self._puts % 64 == 0:

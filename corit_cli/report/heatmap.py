@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from corit_cli.files import write_atomically
+from corit_cli.files import content_sha256, write_atomically
 from corit_cli.texts import printable
 from corit_cli.version import __version__
 
@@ -21,8 +21,8 @@ OWN_SIZE = 4096  # an image up to this side is drawn at its own size
 SHRUNK = 2048  # the longer side at which a larger one is drawn
 NARROWEST = 360  # pixels that the text beneath needs
 
-#: Under which key a heatmap names its file (a keyword of the PNG specification).
-SOURCE = "Source"
+#: Under which keyword a heatmap has the SHA-256 of the file it is of.
+DIGEST = "Source SHA-256"
 #: What a reader of the picture must know.
 APART = "The map has no part in the verdict"
 
@@ -59,20 +59,24 @@ def overlay(image: Image.Image, heatmap: Heatmap, probability: float, verdict: s
 def save_overlay(
     image: Image.Image, heatmap: Heatmap, probability: float, verdict: str, path: Path, source: str
 ) -> None:
-    """Write :func:`overlay` to ``path`` as a PNG that says which file is its ``source``. Raises CoritError when that
-    cannot be written."""
+    """Write :func:`overlay` to ``path`` as a PNG that says what its ``source`` is called and what is in it. Raises
+    CoritError when that cannot be written."""
     drawn, about = overlay(image, heatmap, probability, verdict), PngInfo()
-    about.add_itxt(SOURCE, printable(os.path.abspath(source)))
+    about.add_itxt("Source", printable(os.path.basename(source)))
+    about.add_text(DIGEST, content_sha256(Path(source)) or "")
     about.add_text("Software", f"corit {__version__}")
     write_atomically(path, lambda temporary: drawn.save(temporary, format="PNG", pnginfo=about))
 
 
 def is_overlay_of(path: Path, source: str) -> bool:
-    """Whether a heatmap of the file ``source`` is at ``path``."""
+    """Whether a heatmap of what is in the file ``source`` is at ``path``."""
+    digest = content_sha256(Path(source))
+    if digest is None or not path.is_file():
+        return False
     try:
         with Image.open(path, formats=("PNG",)) as there:
-            return there.info.get(SOURCE) == printable(os.path.abspath(source))
-    except (OSError, ValueError, SyntaxError):
+            return there.info.get(DIGEST) == digest
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 

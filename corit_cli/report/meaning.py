@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corit_cli.data.declared import CAMERA
-from corit_cli.detection.verdicts import STRETCH
 from corit_cli.report.words import share
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 DEGRADED = 0.5
 #: Why a film that would be called real is not, by its kind.
 _STANDS_OUT = {
-    "video": f"{STRETCH} or more of its frames one after the other are called fake",
+    "video": "a stretch of it is called fake, frame by frame",
     "animation": "a frame of it is called fake",
     "pages": "a page of it is called fake",
 }

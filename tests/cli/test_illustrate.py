@@ -8,6 +8,7 @@ from PIL import Image
 
 from corit_cli.cli.illustrate import _place, heatmap_path
 from corit_cli.detection.heatmap import Heatmap
+from corit_cli.files import content_sha256
 from corit_cli.report.heatmap import save_overlay
 
 
@@ -46,9 +47,17 @@ def test_no_heatmap_takes_the_place_of_an_input(tmp_path: Path, monkeypatch: pyt
 def test_a_heatmap_of_an_earlier_run_is_replaced_by_one_of_the_same_file_alone(tmp_path: Path) -> None:
     grey = Image.new("RGB", (64, 64))
     flat = Heatmap(np.zeros((4, 4), np.float32), np.ones((4, 4), bool), (0, 0, 64, 64), (64, 64), 0.0, 1.0)
-    save_overlay(grey, flat, 0.5, "fake", tmp_path / "x.heatmap.png", "in/x.png")
-    assert names(tmp_path, ["in/x.png"]) == ["x.heatmap.png"]
-    assert names(tmp_path, ["other/x.png"]) == ["x-2.heatmap.png"]
+    file, maps = tmp_path / "x.png", tmp_path / "maps"
+    file.write_text("one picture")
+    maps.mkdir()
+    save_overlay(grey, flat, 0.5, "fake", maps / "x.heatmap.png", str(file))
+    with Image.open(maps / "x.heatmap.png") as there:
+        assert there.info["Source"] == "x.png" and there.info["Source SHA-256"] == content_sha256(file)
+    assert names(maps, [str(file)]) == ["x.heatmap.png"]
+    file.write_text("another")
+    assert names(maps, [str(file)]) == ["x-2.heatmap.png"]
+    file.unlink()
+    assert names(maps, [str(file)]) == ["x-2.heatmap.png"]
     (tmp_path / "y.heatmap.png").write_text("somebody's")
     assert names(tmp_path, ["y.png"]) == ["y-2.heatmap.png"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,22 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     for name in ("old.csv", "pipe", "new.csv"):
         assert check_file(tmp_path / name) == tmp_path / name
     assert check_file(None) is None
+
+
+def test_one_thing_goes_to_standard_output(tmp_path: Path) -> None:
+    here, script = tmp_path / "out.txt", tmp_path / "tell.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from corit_cli.cli.outputs import on_stdout\n"
+        "outputs = {f'--{i}': Path(path) for i, path in enumerate(sys.argv[2:])}\n"
+        "print(on_stdout(outputs, {'--json': sys.argv[1] == 'json'}), file=sys.stderr)\n"
+    )
+    for given, said in (
+        (["", here], "True"),
+        (["", "/dev/stdout"], "True"),
+        (["json", tmp_path / "other.txt", os.devnull], "False"),
+        (["json", here], "--0 and --json would all go to standard output"),
+        (["", here, "/dev/stdout"], "--0 and --1 would all go to standard output"),
+    ):
+        with here.open("a") as out:
+            told = subprocess.run([sys.executable, script, *given], stdout=out, stderr=subprocess.PIPE, text=True)
+        assert said in told.stderr

@@ -141,7 +141,7 @@ def test_a_row_that_is_there_twice_counts_once_and_is_told(tmp_path: Path) -> No
     told: list[str] = []
     manifest = write(tmp_path / "m.csv", [*ROWS, ROWS[1], ROWS[1]])
     assert load_samples(manifest, told.append) == load_samples(write(tmp_path / "once.csv", ROWS))
-    assert told == [f"2 rows of {manifest} stand there before, and count once"]
+    assert told == [f"2 rows of {manifest} repeat others, and are left out"]
 
 
 @pytest.mark.parametrize("column", ["label", "class", "target", "is_fake"])

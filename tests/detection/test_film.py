@@ -38,18 +38,20 @@ def test_a_fake_page_makes_a_file_less_sure_and_a_fake_frame_a_video_not(
 
 def test_frames_in_a_row_that_are_called_fake_leave_a_video_uncertain() -> None:
     fake, real = [3.0], [-3.0]
-    assert judged(real * 20 + fake * 2 + real + fake * 2 + real * 20, "video")[1] == "real"
-    probability, verdict, film = judged(real * 20 + fake * 3 + real * 20, "video")
+    assert judged(real * 12 + fake * 2 + real + fake * 2 + real * 12, "video")[1] == "real"
+    probability, verdict, film = judged(real * 15 + fake * 3 + real * 14, "video")
     assert verdict == "uncertain" and JUDGED.thresholds.verdict(probability) == "real"
     assert film.stands_out(JUDGED.thresholds)
+    for count, verdict in ((11, "real"), (12, "uncertain")):  # of 128 frames: their neighbours are more alike
+        assert judged(real * 60 + fake * count + real * (68 - count), "video")[1] == verdict
 
 
 def test_frames_of_an_animation_count_by_the_time_they_are_shown() -> None:
-    seen = [Shown(Frame(0, 0.0, None), [], [-4.0]), Shown(Frame(1, 0.1, None), [], [0.1])]
-    said = judge_film(seen, Reel("animation", 2, 10.0, 0.2), "off", JUDGED, JUDGED)
-    assert said[0] == pytest.approx(torch.tensor(0.1).sigmoid().item(), abs=1e-4) and said[1] == "uncertain"
-    evenly = judge_film(seen, Reel("animation", 2, 0.2, 10.0), "off", JUDGED, JUDGED)
-    assert evenly[0] == pytest.approx(torch.tensor(-1.95).sigmoid().item(), abs=1e-4) and evenly[1] == "real"
+    for shown, logit, verdict in (((0.1, 9.9), 0.1, "uncertain"), ((0.1, 0.1), -1.95, "real"), ((0, 0), -1.95, "real")):
+        times = zip((-4.0, 0.1), shown, strict=True)
+        seen = [Shown(Frame(i, float(i), None, time), [], [said]) for i, (said, time) in enumerate(times)]
+        probability, found, _ = judge_film(seen, Reel("animation", 2, 10.0, 0.2), "off", JUDGED, JUDGED)
+        assert probability == pytest.approx(torch.tensor(logit).sigmoid().item(), abs=1e-4) and found == verdict
 
 
 def test_faces_alone_want_a_face() -> None:

@@ -490,7 +490,7 @@ def test_what_stands_out_of_a_film_is_why_it_is_uncertain(kind: str) -> None:
     moments = tuple(Moment(i, float(i), 0.9 if 3 <= i < 6 else 0.1) for i in range(20))
     film = VideoVerdict(20.0, 1.0, moments, {}, kind=kind, frames=20)
     said = meaning(Prediction("a", 0.1, "uncertain", 0.0, video=film), ABOUT)[0]
-    assert ("one after the other" if kind == "video" else "a frame of it") in said and "called real" in said
+    assert ("a stretch of it" if kind == "video" else "a frame of it") in said and "called real" in said
 
 
 def test_a_file_that_was_changed_meanwhile_is_not_shown(tmp_path: Path) -> None:

@@ -131,6 +131,13 @@ def train(
             trained = train_tower(run, tuning, folder / STATE, resume)
     if not first:
         return trained
+    if made := trained.checkpoint.training.get("tune"):
+        before, after = (made["epochs"][k]["held_out"] for k in (0, made["epoch"]))
+        if after >= before:
+            warn(
+                f"tuning gained nothing: on sources set aside the loss was {before:.4f} before, and is {after:.4f}; a "
+                "detector trained without --tune may be better"
+            )
     if faults.leaked:
         trained.checkpoint.data["leaked"] = faults.leaked
     if trained.checkpoint.calibration.slope <= 0:

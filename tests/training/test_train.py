@@ -19,6 +19,7 @@ from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import load_backbone
+from corit_cli.training import tower
 from corit_cli.training.resume import State
 from corit_cli.training.run import Run, Trained, train_head
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings
@@ -104,6 +105,16 @@ def test_a_tuned_detector_is_saved_and_leaves_no_state(dataset: Path, clip: str,
     assert found.checkpoint.training["tune"]["scope"] == "last:1"
     assert all(name.startswith("blocks.2.") for name in found.checkpoint.tuned) and found.checkpoint.tuned
     assert_said_again(tmp_path / "tuned", found.validation)
+
+
+@pytest.mark.parametrize(("after", "warned"), [(0.5, False), (0.9, True), (1.1, True)])
+def test_tuning_that_gains_nothing_is_told(
+    dataset: Path, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float, warned: bool
+) -> None:
+    losses, told = iter([0.9, after, after, after]), []
+    monkeypatch.setattr(tower, "held_out_loss", lambda *_: next(losses))
+    made(dataset, SHORT, clip, out=tmp_path / "tuned", tuning=replace(TUNING, epochs=1), probe=False, warn=told.append)
+    assert any("gained nothing" in said and "0.9000 before" in said for said in told) == warned
 
 
 def test_an_interrupted_run_goes_on_and_begins_anew_only_when_told(

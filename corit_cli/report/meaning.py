@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEGRADED = 0.5
 #: Why a film that would be called real is not, by its kind.
 _STANDS_OUT = {
-    "video": "a stretch of it is called fake, frame by frame",
+    "video": "a stretch of it is called fake",
     "animation": "a frame of it is called fake",
     "pages": "a page of it is called fake",
 }

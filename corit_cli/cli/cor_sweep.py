@@ -140,6 +140,8 @@ def cor_sweep(
         check_suffix(plot)
     scope = parse_scope(tune)
     frozen = scope.kind in ("head", "last") and not theory  # of the others no block is
+    if precision == "bf16" and not frozen:
+        raise CoritError(f"--precision is that of frozen blocks, of which --tune {scope} leaves none: leave it out")
     with_ray.check(ray, num_cpus)
     if ray and (theory or device == "cuda"):
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")

@@ -76,8 +76,10 @@ def test_frozen_blocks_multiply_as_asked_and_the_journal_knows(sweep, tmp_path: 
     refused = sweep(*asked, "--tune", "last:1", "--precision", "fp32")
     assert refused.exit_code == 2 and "precision differ" in refused.stderr
     # where no block is frozen there is nothing to multiply so
-    none = sweep(*QUICK, "--compare", "baseline", "--json", "--tune", "ln", "--precision", "bf16")
+    none = sweep(*QUICK, "--compare", "baseline", "--json", "--tune", "ln")
     assert json.loads(none.stdout)["precision"] == "fp32"
+    refused = sweep(*QUICK, "--tune", "ln", "--precision", "bf16")
+    assert refused.exit_code == 2 and "--tune ln leaves none" in refused.stderr
 
 
 def test_runs_of_another_sweep_are_refused(sweep, tmp_path: Path) -> None:

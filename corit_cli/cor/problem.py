@@ -173,13 +173,17 @@ class Problem:
         """Raise CoritError where no :meth:`arm` can be had, or nothing said of one: settings or scope do not fit the
         backbone, a tower is to be tuned on several windows an image, or too few images are independent."""
         self._criteria(self._train, self._val).check()
+        self._check_model(settings, scope)
+
+    def _check_model(self, settings: CoRITSettings, scope: Scope) -> None:
         first_thawed(scope, CoRIT(self.backbone.tower, settings).end)
         if scope.kind != "head" and len(self.crops.windows) > 1:
             raise CoritError("where blocks are tuned, one window an image is read: leave out --crops")
 
     def arm(self, name: str, settings: CoRITSettings, scope: Scope, advance: Advance = hush) -> HeadArm | TunedArm:
-        """A model, its frozen part run on all images. Raises CoritError as :meth:`check` does."""
-        self.check(settings, scope)
+        """A model, its frozen part run on all images. Raises CoritError as :meth:`check` does, but for how many of them
+        are independent: a few serve to time it."""
+        self._check_model(settings, scope)
         if scope.kind == "head":
             return HeadArm(name, self.features(settings, advance), self.split, self.optimization)
         tuned = Tuned(self.backbone.tower, settings, scope)

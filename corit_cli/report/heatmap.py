@@ -70,12 +70,12 @@ def save_overlay(
 
 def is_overlay_of(path: Path, source: str) -> bool:
     """Whether a heatmap of what is in the file ``source`` is at ``path``."""
-    digest = content_sha256(Path(source))
-    if digest is None or not path.is_file():
+    if not path.is_file():
         return False
     try:
         with Image.open(path, formats=("PNG",)) as there:
-            return there.info.get(DIGEST) == digest
+            kept = there.info.get(DIGEST)
+            return bool(kept) and kept == content_sha256(Path(source))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 

@@ -42,6 +42,7 @@ def test_every_frame_is_found(kind: str) -> None:
     if kind != "GIF":  # of 256 colours
         for frame, expected in zip(frames, FRAMES, strict=True):
             assert (np.asarray(frame.image) == np.asarray(expected)).all()
+    assert [frame.shown for frame in frames] == pytest.approx([0 if kind == "TIFF" else 0.2] * 7)
     if kind == "TIFF":
         assert found.kind == "pages" and found.seconds == 0
     else:

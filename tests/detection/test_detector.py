@@ -18,6 +18,7 @@ from corit_cli.data.faces import Face, align
 from corit_cli.data.images import read_image
 from corit_cli.data.robustness import CHAINS
 from corit_cli.data.settings import CropConfig
+from corit_cli.data.stored import state
 from corit_cli.data.variants import Variant
 from corit_cli.data.windows import crop
 from corit_cli.detection import detector as predict
@@ -135,6 +136,7 @@ def test_what_in_memory_is_no_image_is_a_row_with_an_error(detector: Detector, f
     small = Image.new("RGB", (8, 8))
     found = list(detector.predict([b"", b"a note", small, file.read_bytes()]))
     assert [p.path for p in found] == [f"<image {n}>" for n in range(1, 5)]
+    assert all(p.state is None for p in found)
     assert found[0].error == "file is empty" and "not an image" in found[1].error and "too small" in found[2].error
     assert found[3].error is None and found[3].provenance.format == "PNG"
 
@@ -307,6 +309,8 @@ def test_a_video_that_is_none_is_a_row_with_an_error(detector: Detector, tmp_pat
     (tmp_path / "text.mp4").write_text("not a film")
     results = list(detector.predict([tmp_path / "text.mp4", file, tmp_path / "missing.mp4"]))
     assert [r.error is None for r in results] == [False, True, False]
+    for result in results:  # of what failed, too: its bytes are told of
+        assert result.state == state(result.path) and (result.state is None) == ("missing" in result.path)
     assert "\n" not in results[0].error
 
 

@@ -442,13 +442,14 @@ def test_about_is_read_from_a_checkpoint() -> None:
         sha256="d" * 64,
         origin=f"hf-hub:user/name@{'0' * 40}",
         thresholds=Thresholds(0.2, 0.7),
-        metrics={"held_out_sources": HELD_OUT},
+        metrics={"held_out_sources": HELD_OUT, "held_out_degraded": {"images": 5}},
         settings=CoRITSettings(cgp=(4, 5, 6), integrate=(9,)),
         crops=CropConfig(),
     )
     east = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
+    assert about.held_out_degraded == {"images": 5}
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00" and about.detector == checkpoint.origin
     assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2, degradation=True, pixels=True)
     assert "how degraded a picture looks" in about.method

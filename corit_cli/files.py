@@ -47,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     output by another name goes behind what that was told before. Raises CoritError when
     the disk is full or the folder cannot be written; ``path`` is then as it was.
     """
-    if not is_special(path) and not is_stdout(path):
+    if not is_stream(path):
         write_together({path: write})
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -81,6 +81,12 @@ def opened_stdout() -> IO[bytes]:
 def is_special(path: Path) -> bool:
     """Whether something is there that is neither a regular file nor a folder, links followed."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether what is written to ``path`` goes into what is there, which is never replaced: a device, a pipe, or
+    standard output by any name."""
+    return is_special(path) or is_stdout(path)
 
 
 def unwritable(path: Path | str, error: Exception) -> CoritError:

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import IO, Any, Protocol
 
 from corit_cli.bulk.stamps import Stamp
+from corit_cli.report.document import flat
 from corit_cli.texts import cell, uncell
 
 #: A file's verdict, as ``corit detect --jsonl`` prints it, with its stamp's fields.
@@ -82,15 +83,8 @@ class Csv:
         return self._line(COLUMNS)
 
     def encode(self, row: Row) -> bytes:
-        faces, stability = _face_scores(row), row.get("stability")
-        flat = {
-            **row,
-            "faces": None if faces is None else len(faces),
-            "face_max": max(faces or (), default=None),
-            "flips": None if stability is None else int(stability["flips"]),
-            "notes": "; ".join(row.get("notes") or ()) or None,
-        }
-        values = [flat.get(name) for name in COLUMNS]
+        cells = flat(row)
+        values = [cells.get(name) for name in COLUMNS]
         return self._line([cell(value) if isinstance(value, str) else value for value in values])
 
     def decode(self, record: bytes) -> Row | None:
@@ -112,13 +106,6 @@ class Csv:
         line = io.StringIO(newline="")
         csv.writer(line).writerow(cells)
         return line.getvalue().encode("utf-8", "surrogateescape")
-
-
-def _face_scores(row: Row) -> list[float] | None:
-    """As :attr:`~corit_cli.detection.verdicts.Prediction.face_scores` has them."""
-    if row.get("video") is not None:
-        return list(row["video"]["tracks"].values()) or None
-    return None if row.get("faces") is None else [face["probability"] for face in row["faces"]]
 
 
 def _text(record: bytes) -> str:

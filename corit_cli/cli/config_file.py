@@ -24,7 +24,7 @@ from corit_cli.cli.outputs import check_place
 from corit_cli.config import Settings, options_of
 from corit_cli.data.urls import is_url
 from corit_cli.errors import CoritError
-from corit_cli.files import is_special, is_stdout, unwritable, write_atomically
+from corit_cli.files import is_stream, unwritable, write_atomically
 from corit_cli.model.hub import PREFIX
 from corit_cli.version import __version__
 
@@ -200,5 +200,4 @@ def own(path: Path) -> Path:
 def beside(report: Path | None) -> Path | None:
     """Where the configuration of a report is written, if any is: under its name with :data:`NAME` behind. Raises
     CoritError as :func:`own` does."""
-    nowhere = report is None or is_special(report) or is_stdout(report)
-    return None if nowhere else own(report.with_name(f"{report.name}.{NAME}"))
+    return None if report is None or is_stream(report) else own(report.with_name(f"{report.name}.{NAME}"))

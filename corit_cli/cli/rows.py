@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
 from corit_cli.detection.verdicts import peak
 from corit_cli.files import is_stdout, model_card, opened_stdout, unwritable
-from corit_cli.report.document import as_dict, heading
+from corit_cli.report.document import as_dict, flat, heading
 from corit_cli.report.meaning import footer, meaning, next_steps
 from corit_cli.report.words import looked_at, place, together
 from corit_cli.texts import Table, printable
@@ -108,22 +108,9 @@ def csv_writer(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Write:
     named = checkpoint.identity
 
     def write(p: Prediction) -> None:
-        row = {
-            "path": p.path,
-            "probability": p.probability,
-            "verdict": p.verdict,
-            "seconds": f"{p.seconds:.3f}",
-            "faces": None if p.face_scores is None else len(p.face_scores),
-            "face_max": max(p.face_scores or (), default=None),
-            "flips": None if p.stability is None else int(p.stability.flips),
-            "error": p.error,
-            "declared": p.declared and p.declared.kind,
-            "ground": p.declared and p.declared.ground,
-            "notes": "; ".join(p.notes) or None,
-            **named,
-        }
+        cells = flat(as_dict(p)) | named | {"seconds": f"{p.seconds:.3f}"}
         try:
-            table.write(row)
+            table.write({name: cells.get(name) for name in COLUMNS})
         except OSError as error:
             raise unwritable(path, error) from None
 

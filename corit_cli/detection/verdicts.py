@@ -116,14 +116,6 @@ class Prediction:
     state: State | None = None
 
     @property
-    def face_scores(self) -> list[float] | None:
-        """The probabilities of its faces, or of the persons in a video; None where none were looked for, or in a video
-        none were found."""
-        if self.video is not None:
-            return list(self.video.tracks.values()) or None
-        return None if self.faces is None else [face.probability for face in self.faces]
-
-    @property
     def of_faces(self) -> bool:
         """Whether the probability is that of the most suspicious face: nothing else was scored."""
         if self.video is not None:

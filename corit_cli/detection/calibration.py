@@ -35,8 +35,9 @@ class Calibration:
         return (self.slope * logits + self.bias).sigmoid()
 
 
-def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Platt scaling on held-out logits (n,), both classes given the same weight.
+def fit_calibration(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Calibration:
+    """Platt scaling on held-out logits (n,), both classes given the same weight, or each image its own of ``weights``
+    (n,).
 
     The targets are Platt's (1999), (n_c + 1) / (n_c + 2) for a class of n_c images instead of 1, so that few images
     never give certainty. A slope that comes out negative (worse than chance on held-out data) means that nothing is
@@ -47,11 +48,10 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
     x, y = logits.double().numpy(), labels.numpy()
     counts = np.bincount(y, minlength=2)[y]  # (n,), the size of each image's class
     sure = (counts + 1) / (counts + 2)
+    own = len(y) / counts if weights is None else weights.double().numpy()
     # Soft targets as weights: each image once with its label and, weighing little, once with the other.
     model = LogisticRegression(C=np.inf, max_iter=1000).fit(
-        np.tile(x, 2)[:, None],
-        np.concatenate([y, 1 - y]),
-        np.concatenate([sure, 1 - sure]) * len(y) / np.tile(counts, 2),
+        np.tile(x, 2)[:, None], np.concatenate([y, 1 - y]), np.concatenate([sure, 1 - sure]) * np.tile(own, 2)
     )
     slope, bias = float(model.coef_[0, 0]), float(model.intercept_[0])
     return Calibration(slope, bias) if slope > 0 else Calibration(0.0, 0.0)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from corit_cli.detection.calibration import fit_calibration
 from corit_cli.model.fusion import FusedHead, Joint
+from corit_cli.training.head import balance_weights
 
 #: How many images' worth of evidence the weights' proportions go by. Thousands from the same sources say little more
 #: about unknown ones, where the reading that is best on average need not be; fewer keep the weights closer to even.
@@ -23,7 +23,8 @@ class HeldOut:
 
     ``samples`` (n,) are the images' numbers, ``logits`` (n, R) each reading's, NaN where it is missing, and a further
     column where the heads tell degraded pictures; ``labels``, ``folds`` and ``touched`` (n,), true for degraded copies.
-    ``heads`` holds, by fold, those that say it.
+    ``heads`` holds, by fold, those that say it. Where their ``sources`` (n,) are known, ``balance`` weighs these as
+    TrainSettings has it.
     """
 
     samples: list[int]
@@ -32,6 +33,12 @@ class HeldOut:
     folds: Tensor
     touched: Tensor
     heads: Mapping[int, FusedHead]
+    sources: Sequence[str] | None = None
+    balance: str = "class"
+
+    def join(self, head: FusedHead, keep: Tensor | None = None) -> None:
+        """:func:`join` a head by all of it, or by the rows that ``keep`` (n,) names."""
+        join(head, self.logits, self.labels, self.touched, keep, self.sources, self.balance)
 
     def joined(self) -> dict[int, FusedHead]:
         """The heads by fold, joined by what is said of the other folds; where these lack a class of the images that
@@ -39,7 +46,7 @@ class HeldOut:
         out = {}
         for fold, head in self.heads.items():
             out[fold] = FusedHead(dict(head.heads), head.degradation)
-            join(out[fold], self.logits, self.labels, self.touched, self.folds != fold)
+            self.join(out[fold], self.folds != fold)
         return out
 
     def fused(self, *readings: str) -> Tensor:
@@ -57,11 +64,18 @@ class HeldOut:
 
 @torch.no_grad()
 def join(
-    head: FusedHead, logits: Tensor, labels: Tensor, touched: Tensor | None = None, keep: Tensor | None = None
+    head: FusedHead,
+    logits: Tensor,
+    labels: Tensor,
+    touched: Tensor | None = None,
+    keep: Tensor | None = None,
+    sources: Sequence[str] | None = None,
+    balance: str = "class",
 ) -> None:
     """Fit a head's weights to ``logits`` (n, R), or (n, R + 1), of images that its heads never saw, and their
-    ``labels`` (n,), both classes weighing the same; where it tells degraded pictures, those for them to copies that
-    were ``touched`` (n,), the others to the rest, or both to all where either lacks a class.
+    ``labels`` (n,). Both classes weigh the same, and within each the ``sources`` (n,) by ``balance``, as rows do that
+    heads are trained on: an unknown source is none of the large ones. Where it tells degraded pictures, those for them
+    are fitted to copies that were ``touched`` (n,), the others to the rest, or both to all where either lacks a class.
 
     Every set of readings is joined by the images that have all of them: of their kind, or of both where that lacks a
     class; where both do, as the largest set within it. With a single reading, and nothing that tells degraded
@@ -85,7 +99,9 @@ def join(
             own = rows & kind
             for used in (own, rows) if keep is None else (own & keep, rows & keep, own, rows):
                 if len(labels[used].unique()) == 2:
-                    found = _regression(each[used][:, chosen].double().numpy(), labels[used].numpy())
+                    found = _regression(
+                        each[used][:, chosen].double(), labels[used], _weights(used, labels, sources, balance)
+                    )
                     joint.weights[number, chosen], joint.bias[number] = found
                     fitted.append(number)
                     break
@@ -102,14 +118,25 @@ def _fill(joint: Joint, fitted: list[int]) -> None:
             joint.weights[number], joint.bias[number] = joint.weights[largest] * chosen, joint.bias[largest]
 
 
-def _regression(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, float]:
-    """Weights (R,) and bias of the log odds on logits ``x`` (n, R): proportions by a penalised logistic regression on
-    standardised logits, then slope and bias by Platt scaling."""
+def _weights(used: Tensor, labels: Tensor, sources: Sequence[str] | None, balance: str) -> Tensor:
+    """What each of the images that ``used`` (n,) names weighs: their classes alike whatever the balance."""
+    numbers = used.nonzero().squeeze(1).tolist()
+    if sources is None or balance == "none":
+        sources, balance = [""] * len(used), "class"
+    return balance_weights(labels[used].tolist(), [sources[k] for k in numbers], balance)
+
+
+def _regression(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, float]:
+    """Weights (R,) and bias of the log odds on logits ``x`` (n, R) of images with ``weights`` (n,): proportions by a
+    penalised logistic regression on standardised logits, then slope and bias by Platt scaling."""
     from sklearn.linear_model import LogisticRegression
 
-    mean, spread = x.mean(0), x.std(0).clip(1e-12)
+    share = (weights.double() / weights.sum())[:, None]  # (n, 1)
+    mean = (share * x).sum(0)
+    spread = (share * (x - mean) ** 2).sum(0).sqrt().clamp_min(1e-12)
     z = (x - mean) / spread
-    proportions = LogisticRegression(C=EVIDENCE / len(y), class_weight="balanced").fit(z, y).coef_[0]
-    odds = fit_calibration(torch.from_numpy(z @ proportions), torch.from_numpy(y))
-    weights = odds.slope * proportions / spread
-    return torch.from_numpy(weights).float(), float(odds.bias - mean @ weights)
+    model = LogisticRegression(C=EVIDENCE / len(y)).fit(z.numpy(), y.numpy(), sample_weight=weights.numpy())
+    proportions = torch.from_numpy(model.coef_[0])
+    odds = fit_calibration(z @ proportions, y, weights)
+    found = odds.slope * proportions / spread
+    return found.float(), float(odds.bias - mean @ found)

@@ -24,7 +24,7 @@ from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.settings import FACE
 from corit_cli.progress import Advance, hush
-from corit_cli.training.fusion import HeldOut, join
+from corit_cli.training.fusion import HeldOut
 from corit_cli.training.head import balance_weights, fit_head, missing
 from corit_cli.training.log import Log, unlogged
 from corit_cli.training.settings import DEGRADATION, Recipe, TrainSettings
@@ -173,7 +173,7 @@ class TrainingSet:
         head = self.heads(settings, keep, advance)
         if len(head.names) > 1 or head.degradation is not None:
             held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
-            join(head, held_out.logits, held_out.labels, held_out.touched)
+            held_out.join(head)
         return head
 
     def heads(
@@ -217,7 +217,7 @@ class TrainingSet:
         that they never saw; and that."""
         head = self.heads(settings, advance=advance, log=log)
         held_out = self.held_out(folds, settings, log=log)
-        join(head, held_out.logits, held_out.labels, held_out.touched)
+        held_out.join(head)
         return head, held_out
 
     def _folds(self, keep: Tensor | None, seed: int) -> list[list[int]]:
@@ -288,7 +288,7 @@ class TrainingSet:
         they never saw, as they are and degraded. A fold without which only one class would be left is passed over."""
         owners = torch.tensor([row.sample for row in self.rows])
         usable = self.found if keep is None else self.found & keep
-        found, heads = [], {}
+        found, heads, sources = [], {}, []
         for number, fold in enumerate(folds):
             own = torch.isin(owners, torch.tensor(list(fold)))
             rest = ~own if keep is None else ~own & keep
@@ -300,6 +300,7 @@ class TrainingSet:
             numbers = torch.full((int(chosen.sum()),), number)
             rows = (owners, self.labels, ~self.originals)
             found.append((*(values[chosen] for values in rows), numbers, head.each(self.z[chosen])))
+            sources += [self.sources[k] for k in chosen.nonzero().squeeze(1).tolist()]
         if not found:
             none = torch.empty(0, dtype=torch.long)
             width = len(settings.heads_of(self.readings))
@@ -307,4 +308,4 @@ class TrainingSet:
         width = max(logits.shape[1] for *_, logits in found)  # by a head that tells nothing that column is missing
         found = [(*rest, F.pad(logits, (0, width - logits.shape[1]), value=float("nan"))) for *rest, logits in found]
         samples, labels, touched, numbers, logits = (torch.cat(values) for values in zip(*found, strict=True))
-        return HeldOut(samples.tolist(), logits, labels, numbers, touched, heads)
+        return HeldOut(samples.tolist(), logits, labels, numbers, touched, heads, sources, settings.balance)

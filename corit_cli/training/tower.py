@@ -36,7 +36,7 @@ from corit_cli.model.head import Head
 from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import draw_low_rank, parse_scope, thaw, tuned_backbone, tuned_tensors
 from corit_cli.model.settings import HeadKind
-from corit_cli.training.fusion import HeldOut, join
+from corit_cli.training.fusion import HeldOut
 from corit_cli.training.log import Epoch
 from corit_cli.training.resume import State, moments, restore_moments
 from corit_cli.training.rows import TrainingSet
@@ -104,8 +104,9 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     numbers = {source: k for k, source in enumerate(sorted(set(aside.sources)))}
     folds = torch.tensor([numbers[source] for source in aside.sources])
     heads = dict.fromkeys(numbers.values(), head)  # one tower and its heads never saw any of them
-    held_out = HeldOut([row.sample for row in aside.rows], each, aside.labels, folds, ~aside.originals, heads)
-    join(head, each, aside.labels)
+    owners, touched = [row.sample for row in aside.rows], ~aside.originals
+    held_out = HeldOut(owners, each, aside.labels, folds, touched, heads, aside.sources, settings.balance)
+    held_out.join(head)
     chosen = {
         "set_aside": {"images": len(aside.rows), "sources": sorted(set(aside.sources))},
         "epochs": history,

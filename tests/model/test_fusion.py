@@ -73,6 +73,52 @@ def test_copies_of_one_reading_are_not_counted_twice() -> None:
     torch.testing.assert_close(both, torch.full((2,), float(one) / 2), rtol=0.02, atol=0)
 
 
+def of_sources(counts: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Logits of two heads, the first of which knows the first source alone and the second all others, with labels and
+    sources; the images of each source are repeated ``counts`` times."""
+    rng, rows = np.random.default_rng(0), []
+    for k, count in enumerate(counts):
+        y = np.arange(60) % 2
+        x = (2 * y[:, None] - 1) * ([1.0, 0.0] if k == 0 else [0.0, 1.0]) + rng.standard_normal((60, 2))
+        rows += [(x, y, [f"s{k}"] * 60)] * count
+    x, y = (torch.from_numpy(np.concatenate(parts)) for parts in ([r[0] for r in rows], [r[1] for r in rows]))
+    return x.float(), y, [name for r in rows for name in r[2]]
+
+
+def test_a_source_weighs_the_same_however_many_images_it_has() -> None:
+    found = {}
+    for counts in ((1, 1, 1), (20, 1, 1)):
+        for balance in ("even", "class"):
+            logits, y, sources = of_sources(counts)
+            head = fused((2, 2))
+            join(head, logits, y, sources=sources, balance=balance)
+            found[counts, balance] = head.weights[3] / head.weights[3].sum()
+    torch.testing.assert_close(found[(20, 1, 1), "even"], found[(1, 1, 1), "even"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(found[(1, 1, 1), "class"], found[(1, 1, 1), "even"], rtol=1e-3, atol=0)
+    assert found[(20, 1, 1), "class"][0] > 0.7 > 0.5 > found[(1, 1, 1), "even"][0]
+
+
+def test_without_a_balance_classes_still_weigh_the_same() -> None:
+    logits, y, sources = of_sources((1, 1, 1))
+    keep = (y == 1) | (torch.arange(len(y)) % 6 == 0)  # two thirds of the real ones are gone
+    heads = [fused((2, 2)) for _ in range(2)]
+    join(heads[0], logits, y, keep=keep, sources=sources, balance="none")
+    join(heads[1], logits[keep], y[keep])
+    torch.testing.assert_close(heads[0].weights, heads[1].weights)
+    torch.testing.assert_close(heads[0].bias, heads[1].bias)
+
+
+def test_what_is_held_out_joins_by_its_sources() -> None:
+    logits, y, sources = of_sources((20, 1, 1, 1))
+    folds, nobody = torch.arange(len(y)) // 2 % 2, torch.zeros(len(y), dtype=torch.bool)
+    heads = {0: fused((2, 2)), 1: fused((2, 2))}
+    found = HeldOut(list(range(len(y))), logits, y, folds, nobody, heads, sources, "even").joined()
+    for fold, head in heads.items():
+        join(head, logits, y, nobody, folds != fold, sources, "even")
+        torch.testing.assert_close(found[fold].weights[3], head.weights[3])
+        assert head.weights[3, 1] > head.weights[3, 0]
+
+
 def test_a_reading_that_some_image_lacks_is_joined_by_the_images_that_have_it() -> None:
     logits, y = readings()
     whole = fused((2, 2))

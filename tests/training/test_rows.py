@@ -30,6 +30,9 @@ def test_held_out_logits_come_from_heads_that_never_saw_them(dataset: Path) -> N
     assert set(before.samples) == set(fold) == set(originals) and len(before.samples) == 2 * len(fold)
     untouched = [i for i, touched in zip(before.samples, before.touched.tolist(), strict=True) if not touched]
     assert sorted(untouched) == fold and not torch.allclose(before.logits[:, 0], head(z)[: len(before.logits)])
+    found = data.held_out([fold, [i for i, s in enumerate(samples) if s.source == "source1"]], QUICK)
+    assert found.sources == [samples[i].source for i in found.samples] and len(set(found.sources)) == 2
+    assert found.balance == QUICK.balance
     # Whatever the held-out rows' labels are, degraded copies included, the held-out logits do not change.
     for k, row in enumerate(rows):
         if row.sample in fold:

@@ -109,6 +109,7 @@ def train(
     if "--view" in reads.flags and not corit.contrasted and not local:
         raise CoritError("--view is compared with by --cgp, --inject-at and --local, and none of them is used here")
 
+    from corit_cli.data.faults import find_faults
     from corit_cli.data.manifest import load_samples
     from corit_cli.detection.checkpoint import FILES
     from corit_cli.detection.detector import pick_device
@@ -132,6 +133,8 @@ def train(
             planned = prepare(
                 samples, chosen, made_of, tuned, corit, cut, backbone, activation, pick_device(device), **how
             )
+            for fault in find_faults(samples, planned.train_part, planned.val_part).words:
+                warn(fault)
             kept = forecast.cache_file(cache, no_cache)
             cost, rows, heads = foresee(planned, tuned, kept)
         names = (*FILES, LOG, config_file.NAME, "validation.png")

@@ -64,6 +64,17 @@ def test_train(here, dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
     assert f"features of 0 images or copies of them ({rows} more are in the cache)" in told
 
 
+def test_faults_of_the_data_are_told(here, folder: Path, dataset: Path, tmp_path: Path) -> None:
+    images = sorted(dataset.rglob("*.png")) or sorted(dataset.rglob("*.jpg"))
+    lines = [f"{path},{int('fake' in path.parts)},{'train' if k % 3 else 'val'}" for k, path in enumerate(images)]
+    lines += [line.replace(",val", ",train") for line in lines if line.endswith(",val")][:1]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    reads = [*tiny(folder), "--native", "none", "--spread", "none", "--no-face"]
+    result = here("train", tmp_path / "m.csv", *reads, "--out", tmp_path / "det", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "1 of 16 images for validation are in training, too" in " ".join(result.stderr.split())
+
+
 def test_tuning(dry, folder: Path, dataset: Path, tmp_path: Path) -> None:
     arguments = ["train", dataset, *tiny(folder), "--native", "none", "--spread", "none", "--tune", "last:1"]
     arguments += ["--out", tmp_path / "det"]

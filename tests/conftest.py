@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Two processes test side by side, and each starts more: one thread apiece, or they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +31,9 @@ from corit_cli.model.head import Head
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance
+
+if TYPE_CHECKING:
+    from corit_cli.bulk.parts import Parts
 
 # Examples are not timed: a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
@@ -215,3 +219,8 @@ def save_tiny_detector(folder: Path, seed: int = 0) -> Path:
 def tiny_detector(folder: Path) -> Detector:
     """The detector that :func:`save_tiny_detector` saves."""
     return Detector.load(save_tiny_detector(folder), "cpu")
+
+
+def every_row(parts: Parts) -> list[dict[str, Any]]:
+    """The rows of all parts."""
+    return [row for name in parts.names() for row in parts.read(name)]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from types import TracebackType
+
+from corit_cli.errors import CoritError
 
 
 class Seen:
@@ -18,8 +21,11 @@ class Seen:
         self._db.execute("BEGIN")
 
     def add(self, path: str) -> bool:
-        """Whether ``path`` was not there; now it is."""
-        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (os.fsencode(path),)).rowcount > 0
+        """Whether ``path`` was not there; now it is. Raises CoritError where the disk that it lies on is full."""
+        try:
+            return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", (os.fsencode(path),)).rowcount > 0
+        except sqlite3.OperationalError as error:
+            raise CoritError(f"cannot write to the temporary folder {tempfile.gettempdir()}: {error}") from None
 
     def __contains__(self, path: str) -> bool:
         found = self._db.execute("SELECT 1 FROM seen WHERE path = ?", (os.fsencode(path),))

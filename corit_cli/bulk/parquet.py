@@ -74,4 +74,5 @@ def read(file: IO[bytes]) -> Iterator[Row]:
         for batch in pa.parquet.ParquetFile(file).iter_batches(GROUP, columns=list(_COLUMNS)):
             yield from rows(batch)
     except (pa.ArrowException, OSError) as error:
-        raise CoritError(f"not a table of corit's: {str(error).splitlines()[0]}") from None
+        name = getattr(file, "name", None) or getattr(file, "path", None) or "a part"
+        raise CoritError(f"{name} is no table of corit's: {str(error).splitlines()[0]}") from None

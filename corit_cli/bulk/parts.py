@@ -12,7 +12,7 @@ import os
 import posixpath
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.rows import Row, counted
-from corit_cli.bulk.table import Present, check_conditions, conditions_text, hold, write_conditions
+from corit_cli.bulk.table import LOOKERS, Present, check_conditions, conditions_text, groups, hold, write_conditions
 from corit_cli.data.urls import file_system, is_url, reason
 from corit_cli.errors import CoritError
+from corit_cli.features.stream import ahead
 
 #: Rows that parts have when they were put together at the end.
 MERGED = 100_000
@@ -47,14 +48,15 @@ class Parts:
         parts = cls(folder if is_url(folder) else os.path.abspath(folder))
         if parts._list("") and parts._get("run.json") is None:
             raise CoritError(f"{folder} holds other files: name a new folder")
-        held = hold(Path(parts._place[1], "run.json"), folder, stack) if parts._on_disk else None
+        conditions = Path(parts._place[1], "run.json")
+        held = hold(conditions, folder, stack) if parts._on_disk else None
         kept = held.read() if held else parts._get("run.json")
         if kept and not resume:
             raise CoritError(f"{folder} is there already: go on with it by --resume, or name another")
         if kept:
             check_conditions(folder, kept, about)
         elif held:
-            write_conditions(held, about)
+            write_conditions(held, conditions, about)
         else:
             parts._put("run.json", conditions_text(about))
         return parts
@@ -94,15 +96,16 @@ class Parts:
             if name.startswith("."):  # of a process that was killed
                 self._remove(name)
         self._finish_merging()
-        present = Present(checksum)
+        present = Present(checksum, retry_errors, base)
+
+        def standing(rows: list[Row]) -> list[Row]:
+            return [row for row in rows if present.stands(row)]
+
         waiting: list[tuple[str, list[Row]]] = []  # until it is known that the archive is there at all
         for name in self.names():
             rows = list(self.read(name))
-            left = []
-            for row in rows:
-                stands = present.stands(row | {"path": located(row["path"], base)})
-                if not (row["error"] and retry_errors) and stands and seen.add(row["path"]):
-                    left.append(row)
+            looked_at = ahead(standing, groups(rows), workers=LOOKERS, window=4 * LOOKERS)
+            left = [row for group in looked_at for row in group if seen.add(row["path"])]
             if len(left) < len(rows):
                 waiting.append((name, left))
             if present.found:
@@ -212,13 +215,3 @@ class Parts:
     def _remove(self, name: str) -> None:
         fs, root = self._place
         fs.rm_file(f"{root}/parts/{name}")
-
-
-def located(path: str, base: str) -> str:
-    """Where a file lies, for a process that may have been started elsewhere."""
-    return path if is_url(path) else os.path.join(base, path)
-
-
-def every_row(parts: Parts) -> Iterable[Row]:
-    """The rows of all parts."""
-    return (row for name in parts.names() for row in parts.read(name))

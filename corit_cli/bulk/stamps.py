@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from corit_cli.data.urls import changed, fetch, file_system, is_url
+from corit_cli.data.urls import changed, fetch, file_system, is_gone, is_url
 from corit_cli.files import content_sha256
 
 
@@ -30,17 +32,18 @@ def stamp(path: str, checksum: bool = False) -> Stamp | None:
     """The present state of a file, None where nothing can be known of it; with ``checksum`` all of it is read."""
     try:
         return _at_url(path, checksum) if is_url(path) else _on_disk(path, checksum)
-    except (FileNotFoundError, NotADirectoryError):
-        return Stamp()
-    except Exception:  # a disk or a server does not answer; and a file system is foreign code
-        return None
+    except Exception as error:  # a file system is foreign code
+        return Stamp() if is_gone(error) else None  # a disk or a server may not have answered
 
 
 def _on_disk(path: str, checksum: bool) -> Stamp:
     if "\0" in path:
         raise FileNotFoundError
     found = os.stat(path)
-    return Stamp(found.st_size, found.st_mtime_ns, content_sha256(Path(path)) if checksum else None)
+    content = content_sha256(Path(path)) if checksum else None
+    if checksum and content is None and stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    return Stamp(found.st_size, found.st_mtime_ns, content)
 
 
 def _at_url(url: str, checksum: bool) -> Stamp:

@@ -15,21 +15,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, counted, stamp_of
 from corit_cli.bulk.stamps import Stamp, stamp
+from corit_cli.data.urls import is_url
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import ahead
 from corit_cli.files import unwritable, write_atomically
 
+T = TypeVar("T")
 FORMS: dict[str, type[Csv | JsonLines]] = {".jsonl": JsonLines, ".csv": Csv, ".parquet": JsonLines}
 #: Seconds after which rows are on the disk for good, power cut or not.
 SYNC = 10
-#: Records that are looked at together when a table is taken up again.
-TOGETHER = 256
+#: Rows that are looked at together when a table is taken up again, and groups of them at once: a store of objects takes
+#: its time to answer.
+TOGETHER, LOOKERS = 64, 16
 
 
 class Table(AbstractContextManager["Table"]):
@@ -52,11 +55,11 @@ class Table(AbstractContextManager["Table"]):
         retry_errors: bool = False,
         checksum: bool = False,
     ) -> None:
-        self.path, self.retry_errors, self.checksum = path.resolve(), retry_errors, checksum  # a link stays one
+        self.path, self.checksum = path.resolve(), checksum  # a link stays one
         self.counts: Counter[str] = Counter()
         self.seen = Seen()
         self._form, self._file = form_of(self.path), rows_file(self.path)
-        self._present = Present(checksum)
+        self._present = Present(checksum, retry_errors)
         self._stack = ExitStack()
         self._stack.enter_context(self.seen)
         self._synced = time.monotonic()
@@ -78,7 +81,11 @@ class Table(AbstractContextManager["Table"]):
     def add(self, row: Row) -> None:
         """Append a row, whole or not at all."""
         record = self._form.encode(row)
-        if self._out.write(record) != len(record):
+        try:
+            written = self._out.write(record)
+        except OSError as error:
+            raise unwritable(self._file, error) from None
+        if written != len(record):
             raise CoritError(f"cannot write {self._file}: the disk is full")
         self.counts.update(counted(row))
         if time.monotonic() - self._synced > SYNC:
@@ -123,7 +130,7 @@ class Table(AbstractContextManager["Table"]):
                 yield from self._kept(self._form.records(file))
 
     def _kept(self, records: Iterable[bytes]) -> Iterator[bytes]:
-        for group in ahead(self._look, _groups(records), workers=4, window=16):
+        for group in ahead(self._look, groups(records), workers=LOOKERS, window=4 * LOOKERS):
             for record, row in group:
                 if self.seen.add(row["path"]):
                     self.counts.update(counted(row))
@@ -132,28 +139,26 @@ class Table(AbstractContextManager["Table"]):
     def _look(self, records: list[bytes]) -> list[tuple[bytes, Row]]:
         """Those of ``records`` that stand, with what they say."""
         decoded = [(record, self._form.decode(record)) for record in records]
-        return [(record, row) for record, row in decoded if row is not None and self._stands(row)]
-
-    def _stands(self, row: Row) -> bool:
-        return self._present.stands(row) and not (row["error"] and self.retry_errors)
+        return [(record, row) for record, row in decoded if row is not None and self._present.stands(row)]
 
 
 class Present:
-    """Tells whether the files of rows are as they were, and whether any of them is there at all (``found``)."""
+    """Tells which rows stand, and whether any of their files is there at all (``found``). Relative paths start from
+    ``base``, if that is given."""
 
-    def __init__(self, checksum: bool) -> None:
-        self.checksum, self.found, self._lost = checksum, False, False
+    def __init__(self, checksum: bool, retry_errors: bool = False, base: str = "") -> None:
+        self.checksum, self.retry_errors, self.base = checksum, retry_errors, base
+        self.found, self._lost = False, False
 
     def stands(self, row: Row) -> bool:
-        """Whether a row is about its file as it is now; so it is where nothing can be known of that."""
-        kept, now = stamp_of(row), stamp(row["path"], self.checksum)
-        if now is None:
-            return True
-        if now != Stamp():
+        """Whether a row is about its file as it is now, and no error that is to be tried again. Where nothing can be
+        known of a file its row stands."""
+        kept, now = stamp_of(row), stamp(located(row["path"], self.base), self.checksum)
+        if now is not None and now != Stamp():
             self.found = True
-        elif kept != now:
+        elif now is not None and kept != now:
             self._lost = True
-        return kept.same_file(now)
+        return (now is None or kept.same_file(now)) and not (row["error"] and self.retry_errors)
 
     def check(self, table: object) -> None:
         """Raise CoritError when all files are gone: their disk is away, rather."""
@@ -195,7 +200,7 @@ def begin(path: Path, about: dict[str, Any], resume: bool, stack: ExitStack) -> 
     if is_there():  # now that no other process can begin it
         check_conditions(path, held.read(), about)
     else:
-        write_conditions(held, about)
+        write_conditions(held, conditions, about)
 
 
 def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
@@ -216,11 +221,15 @@ def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
     return file
 
 
-def write_conditions(held: IO[bytes], about: dict[str, Any]) -> None:
-    """Fill the file that :func:`hold` gave; it stays the same one, by which others know that it is held."""
-    held.truncate(0)
-    held.write(conditions_text(about))
-    held.flush()
+def write_conditions(held: IO[bytes], conditions: Path, about: dict[str, Any]) -> None:
+    """Fill the file ``conditions`` that :func:`hold` gave; it stays the same one, by which others know that it is held.
+    Raises CoritError where that cannot be done."""
+    try:
+        held.truncate(0)
+        held.write(conditions_text(about))
+        held.flush()
+    except OSError as error:
+        raise unwritable(conditions, error) from None
 
 
 def conditions_text(about: dict[str, Any]) -> bytes:
@@ -245,7 +254,13 @@ def check_conditions(name: object, kept: bytes, about: dict[str, Any]) -> None:
         )
 
 
-def _groups(records: Iterable[bytes]) -> Iterator[list[bytes]]:
-    left = iter(records)
+def located(path: str, base: str) -> str:
+    """Where a file lies, for a process that may have been started elsewhere."""
+    return path if is_url(path) else os.path.join(base, path)
+
+
+def groups(items: Iterable[T]) -> Iterator[list[T]]:
+    """``TOGETHER`` of them at a time."""
+    left = iter(items)
     while group := list(islice(left, TOGETHER)):
         yield group

@@ -36,7 +36,7 @@ class Commands(Plain, TyperGroup):
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
+            message, code = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2
         err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
         raise typer.Exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -18,7 +19,9 @@ from corit_cli.cli.console import Bars, err, escape, working
 from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.with_ray import check
+from corit_cli.data.urls import is_url
 from corit_cli.errors import CoritError
+from corit_cli.model.settings import PRECISIONS
 from corit_cli.report.document import as_dict
 
 if TYPE_CHECKING:
@@ -69,9 +72,23 @@ class Many:
         if given:
             raise CoritError(f"{', '.join(given)} does not go with --out, which writes a table instead")
         check(self.ray, self.num_cpus)
+        if self.ray is None and is_url(self.out):
+            raise CoritError(f"at a URL a folder of parts is written, by --ray: name a file here instead of {self.out}")
         is_file = PurePosixPath(self.out).suffix in (".jsonl", ".csv", ".parquet") or os.path.isfile(self.out)
         if self.ray is not None and is_file:
             raise CoritError(f"with --ray a folder is written, not a file: name one instead of {self.out}")
+
+    def precision_of(self, asked: str) -> str:
+        """``auto`` as the table that is gone on with was begun, on another kind of machine perhaps."""
+        if not self.resume or asked != "auto" or self.out is None:
+            return asked
+        for place in (f"{self.out}.run.json", os.path.join(self.out, "run.json")):
+            try:
+                found = json.loads(Path(place).read_bytes())["precision"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            return found if found in PRECISIONS else asked
+        return asked
 
     @property
     def part(self) -> Shard:
@@ -96,31 +113,36 @@ class Found:
     recursive: bool
     null: bool
 
-    def paths(self, part: Shard, left: Left | None = None) -> Iterator[str]:
-        """Those of a part; what is left out of folders is told to ``left``."""
+    def paths(self, left: Left | None = None) -> Iterator[str]:
+        """All of them, some perhaps twice; what is left out of folders is told to ``left``."""
         from corit_cli.bulk.sources import listed
 
+        left = left or Left()
+
         def collected(paths: Sequence[str], recursive: bool) -> Iterator[str]:
-            return collect(paths, recursive, left, self.null)
+            return collect(paths, recursive, left, self.null, once=False)
 
-        return (path for path in listed(self.sources, self.recursive, collected) if path in part)
+        return listed(self.sources, self.recursive, collected, left)
 
-    def some(self, part: Shard, left: Left | None = None) -> Iterator[str]:
-        """As :meth:`paths`. Raises CoritError at once where there is no file at all."""
-        paths = self.paths(part, left)
+    def of(self, part: Shard) -> Iterator[str]:
+        """Those of a part."""
+        return (path for path in self.paths() if path in part)
+
+    def some(self, part: Shard, left: Left | None = None) -> tuple[str, Iterator[str]]:
+        """The first of all, and those of a part. Raises CoritError at once where there is no file, in whichever
+        part."""
+        paths = self.paths(left)
         first = list(islice(paths, 1))
-        if not first and part.count == 1:
+        if not first:
             hint = "" if self.recursive else " (see --recursive)"
             raise CoritError(f"no images or videos in {', '.join(self.sources)}{hint}")
-        return chain(first, paths)
+        return first[0], (path for path in chain(first, paths) if path in part)
 
-    @property
-    def folder(self) -> str | None:
-        """Where relative sources start from, if there are any."""
-        from corit_cli.data.urls import is_url
-
-        fixed = (source == STDIN or is_url(source) or os.path.isabs(source) for source in self.sources)
-        return None if all(fixed) else os.getcwd()
+    def folder(self, first: str) -> str | None:
+        """Where relative sources start from, if there are any; names on standard input are taken to be as the
+        ``first`` file's."""
+        named = (first if source == STDIN else source for source in self.sources)
+        return None if all(is_url(name) or os.path.isabs(name) for name in named) else os.getcwd()
 
 
 def into_table(
@@ -142,13 +164,13 @@ def into_table(
     def predict(paths: Iterable[str]) -> Iterator[Prediction]:
         return detector.predict(paths, workers, **looked_at)
 
-    about = conditions(detector, looked_at, part, many.checksum) | {"folder": found.folder}
-    how = {"resume": many.resume, "retry_errors": many.retry_errors, "checksum": many.checksum}
     predict(())  # options that do not go together are refused before anything is written
-    paths = found.some(part, left)
+    first, paths = found.some(part, left)
+    about = conditions(detector, looked_at, part, many.checksum) | {"folder": found.folder(first)}
+    how = {"resume": many.resume, "retry_errors": many.retry_errors, "checksum": many.checksum}
     with Table(out, about, **how) as table, Bars() as bars:
         kept = number_of(table.counts)
-        total = None if STDIN in found.sources else Counting(found.paths(part), less=kept).total
+        total = None if STDIN in found.sources else Counting(found.of(part), less=kept).total
         try:
             advance = bars(f"detecting ({kept} rows kept)" if kept else "detecting", total)
             score(table, paths, predict, as_dict, advance)
@@ -163,7 +185,7 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
     """As :func:`into_table`, on a Ray cluster, into a folder of parts."""
     if STDIN in found.sources:
         raise CoritError("with --ray files are listed on the cluster: give a list in a file instead of -")
-    found.some(many.part)
+    first, _ = found.some(many.part)
     from corit_cli.cluster.session import session
 
     with working("looking for the cluster"):
@@ -183,7 +205,7 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
         if many.device == "cuda" and not on_gpu:
             raise CoritError("no node of the cluster has a GPU: give --device cpu")
         plan = Plan(
-            partial(found.paths, part),
+            partial(found.of, part),
             as_dict,
             asked,
             os.getcwd(),
@@ -191,7 +213,7 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
             many.num_cpus or 1,
             "cuda" if on_gpu else "cpu",
         )
-        about = conditions(detector, looked_at, part, many.checksum) | {"folder": found.folder}
+        about = conditions(detector, looked_at, part, many.checksum) | {"folder": found.folder(first)}
         parts = Parts.begin(many.out or "", about, many.resume, stack)
         try:
             with Bars() as bars:

@@ -159,7 +159,7 @@ def detect(
             found = forecast.of_detect(detector, files, looked_at, written)
         return found.show()
     with working("loading the detector"):
-        detector = Detector.load(checkpoint, "cpu" if ray else device, precision)
+        detector = Detector.load(checkpoint, "cpu" if ray else device, many.precision_of(precision))
         detector = detector.strictly() if strict else detector
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)

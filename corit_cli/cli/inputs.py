@@ -75,9 +75,11 @@ class Left:
         self.hidden += other.hidden
 
 
-def collect(paths: Sequence[str], recursive: bool, left: Left | None = None, null: bool = False) -> Iterator[str]:
-    """The files that arguments stand for, each once, folders and globs sorted; what is left out of folders is told to
-    ``left``.
+def collect(
+    paths: Sequence[str], recursive: bool, left: Left | None = None, null: bool = False, once: bool = True
+) -> Iterator[str]:
+    """The files that arguments stand for, each ``once``, folders and globs sorted; what is left out of folders is told
+    to ``left``. Without ``once`` nothing is remembered of those that were given.
 
     A file that is named is taken whatever it is. In folders those are taken that are images or videos by their first
     bytes or their suffix; hidden files are not. A folder that holds none itself is searched at any depth. One that
@@ -86,7 +88,7 @@ def collect(paths: Sequence[str], recursive: bool, left: Left | None = None, nul
     """
     left = left or Left()
     seen: set[str] = set()
-    several = len(paths) > 1 or STDIN in paths  # else no file comes twice, and none need be remembered
+    several = once and (len(paths) > 1 or STDIN in paths)  # else no file comes twice, and none need be remembered
     for path in paths:
         if path == STDIN:
             found: Iterable[str] = _listed(null)

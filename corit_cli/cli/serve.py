@@ -70,6 +70,7 @@ def serve(
 
     sizes = (round(size * MIB) for size in (max_file, max_request, memory))
     file, request, held = sizes
+    request, max_files = min(request, held), min(max_files, queue)  # what has no room is refused for good, not for now
     uploads = max(Limits.uploads, queue + max_files)
     limits = affordable(Limits(file, request, max_files, queue, held, arrival, timeout, uploads))
     listener = listen(host, port)

@@ -22,10 +22,11 @@ from ray.data.block import BlockMetadata
 
 from corit_cli.bulk import parquet
 from corit_cli.bulk.index import Seen
-from corit_cli.bulk.parts import Parts, located
+from corit_cli.bulk.parts import Parts
 from corit_cli.bulk.rows import Row, number_of
 from corit_cli.bulk.run import Counting, with_stamp
 from corit_cli.bulk.stamps import Stamp, stamp
+from corit_cli.bulk.table import located
 from corit_cli.cluster.ledger import Ledger, carefully
 from corit_cli.cluster.session import ray_module, room
 from corit_cli.data.opencv import single_threaded

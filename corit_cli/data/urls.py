@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from corit_cli.errors import CoritError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 #: What file systems call the time of the last change.
-_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_CHANGED = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
 
 def is_url(path: str) -> bool:
@@ -44,11 +45,25 @@ def changed(info: dict[str, Any]) -> int | None:
     found = next((info[name] for name in _CHANGED if info.get(name)), None)
     if isinstance(found, str):
         try:
-            found = datetime.fromisoformat(found.replace("Z", "+00:00"))
+            found = (
+                parsedate_to_datetime(found) if "," in found else datetime.fromisoformat(found.replace("Z", "+00:00"))
+            )
         except ValueError:
             return None
     seconds = found.timestamp() if isinstance(found, datetime) else found
     return None if seconds is None else round(seconds * 1e6) * 1000
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether a file system's ``error`` says that a file is not there, and not that nobody answered: fsspec tells of
+    either as a missing file where it speaks HTTP."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return False
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return status in (404, 410)
+    return not isinstance(cause, OSError | TimeoutError) or is_gone(cause)
 
 
 def fetch(url: str) -> bytes:

@@ -42,16 +42,28 @@ def loaders(device: str) -> int:
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
-    """``map`` in threads, in order, with at most ``window`` results waiting, so that memory stays flat."""
+    """``map`` in threads, in order, with at most ``window`` results waiting, so that memory stays flat.
+
+    Where ``items`` fail (CoritError), what they gave before comes out first.
+    """
+    left, failed = iter(items), None
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
+            while True:
+                try:
+                    waiting.append(pool.submit(function, next(left)))
+                except StopIteration:
+                    break
+                except CoritError as error:
+                    failed = error
+                    break
                 if len(waiting) >= window:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failed is not None:
+                raise failed
         finally:
             for future in waiting:
                 future.cancel()
@@ -67,17 +79,22 @@ def stream(
     """Readings of ``items`` in order. Threads load ahead while the model works on full batches of windows.
 
     ``load`` gives an item's pictures, each as its windows (S, S, 3) uint8, and anything worth keeping about it. An
-    item that it raises CoritError for comes out with its ``error``; nothing stops the run. At most ``window`` items are
-    loaded, or being loaded, ahead of the model's; by default two batches.
+    item that it raises CoritError for comes out with its ``error``; nothing stops the run but ``items`` that fail, when
+    all that they gave is done. At most ``window`` items are loaded, or being loaded, ahead of the model's; by default
+    two batches.
     """
 
     workers = workers or loaders(extractor.device.type)
     waiting: list[Extracted[T]] = []
-    for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
-        waiting.append(item)
-        if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
-            yield from forward(extractor, waiting)
-            waiting = []
+    try:
+        for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
+            waiting.append(item)
+            if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
+                yield from forward(extractor, waiting)
+                waiting = []
+    except CoritError:
+        yield from forward(extractor, waiting)
+        raise
     yield from forward(extractor, waiting)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -92,7 +92,9 @@ class Service:
         app.add_exception_handler(Refused, lambda _, error: refusal(error))
         app.add_exception_handler(CoritError, lambda _, error: _error(400, str(error)))
         app.add_exception_handler(RequestValidationError, lambda _, error: _error(400, _invalid(error)))
-        app.add_exception_handler(HTTPException, lambda _, error: _error(error.status_code, error.detail.lower()))
+        app.add_exception_handler(
+            HTTPException, lambda _, error: _error(error.status_code, error.detail.lower(), error.headers)
+        )
         app.add_exception_handler(ClientDisconnect, lambda _, error: Response(status_code=499))
         app.add_api_route("/v1/detect", self.detect, methods=["POST"])
         app.add_api_route("/v1/report", self.report, methods=["POST"])
@@ -105,7 +107,7 @@ class Service:
 
     async def detect(self, request: Request, options: Annotated[Options, Query()]) -> Response:
         """Verdicts on the files of a form, as ``corit detect --json`` prints them."""
-        wanted = self._wanted(options)
+        wanted = self._wanted(request, options)
         rows: list[dict[str, Any]] = []
         uploads = await self._received(request)
         await self._look(request, uploads, wanted, lambda _, __, prediction: rows.append(as_dict(prediction)))
@@ -115,7 +117,7 @@ class Service:
 
     async def report(self, request: Request, options: Annotated[ReportOptions, Query()]) -> Response:
         """The report on the files of a form, as ``corit detect --html`` writes it."""
-        wanted = self._wanted(options)
+        wanted = self._wanted(request, options)
         said = options.model_dump(exclude_unset=True).items()
         asked = "&".join(f"{name}={str(value).lower()}" for name, value in said)
         checkpoint = self.scorer.detectors[options.strict].checkpoint
@@ -151,7 +153,11 @@ class Service:
         """Counters as Prometheus reads them."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    def _wanted(self, options: Options) -> Wanted:
+    def _wanted(self, request: Request, options: Options) -> Wanted:
+        given = [name for name, _ in request.query_params.multi_items()]
+        for name in given:
+            if given.count(name) > 1:
+                raise CoritError(f"{name} is given more than once")
         faces = options.faces or self._faces
         Asked(faces, options.stability, options.provenance, options.frames).check()
         return Wanted(options.strict, faces, options.stability, options.provenance, options.frames)
@@ -220,8 +226,8 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _error(status: int, reason: str) -> JSONResponse:
-    return JSONResponse({"error": reason}, status)
+def _error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": reason}, status, headers)
 
 
 def _invalid(error: RequestValidationError) -> str:

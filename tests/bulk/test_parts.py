@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from corit_cli.bulk import parts as module
 from corit_cli.bulk.index import Seen
-from corit_cli.bulk.parts import Parts, every_row
+from corit_cli.bulk.parts import Parts
 from corit_cli.bulk.run import with_stamp
 from corit_cli.bulk.stamps import stamp
 from corit_cli.errors import CoritError
+from tests.conftest import every_row
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("pyarrow")
@@ -60,7 +61,7 @@ def take_up(parts: Parts, files: Path, **how: bool) -> tuple[dict[str, Any], lis
     with Seen() as seen:
         parts.take_up(seen, str(files), **how)
         left = [name for name in (f"{i}.jpg" for i in range(6)) if name not in seen]
-    rows = list(every_row(parts))
+    rows = every_row(parts)
     assert len({r["path"] for r in rows}) == len(rows)
     return {r["path"]: r for r in rows}, left
 
@@ -101,7 +102,7 @@ def test_a_large_part_stays_when_another_only_repeats_it(folder: str, files: Pat
     for some in ([0, 1], [0], [1]):
         parts.write([row(files, i) for i in some])
         assert parts.merge() == {"real": 2}
-    assert len(list(every_row(parts))) == 2
+    assert len(every_row(parts)) == 2
 
 
 def test_a_merge_that_was_cut_off_leaves_no_row_twice(

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from corit_cli.bulk import stamps
 from corit_cli.bulk.rows import Csv
 from corit_cli.bulk.run import with_stamp
 from corit_cli.bulk.sources import listed
 from corit_cli.bulk.stamps import Stamp, stamp
-from corit_cli.bulk.table import Present
-from corit_cli.cli.inputs import collect
+from corit_cli.bulk.table import Present, Table
+from corit_cli.cli.inputs import Left, collect
 from corit_cli.data.images import ImageError
-from corit_cli.data.urls import fetch
+from corit_cli.data.urls import changed, fetch
 from corit_cli.errors import CoritError
 
 fsspec = pytest.importorskip("fsspec")
@@ -29,8 +32,8 @@ def memory() -> Iterator[str]:
     fs.rm("/archive", recursive=True)
 
 
-def names(*sources: str, recursive: bool = True) -> list[str]:
-    return list(listed(sources, recursive, collect))
+def names(*sources: str, recursive: bool = True, left: Left | None = None) -> list[str]:
+    return list(listed(sources, recursive, collect, left or Left()))
 
 
 def test_folders_at_urls_are_listed_as_folders_are(memory: str, tmp_path: Path) -> None:
@@ -42,6 +45,25 @@ def test_folders_at_urls_are_listed_as_folders_are(memory: str, tmp_path: Path) 
     assert [path.removeprefix(str(tmp_path / "copy")) for path in names(str(tmp_path / "copy"))] == [
         path.removeprefix("memory:///archive") for path in found
     ]
+
+
+def test_what_is_left_out_of_folders_at_urls_is_counted(memory: str) -> None:
+    left = Left()
+    names(memory, recursive=False, left=left)
+    assert left.kinds == {".txt": 1} and left.hidden == 1 and left.folders == 1 and not left.searched
+    fs, left = fsspec.filesystem("memory"), Left()
+    fs.mv("/archive/1.jpg", "/archive/b/1.jpg")
+    assert len(names(memory, recursive=False, left=left)) == 3  # where a folder has none itself, those below it
+    assert left.searched == ["/archive"] and left.folders == 0 and left.hidden == 2
+
+
+def test_what_lies_in_an_archive_keeps_the_archive_in_its_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.jpg", b"1")
+        archive.writestr("b/c.png", b"2")
+    inside = f"zip://{{}}::{tmp_path}/x.zip"
+    assert names(inside.format("")) == [inside.format("a.jpg"), inside.format("b/c.png")]
+    assert names(inside.format("*/*.png")) == [inside.format("b/c.png")] and fetch(inside.format("b/c.png")) == b"2"
 
 
 def test_globs_and_files_at_urls(memory: str) -> None:
@@ -65,8 +87,7 @@ def test_a_folder_at_a_url_that_cannot_be_listed_becomes_an_error(memory: str, m
     broken = "/b"
     assert names(memory) == ["memory:///archive/1.jpg", "memory:///archive/b"]
     broken = "/archive"
-    with pytest.raises(CoritError, match="memory://archive cannot be listed: 503 Slow Down"):
-        names(memory)
+    assert names(memory, f"{memory}/1.jpg") == [memory, f"{memory}/1.jpg"]  # and what else was named is looked at
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -96,6 +117,10 @@ def test_names_that_no_file_can_have_are_refused_and_bytes_are_names(tmp_path: P
     (tmp_path / "list.jsonl").write_text('{"path": "a.jpg"}\n{"path": "b\\ud800.jpg"}\n')
     with pytest.raises(CoritError, match=r"list.jsonl is not a readable list of files: file 2 of it has no name"):
         names(str(tmp_path / "list.jsonl"))
+    for line in ('{"path":', '["path"]', "3"):
+        (tmp_path / "list.jsonl").write_text(f'{{"path": "a.jpg"}}\n\n{line}\n')
+        with pytest.raises(CoritError, match="line 3 is no JSON object"):
+            names(str(tmp_path / "list.jsonl"))
     write(tmp_path / "list.parquet", [{"path": b"/a\xff.jpg"}])
     assert names(str(tmp_path / "list.parquet")) == ["/a\udcff.jpg"]
 
@@ -119,6 +144,45 @@ def test_what_lies_at_a_url_has_a_stamp(memory: str) -> None:
     assert stamp(f"{memory}/nothing.jpg") == Stamp()
 
 
+@pytest.mark.parametrize(
+    ("cause", "gone"),
+    [
+        (None, True),
+        (SimpleNamespace(status=404), True),
+        (SimpleNamespace(status=410), True),
+        (SimpleNamespace(status=503), False),
+        (ConnectionRefusedError(), False),
+        (TimeoutError(), False),
+        (FileNotFoundError(), True),
+        (KeyError("NoSuchKey"), True),  # a client of a store of objects
+    ],
+)
+def test_a_server_that_does_not_answer_is_no_missing_file(
+    memory: str, monkeypatch: pytest.MonkeyPatch, cause: object, gone: bool
+) -> None:
+    if isinstance(cause, SimpleNamespace):
+        cause = type("ResponseError", (Exception,), {"status": cause.status})()
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("https://host/a.jpg") from cause
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", missing)
+    assert stamp(f"{memory}/1.jpg") == (Stamp() if gone else None)
+
+
+def test_a_server_tells_when_a_file_was_changed() -> None:
+    told = changed({"size": 3, "Last-Modified": "Fri, 27 Nov 2026 18:16:46 GMT"})
+    assert told == changed({"LastModified": "2026-11-27T18:16:46Z"}) == 1795803406 * 10**9
+    assert changed({"Last-Modified": "Friday, or so"}) is None
+
+
+def test_a_file_whose_content_cannot_be_read_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    monkeypatch.setattr(stamps, "content_sha256", lambda path: None)
+    assert stamp(str(tmp_path / "a.jpg"), checksum=True) is None
+    assert stamp(str(tmp_path / "a.jpg")).size == 1 and stamp(str(tmp_path / "b.jpg"), checksum=True) == Stamp()
+
+
 def test_of_what_a_server_refuses_nothing_is_known(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = fsspec.get_filesystem_class("memory")
     row = with_stamp({"path": f"{memory}/1.jpg", "error": None}, stamp(f"{memory}/1.jpg"))
@@ -134,11 +198,24 @@ def test_of_what_a_server_refuses_nothing_is_known(memory: str, monkeypatch: pyt
 
 
 def test_a_table_of_verdicts_is_a_list_of_the_files_as_they_are_called(tmp_path: Path) -> None:
-    names = ["'quoted.jpg", "=1+1.jpg", "new\nline.jpg", "plain.jpg"]
+    called = ["'quoted.jpg", "=1+1.jpg", "new\nline.jpg", "plain.jpg"]
     table = Csv().header() + b"".join(
-        Csv().encode({"path": str(tmp_path / name), "verdict": "real", "error": None}) for name in names
+        Csv().encode({"path": str(tmp_path / name), "verdict": "real", "error": None}) for name in called
     )
     (tmp_path / "verdicts.csv").write_bytes(table)
-    assert list(listed([str(tmp_path / "verdicts.csv")], False, collect)) == [str(tmp_path / name) for name in names]
+    assert names(str(tmp_path / "verdicts.csv")) == [str(tmp_path / name) for name in called]
     (tmp_path / "other.csv").write_text("path\n'quoted.jpg\n")  # somebody else's apostrophe is part of the name
-    assert list(listed([str(tmp_path / "other.csv")], False, collect)) == [str(tmp_path / "'quoted.jpg")]
+    assert names(str(tmp_path / "other.csv")) == [str(tmp_path / "'quoted.jpg")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_names_in_a_table_of_verdicts_start_from_where_it_was_begun(suffix: str, tmp_path: Path) -> None:
+    rows = [{"path": name, "probability": 0.5, "verdict": "real", "error": None} for name in ("a.jpg", "b\udcff.jpg")]
+    out = tmp_path / "results" / f"v.{suffix}"
+    with Table(out, {"folder": "/archive"}) as table:
+        for row in rows:
+            table.add(with_stamp(row, None))
+        table.finish()
+    assert names(str(out)) == ["/archive/a.jpg", "/archive/b\udcff.jpg"]
+    (out.with_name(f"{out.name}.run.json")).unlink()
+    assert names(str(out)) == ["a.jpg", "b\udcff.jpg"]

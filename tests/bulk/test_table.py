@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corit_cli.bulk.index import Seen
 from corit_cli.bulk.run import Counting, score, with_stamp
 from corit_cli.bulk.stamps import Shard, Stamp, stamp
 from corit_cli.bulk.table import Table
@@ -202,6 +203,30 @@ def test_a_full_disk_is_told_and_the_table_stays(tmp_path: Path, monkeypatch: py
         patch.setattr(os, "fsync", full)
         run(table, [path], resume=True)
     assert (sorted(tmp_path.iterdir()), table.read_bytes()) == before
+
+
+@pytest.mark.parametrize("written", ["nothing", "some"])
+def test_a_disk_that_is_full_at_a_row_names_the_table(tmp_path: Path, written: str) -> None:
+    (path,) = fill(tmp_path, {"a.jpg": "0.5"})
+    table = tmp_path / "out.jsonl"
+
+    class Full:
+        def write(self, record: bytes) -> int:
+            if written == "nothing":
+                raise OSError(28, "No space left on device")
+            return len(record) - 1
+
+    with Table(table, {}) as open_table, pytest.raises(CoritError, match=f"cannot write {table}: "):
+        open_table._out = Full()
+        open_table.add({"path": path, "verdict": "real", "error": None})
+
+
+def test_a_full_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Seen() as seen:
+        seen._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(CoritError, match=r"cannot write to the temporary folder .*: database or disk is full"):
+            for i in range(10_000):
+                seen.add(f"{i}.jpg")
 
 
 def test_lines_that_are_no_rows_are_dropped(tmp_path: Path) -> None:

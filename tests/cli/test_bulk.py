@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from corit_cli.cli.bulk import Found
+from corit_cli.cli.bulk import Found, Many
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph, save_tiny_detector
 
@@ -122,8 +122,50 @@ def test_lists_of_files_are_sources(corit, detector: Path, archive: Path, tmp_pa
 def test_relative_sources_are_those_of_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a table depends on says which: rows hold paths as they were given."""
     monkeypatch.chdir(tmp_path)
-    assert Found(("/archive", "s3://bucket/archive", "-"), True, False).folder is None
-    assert Found(("/archive", "list.csv"), True, False).folder == str(tmp_path)
+    assert Found(("/archive", "s3://bucket/archive", "-"), True, False).folder("/archive/a.jpg") is None
+    assert Found(("-",), True, False).folder("s3://bucket/a.jpg") is None
+    assert Found(("-",), True, False).folder("a.jpg") == str(tmp_path)
+    assert Found(("/archive", "list.csv"), True, False).folder("/archive/a.jpg") == str(tmp_path)
+
+
+def test_names_on_standard_input_are_those_of_one_folder(
+    detector: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    def run(folder: Path) -> subprocess.CompletedProcess[str]:
+        command = [str(CORIT), "detect", "-", "-c", str(detector), "--out", str(tmp_path / "out.jsonl"), "--resume"]
+        return subprocess.run(command, cwd=folder, env=environment, input="a.png\n", capture_output=True, text=True)
+
+    for number in (0, 1):
+        (tmp_path / f"{number}").mkdir()
+        photograph(number).save(tmp_path / f"{number}" / "a.png")
+    assert run(tmp_path / "0").returncode == 0
+    one_line_error(run(tmp_path / "1"), "was begun with folder")
+    assert run(tmp_path / "0").returncode == 0
+
+
+def test_a_bad_line_of_a_list_costs_no_row_before_it(corit, detector: Path, archive: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"path": str(path)}) for path in sorted(archive.rglob("*.png"))[1:20]]
+    (tmp_path / "list.jsonl").write_text("\n".join([*lines, '{"path":', *lines]))
+    result = corit("detect", tmp_path / "list.jsonl", "-c", detector, "--out", tmp_path / "out.jsonl")
+    assert result.returncode == 2 and "line 20 is no JSON object" in " ".join(result.stderr.split())
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_a_table_that_is_gone_on_with_keeps_its_arithmetic(tmp_path: Path) -> None:
+    def many(out: object, resume: bool) -> Many:
+        return Many(str(out), resume, False, False, None, None, None, "cpu")
+
+    (tmp_path / "out.csv.run.json").write_text('{"precision": "bf16"}')
+    assert many(tmp_path / "out.csv", True).precision_of("auto") == "bf16"
+    assert many(tmp_path / "out.csv", True).precision_of("fp32") == "fp32"
+    assert many(tmp_path / "out.csv", False).precision_of("auto") == "auto"
+    for text in ("", "[]", '{"precision": "fp7"}'):
+        (tmp_path / "out.csv.run.json").write_text(text)
+        assert many(tmp_path / "out.csv", True).precision_of("auto") == "auto"
+    assert many(tmp_path / "other.csv", True).precision_of("auto") == "auto"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text('{"precision": "fp32"}')  # by --ray
+    assert many(tmp_path / "out", True).precision_of("auto") == "fp32"
 
 
 def test_mistakes_are_one_line(detect, corit, detector: Path, archive: Path, tmp_path: Path) -> None:
@@ -137,7 +179,10 @@ def test_mistakes_are_one_line(detect, corit, detector: Path, archive: Path, tmp
     one_line_error(detect("--out", out, "--faces", "everybody"), "faces must be one of")
     assert not list(tmp_path.glob("out*"))
     (tmp_path / "empty").mkdir()
-    one_line_error(corit("detect", tmp_path / "empty", "-c", detector, "--out", out), "no images or videos in")
+    for more in ([], ["--shard", "1/4"]):
+        nothing = corit("detect", tmp_path / "empty", "-c", detector, "--out", out, *more)
+        one_line_error(nothing, "no images or videos in")
+    one_line_error(detect("--out", "s3://bucket/out.csv"), "at a URL a folder of parts is written, by --ray")
     assert not list(tmp_path.glob("out*"))  # the next try begins anew
     assert detect("--out", tmp_path / "there.csv").returncode == 1
     one_line_error(detect("--out", tmp_path / "there.csv"), "go on with it by --resume")

@@ -65,6 +65,13 @@ def end(process: subprocess.Popen, sign: int = signal.SIGTERM) -> tuple[float, s
     return time.monotonic() - begun, log
 
 
+def test_what_can_never_have_room_is_not_told_to_come_again(start: Start) -> None:
+    _, address = start("--queue", 2, "--memory", 0.02)
+    for files in ([("file", (f"{i}.png", b"1")) for i in range(3)], [("file", ("a.png", bytes(30_000)))]):
+        answer = httpx.post(f"{address}v1/detect", files=files, timeout=60, trust_env=False)
+        assert answer.status_code == 413 and "retry-after" not in answer.headers, answer.text
+
+
 def test_answers_are_those_of_the_command(start: Start, corit, detector: Path, tmp_path: Path) -> None:
     (tmp_path / "secret-names").mkdir()
     files = hostile.write(tmp_path / "secret-names", 1)

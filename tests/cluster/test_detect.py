@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from corit_cli.bulk.index import Seen
-from corit_cli.bulk.parts import Parts, every_row
+from corit_cli.bulk.parts import Parts
 from corit_cli.bulk.sources import listed
-from corit_cli.cli.inputs import collect
+from corit_cli.cli.inputs import Left, collect
 from corit_cli.cluster import detect as module
 from corit_cli.cluster.arms import far
 from corit_cli.cluster.detect import Plan, detect
@@ -32,7 +32,7 @@ from corit_cli.detection.detector import Asked, Detector
 from corit_cli.errors import CoritError
 from corit_cli.report.document import as_dict
 from tests.cluster.eyes import Deadly
-from tests.conftest import CORIT, Told, photograph, tiny_detector
+from tests.conftest import CORIT, Told, every_row, photograph, tiny_detector
 
 FILES = 70
 
@@ -75,7 +75,7 @@ class Run:
         with ExitStack() as stack:
             parts = Parts.begin(str(self.folder), {"by": "test"}, True, stack)
             self.counts = detect(self.ray, self.detector, plan, parts, progress=self.told, **how)
-        rows = list(every_row(parts))
+        rows = every_row(parts)
         assert len({row["path"] for row in rows}) == len(rows) == self.counts.total()
         return {row["path"]: row for row in rows}
 
@@ -151,7 +151,7 @@ def test_a_list_that_cannot_be_read_to_its_end_is_one_error(
 
 
 def named_in(file: str) -> Iterator[str]:
-    return listed([file], False, collect)
+    return listed([file], False, collect, Left())
 
 
 def test_a_worker_that_fits_no_node_is_refused(run: Run) -> None:

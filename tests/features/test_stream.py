@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,40 @@ def test_reading_ahead_is_bounded_and_in_order() -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(started) <= 8
     assert list(results) == list(range(3, 1000))
+
+
+def broken(items: list[int]) -> Iterator[int]:
+    """They end with an error, as a list with a bad line does."""
+    yield from items
+    raise CoritError("line 14 is no JSON object")
+
+
+def test_what_was_given_before_the_items_fail_is_done_first(extractor: Extractor) -> None:
+    done: list[int] = []
+    with pytest.raises(CoritError, match="line 14"):
+        for i in ahead(lambda i: i, broken([*range(13)]), workers=2, window=50):
+            done.append(i)
+    assert done == [*range(13)]
+    windows, seen = np.zeros((3, 32, 32, 3), np.uint8), []
+    with pytest.raises(CoritError, match="line 14"):
+        for item in stream(extractor, broken([*range(13)]), lambda _: ([windows], None), window=50):
+            seen.append(item.item)
+            assert len(item.readings) == 1
+    assert seen == [*range(13)]
+
+
+def test_an_error_of_the_function_ends_it_where_it_is() -> None:
+    seen: list[int] = []
+
+    def refuse(i: int) -> int:
+        if i == 3:
+            raise CoritError("no")
+        return i
+
+    with pytest.raises(CoritError, match="no"):
+        for i in ahead(refuse, range(9), workers=2, window=4):
+            seen.append(i)
+    assert seen == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,12 @@ def test_mistakes_are_one_line(running: Running, options: dict[str, str], word: 
     assert answer.status_code == 400 and word in answer.json()["error"] and "\n" not in answer.json()["error"]
 
 
+def test_an_option_that_is_given_twice_is_refused(running: Running) -> None:
+    for place in ("/v1/detect", "/v1/report"):
+        answer = running.client.post(f"{place}?frames=2&strict=true&frames=3", files=form(("a.png", picture(0))))
+        assert answer.status_code == 400 and answer.json() == {"error": "frames is given more than once"}
+
+
 def test_hostile_files_get_a_result_or_an_error(running: Running, detector: Detector, tmp_path: Path) -> None:
     files = [(path.name, path.read_bytes()) for path in hostile.write(tmp_path, 3)]
     random.Random(0).shuffle(files)
@@ -218,6 +224,8 @@ def test_the_page_and_what_it_loads(running: Running) -> None:
     assert running.client.get("/page/%2e%2e/app.py").status_code == 404
     for gone in ("/docs", "/redoc", "/openapi.json", "/v1/detect"):
         assert running.client.get(gone).status_code in (404, 405)
+    refused = running.client.get("/v1/detect")
+    assert refused.headers["allow"] == "POST" and refused.json() == {"error": "method not allowed"}
 
 
 def test_nothing_of_an_upload_is_written_to_the_disk(

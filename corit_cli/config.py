@@ -62,8 +62,9 @@ class Settings:
         hints = get_type_hints(type(self))
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, list):  # as JSON has tuples
-                object.__setattr__(self, f.name, value := tuple(value))
+            plain = _plain(value)
+            if plain is not value:
+                object.__setattr__(self, f.name, value := plain)
             if not _fits(value, hints[f.name]):
                 raise CoritError(f"{f.name} cannot be {value!r}")
         for name, o in options_of(type(self)):
@@ -77,6 +78,15 @@ class Settings:
                     raise CoritError(f"{called} must be at least {o.minimum:g}, not {value:g}")
                 if o.maximum is not None and not value <= o.maximum:
                     raise CoritError(f"{called} must be at most {o.maximum:g}, not {value:g}")
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, as JSON has tuples, and numbers of other kinds, such as NumPy's, as Python's own."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if type(value) in (int, float, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:

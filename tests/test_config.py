@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -201,3 +202,12 @@ def test_a_command_may_ask_for_its_context() -> None:
 def test_words_complete_and_show_themselves() -> None:
     found = options.words("fan", "top", "turbo")
     assert found["metavar"] == "fan|top|turbo" and found["autocompletion"]("t") == ["top", "turbo"]
+
+
+def test_numbers_of_other_kinds_become_plain_ones() -> None:
+    oven = Oven(heat=np.int64(200), minutes=np.float32(0.5), racks=list(np.arange(1, 3)))
+    assert oven == Oven(heat=200, minutes=0.5, racks=(1, 2)) and json.loads(json.dumps(asdict(oven)))["racks"] == [1, 2]
+    assert [type(v) for v in (oven.heat, oven.minutes, *oven.racks, oven.light)] == [int, float, int, int, bool]
+    assert TrainSettings(seed=np.arange(3)[1]).seed == 1
+    with pytest.raises(CoritError, match="heat cannot be"):
+        Oven(heat=np.float64(180.0))

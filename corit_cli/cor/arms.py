@@ -20,6 +20,7 @@ from corit_cli.cor.tuned import Prepared, Tuned, read, train_tuned
 from corit_cli.metrics.ranking import auc
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
+from corit_cli.seeds import undisturbed
 
 
 @dataclass
@@ -85,6 +86,7 @@ class HeadArm:
                 s, r = seeds.index(w[1]), radii.index(w[0])
                 yield self.split.run(self.name, w, labels[s], fitted.logits[s, r], float(fitted.cosine[s, r]))
 
+    @undisturbed()
     def objective(self) -> tuple[Loss, Params]:
         """The loss of some images as a function of a head's parameters, and the first seed's initial ones."""
         torch.manual_seed(0)
@@ -121,6 +123,7 @@ class TunedArm:
                 logits = head(read(self.tuned, self.prepared, torch.arange(len(labels))))
             yield self.split.run(self.name, w, labels, logits, cosine)
 
+    @undisturbed()
     def objective(self) -> tuple[Loss, Params]:
         """The loss of some images as a function of all that is trained, and the first seed's initial values."""
         self.tuned.reset(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from corit_cli.cor.settings import Optimization
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
+from corit_cli.seeds import undisturbed
 from corit_cli.training.sam import SAM, base_optimizer
 
 #: Numbers in the weights of members that are trained together; gradients and moments take three times as much again.
@@ -64,8 +65,9 @@ class Heads(torch.nn.Module):
         self.hidden = hidden
         first: list[dict[str, Tensor]] = []
         for seed in seeds:
-            torch.manual_seed(seed)
-            first.append({name: p.detach() for name, p in Head(features, HeadKind(hidden)).named_parameters()})
+            with undisturbed():
+                torch.manual_seed(seed)
+                first.append({name: p.detach() for name, p in Head(features, HeadKind(hidden)).named_parameters()})
         self.names = list(first[0])
         self.stacked = torch.nn.ParameterList(
             torch.stack([f[name] for f in first])[:, None].repeat(1, radii, *[1] * first[0][name].dim())

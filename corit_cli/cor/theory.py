@@ -25,6 +25,7 @@ from corit_cli.metrics.intervals import Estimate
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Progress, quiet
+from corit_cli.seeds import undisturbed
 from corit_cli.training.head import centre, per_sample_gradients
 
 LABEL_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -123,6 +124,7 @@ def theory(
     return Theory(found, rank_correlation(found), by_kind)
 
 
+@undisturbed()
 def head_gsnr(
     x: Tensor, labels: Tensor, positions: Tensor, units: Sequence[Hashable], optimization: Optimization, seed: int = 0
 ) -> GSNREstimate:

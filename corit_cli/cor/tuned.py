@@ -21,6 +21,7 @@ from corit_cli.model.precision import lowered
 from corit_cli.model.scope import Scope, draw_low_rank, thaw
 from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.progress import Advance, hush
+from corit_cli.seeds import undisturbed
 
 
 class Tuned(nn.Module):
@@ -141,6 +142,7 @@ class Prepared:
         return len(self.images)
 
 
+@undisturbed()
 def train_tuned(
     tuned: Tuned, prepared: Prepared, labels: Tensor, trained_on: Tensor, seed: int, rho: float, o: Optimization
 ) -> tuple[Head, float]:

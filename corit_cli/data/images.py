@@ -130,7 +130,11 @@ def upright(image: Image.Image, copy: bool = False) -> Image.Image:
         image.load()
         turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
         rgb = to_rgb(image.copy() if copy else image)
-        return rgb if turn is None else rgb.transpose(turn)
+        if turn is None:
+            return rgb
+        turned = rgb.transpose(turn)
+        turned.info = {}  # what it says of its orientation no longer holds
+        return turned
 
 
 def resampled(

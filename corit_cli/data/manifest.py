@@ -41,7 +41,8 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is known of it; ``label`` is 1 for a fake and 0 for a real image, "" means unknown."""
+    """One image and what is known of it; ``label`` is 1 for a fake and 0 for a real image, "" means unknown. Raises
+    CoritError for another label."""
 
     path: Path
     label: int
@@ -49,6 +50,13 @@ class Sample:
     generator: str = ""
     split: str = ""
     video_id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.label not in (0, 1):
+            raise CoritError(f"a label is 1 for a fake and 0 for a real image, not {self.label!r}")
+        object.__setattr__(self, "label", int(self.label))
+        if not isinstance(self.path, Path):
+            object.__setattr__(self, "path", Path(self.path))
 
 
 def load_samples(data: Path, warn: Callable[[str], object] = lambda message: None) -> list[Sample]:

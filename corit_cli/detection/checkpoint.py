@@ -27,6 +27,7 @@ from corit_cli.model.head import Head
 from corit_cli.model.hub import PREFIX, fetch
 from corit_cli.model.loading import state_sha256
 from corit_cli.model.settings import FACE, CoRITSettings, HeadKind
+from corit_cli.seeds import undisturbed
 from corit_cli.version import __version__
 
 FORMAT = 4
@@ -148,10 +149,10 @@ class Checkpoint:
                 "rare": self.localizer.rare,
                 "forges": self.localizer.forges,
             }
-        folder.mkdir(parents=True, exist_ok=True)
         # Landmarks are most of a head's bytes, and were rounded when they were chosen.
         tensors = {k: (v.half() if k.endswith(".landmarks") else v).contiguous() for k, v in self.tensors.items()}
         text = json.dumps(config, indent=2) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
         write_together(
             {
                 folder / "model.safetensors": lambda path: save_file(tensors, path),
@@ -172,6 +173,7 @@ class Checkpoint:
         return replace(cls.load(found.folder), origin=found.name)
 
     @classmethod
+    @undisturbed()
     def load(cls, folder: Path) -> Checkpoint:
         """Read a checkpoint. Raises CoritError when it is missing, damaged, or of another format."""
         if not folder.is_dir():

@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from math import isfinite
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from corit_cli.data.faces import finder
-from corit_cli.data.images import Source
+from corit_cli.data.images import Source, read_image
 from corit_cli.data.urls import is_url, local_copy
 from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video
@@ -33,6 +34,7 @@ from corit_cli.model.loading import load_backbone
 from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import tuned_backbone
 from corit_cli.model.settings import FACE
+from corit_cli.seeds import undisturbed
 
 DEFAULT_DETECTOR = "detector"
 #: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
@@ -50,6 +52,8 @@ class Detector:
     """
 
     def __init__(self, checkpoint: Checkpoint, extractor: Extractor) -> None:
+        if (checkpoint.settings, checkpoint.crops) != (extractor.settings, extractor.crops):
+            raise CoritError("the detector was trained on what another extractor reads")
         self.checkpoint, self.extractor = checkpoint, extractor
         self.head = checkpoint.head
         places = checkpoint.localizer
@@ -57,9 +61,12 @@ class Detector:
         self.contrasts = places and Extractor(extractor.backbone, places.settings, places.crops, extractor.device.type)
 
     @classmethod
-    def load(cls, checkpoint: str | Path | None = None, device: str = "auto", precision: str = "auto") -> Detector:
-        """The shipped detector, that in a ``checkpoint`` folder, or one on the Hub (``hf-hub:USER/NAME[@REVISION]``),
-        on ``cpu``, ``cuda`` or whichever is there.
+    @undisturbed()
+    def load(
+        cls, checkpoint: str | Path | Checkpoint | None = None, device: str = "auto", precision: str = "auto"
+    ) -> Detector:
+        """The shipped detector, that in a ``checkpoint`` folder, one on the Hub (``hf-hub:USER/NAME[@REVISION]``), or
+        of a checkpoint in memory, such as ``train`` gives, on ``cpu``, ``cuda`` or whichever is there.
 
         ``precision`` is that of the tower's products: fp32, bf16, or whichever this machine is faster with.
 
@@ -67,7 +74,10 @@ class Detector:
         it was trained on.
         """
         folder = weights_dir() / DEFAULT_DETECTOR if checkpoint is None else checkpoint
-        found = Checkpoint.find(folder)
+        if isinstance(folder, Checkpoint):
+            found, folder = folder, "the detector"
+        else:
+            found = Checkpoint.find(folder)
         device = pick_device(device)
         name = found.backbone["name"]
         backbone = load_backbone(name, found.backbone.get("activation"), device, found.origin)
@@ -105,12 +115,12 @@ class Detector:
         kept = {"head": self.head.without(FACE), "settings": extractor.settings, "crops": extractor.crops}
         return Detector(replace(self.checkpoint, **kept, faces=None), extractor)
 
-    def heatmap(self, image: Image.Image) -> Heatmap:
-        """Where an RGB ``image`` may have been changed. Raises CoritError when the detector was not taught to tell, or
-        the image is smaller than a window."""
+    def heatmap(self, source: Source) -> Heatmap:
+        """Where a picture, any that :meth:`predict` takes, may have been changed. Raises CoritError when the detector
+        was not taught to tell, or the picture cannot be read or is smaller than a window."""
         if self.contrasts is None:
             raise CoritError("this detector was not taught to show where a picture was changed: train it with --local")
-        return heatmap(self.contrasts, self.checkpoint.localizer, image)
+        return heatmap(self.contrasts, self.checkpoint.localizer, read_image(source))
 
     def predict(
         self,
@@ -128,8 +138,9 @@ class Detector:
 
         A source is a path, the bytes of an image file, a Pillow image, or an RGB array (H, W, 3) of uint8; ``sources``
         is one of them or any number, which may come from a generator: memory does not grow with it. What has no path
-        is called ``<image N>`` by its place among the sources, from 1. What is a video is told by its first bytes.
-        Of an animated picture and of a file with several pages frames are scored, as of a video.
+        is called ``<image N>`` by its place among the sources, from 1; pictures and bytes are copied when they are
+        taken. What is a video is told by its first bytes. Of an animated picture and of a file with several pages
+        frames are scored, as of a video; of a Pillow image the frame that it stands at.
 
         ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
         then the highest), ``off`` looks for none; by default ``auto`` where the detector has a reading of faces and
@@ -326,6 +337,11 @@ class Asked:
         """Raise CoritError for what contradicts itself, and where faces are wanted and none can be found."""
         if self.faces not in FACES:
             raise CoritError(f"faces must be one of {', '.join(FACES)}, not {self.faces!r}")
+        for name, value in (("frames", self.frames), ("workers", 1 if self.workers is None else self.workers)):
+            if not isinstance(value, Integral) or value < 1:
+                raise CoritError(f"{name} must be a whole number from 1 on, not {value!r}")
+        if self.rate is not None and not (isfinite(self.rate) and self.rate > 0):
+            raise CoritError(f"rate must be a number above 0, not {self.rate!r}")
         if self.stability and self.faces == "only":
             raise CoritError("stability is that of the whole picture: it does not go with faces only")
         if self.faces != "off":

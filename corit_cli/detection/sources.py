@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,16 @@ def _name(source: object, number: int) -> Named:
         raise _no_source(f"an array {source.shape} of {source.dtype}")
     if not isinstance(source, bytes | bytearray | memoryview | Image.Image | np.ndarray):
         raise _no_source(source)
-    return Named(f"<image {number}>", source)
+    return Named(f"<image {number}>", _kept(source))
+
+
+def _kept(source: Source) -> Source:
+    """A source that whoever gave it may change, reuse or close from now on: it is looked at later, in a thread."""
+    if isinstance(source, Image.Image):
+        with suppress(Exception):  # one that cannot be decoded tells its error when it is its turn
+            return source.copy()
+        return source
+    return source.copy() if isinstance(source, np.ndarray) else bytes(source)
 
 
 def _no_source(given: object) -> CoritError:

@@ -11,6 +11,7 @@ import torch
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.robustness import CHAINS, parse_chains
 from corit_cli.data.variants import ORIGINAL, Variant
+from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.detector import Detector
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
@@ -19,14 +20,16 @@ from corit_cli.evaluation.figures import Evaluation, summarise
 from corit_cli.evaluation.peers import compare, read_peer
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.progress import Progress, quiet
+from corit_cli.seeds import undisturbed
 
 #: Feature vectors in memory at a time.
 BLOCK = 2048
 
 
+@undisturbed()
 def evaluate(
     data: str | Path | Sequence[Sample],
-    detector: Detector | str | Path | None = None,
+    detector: Detector | Checkpoint | str | Path | None = None,
     *,
     split: str | None = None,
     by: Sequence[str] = ("source", "generator"),
@@ -46,7 +49,7 @@ def evaluate(
 
     Args:
         data: a folder, a manifest (see :func:`~corit_cli.data.manifest.load_samples`), or samples.
-        detector: one that is loaded, its folder, or None for the shipped one.
+        detector: one that is loaded, a checkpoint in memory, its folder, or None for the shipped one.
         split: only the images of this split.
         by: tables by ``source`` and ``generator``.
         robustness: also with every image degraded: ``all``, or families and names (``jpeg,resize-0.5``).
@@ -67,7 +70,9 @@ def evaluate(
     if len({file.stem for file in files}) < len(files):
         raise CoritError("two --scores files have the same name: a detector goes by its file's name, rename one")
     place = Path(data) if isinstance(data, str | Path) else Path()
-    samples = load_samples(place, warn) if isinstance(data, str | Path) else data
+    samples = load_samples(place, warn) if isinstance(data, str | Path) else list(data)
+    if not samples:
+        raise CoritError("there are no images to measure the detector on")
     samples = samples if split is None else of_split(samples, split)
     if not isinstance(detector, Detector):
         detector = Detector.load(detector, device, precision)

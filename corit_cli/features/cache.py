@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,17 +39,19 @@ class Job:
 class FeatureCache:
     """Features on disk, keyed by the image's content and everything done to it; bounded, least recently used out.
 
-    One SQLite file: an interrupted run loses at most the last few seconds, and two runs may share it. A cache that
+    One SQLite file: an interrupted run loses at most the last few seconds, and two runs, and threads, may share it. One
+    that
     cannot be written (full disk, read-only home) is reported once through ``warn`` and then does without.
     """
 
     def __init__(self, path: Path, max_bytes: int = 4 << 30, warn: Callable[[str], None] = lambda _: None) -> None:
-        self.path, self.max_bytes, self.warn = path, max_bytes, warn
+        self.path, self.max_bytes, self.warn = Path(path), max_bytes, warn
+        self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._puts = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, used REAL, z BLOB)")
@@ -108,13 +111,14 @@ class FeatureCache:
                 db.execute(f"DELETE FROM features WHERE key IN ({oldest})", (max(1, rows // 4),))
 
     def _attempt(self, action: Callable[[sqlite3.Connection], R]) -> R | None:
-        if self._db is None:
-            return None
-        try:
-            return action(self._db)
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(error)
-            return None
+        with self._lock:
+            if self._db is None:
+                return None
+            try:
+                return action(self._db)
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+                return None
 
     def _give_up(self, error: Exception) -> None:
         self._db = None
@@ -129,7 +133,7 @@ def default_cache_path() -> Path:
 
 
 #: Reads jobs with an extractor, in order, as :func:`read_jobs` does.
-Read = Callable[[Extractor, Sequence["Job"]], Iterator[Extracted["Job"]]]
+Read = Callable[[Extractor, Sequence[Job]], Iterator[Extracted[Job]]]
 
 
 def extract(

@@ -44,7 +44,7 @@ def loaders(device: str) -> int:
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
     """``map`` in threads, in order, with at most ``window`` results waiting, so that memory stays flat.
 
-    Where ``items`` fail (CoritError), what they gave before comes out first.
+    Where ``items`` fail, what they gave before comes out first.
     """
     left, failed = iter(items), None
     with ThreadPoolExecutor(workers) as pool:
@@ -55,7 +55,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: 
                     waiting.append(pool.submit(function, next(left)))
                 except StopIteration:
                     break
-                except CoritError as error:
+                except Exception as error:
                     failed = error
                     break
                 if len(waiting) >= window:
@@ -86,16 +86,22 @@ def stream(
 
     workers = workers or loaders(extractor.device.type)
     waiting: list[Extracted[T]] = []
-    try:
-        for item in ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch):
-            waiting.append(item)
-            if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
-                yield from forward(extractor, waiting)
-                waiting = []
-    except CoritError:
-        yield from forward(extractor, waiting)
-        raise
+    failed: Exception | None = None
+    left = ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch)
+    while True:
+        try:
+            waiting.append(next(left))
+        except StopIteration:
+            break
+        except Exception as error:
+            failed = error
+            break
+        if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
+            yield from forward(extractor, waiting)
+            waiting = []
     yield from forward(extractor, waiting)
+    if failed is not None:
+        raise failed
 
 
 def loaded(load: Callable[[T], tuple[list[Picture], Any]], item: T) -> Extracted[T]:

@@ -18,10 +18,12 @@ from corit_cli.metrics.gsnr import Moments
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
+from corit_cli.seeds import undisturbed
 from corit_cli.training.head import balance_weights, centre, fit_head, per_sample_gradients
 from corit_cli.training.settings import TrainSettings
 
 
+@undisturbed()
 def initial_head(z: Tensor, training: TrainSettings) -> Head:
     """A head with random weights by the training's seed, for features as of ``z`` (n, F): standardised, and of mean
     logit zero."""

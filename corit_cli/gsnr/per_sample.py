@@ -13,7 +13,7 @@ and treated as more tokens of one sample. Rows of any activation belong to sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -32,7 +32,8 @@ class GhostPass:
     """Per-sample squared gradient norms of ``parameters``, batch by batch.
 
     ``sums`` holds, by name, the gradients summed over all samples so far. The parameters are thawed during a call, and
-    their ``.grad`` is never touched.
+    their ``.grad`` is never touched. Of B samples row r of any activation must be sample r mod B's: an image's tokens
+    stand along a second axis, (B, T, d), not one after the other.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -43,11 +44,14 @@ class GhostPass:
         """Run ``losses``, which returns the batch's B losses, forward and backward.
 
         Returns the losses (B,) and each parameter's squared gradient norms (B,); parameters that took no part are
-        absent. Raises ValueError when one is used in a way whose per-sample gradient is not known.
+        absent. Raises ValueError when one is used in a way whose per-sample gradient is not known, and for losses of
+        another shape.
         """
         with _thawed(self.parameters.values()):
             with _Capture(self) as capture:
                 values = losses()  # (B,)
+            if values.ndim != 1:
+                raise ValueError(f"there must be one loss a sample, not losses of shape {(*values.shape,)}")
             capture.samples = len(values)
             rest = torch.autograd.grad(values.sum(), list(self.parameters.values()), allow_unused=True)
         for name, grad in zip(self.parameters, rest, strict=True):
@@ -215,7 +219,8 @@ class _Capture(TorchFunctionMode):
         """A convolution of disjoint patches is a linear layer on them; others are left alone."""
         h, w = weight.shape[2:]
         disjoint = stride in ((h, w), h) and padding in ((0, 0), 0) and dilation in ((1, 1), 1) and groups == 1
-        if not disjoint or id(weight) not in self.names:
+        whole = input.shape[2] % h == 0 and input.shape[3] % w == 0
+        if not disjoint or not whole or id(weight) not in self.names:
             return NotImplemented
         x = input.unflatten(3, (-1, w)).unflatten(2, (-1, h))  # (R, c, H/h, h, W/w, w)
         grid = x.shape[2], x.shape[4]
@@ -224,6 +229,8 @@ class _Capture(TorchFunctionMode):
         return y.transpose(1, 2).unflatten(2, grid)  # (R, d, H/h, W/w)
 
     def _layer_norm(self, input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Tensor:
+        if len(normalized_shape) > 1 or weight is None or bias is None:
+            return NotImplemented
         w, b = self._tracked(weight), self._tracked(bias)
         return NotImplemented if w is None and b is None else _LayerNorm.apply(input, weight, bias, eps, w, b)
 
@@ -233,12 +240,24 @@ class _Capture(TorchFunctionMode):
         use = self._tracked(other)
         return NotImplemented if use is None else input + _PerRow.apply(other, len(input), use)
 
-    def _expand(self, input: Tensor, *sizes: int) -> Tensor:
+    def _expand(self, input: Tensor, *sizes: int | Sequence[int]) -> Tensor:
+        """A parameter (...) to rows of it, (R, ...), perhaps with axes between; or one of a single row to more."""
+        sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        more = len(sizes) - input.ndim
+        single = more == 0 and tuple(input.shape[:1]) == (1,)
+        first = 1 if single else more
+        kept = zip(sizes[max(0, first) :], input.shape[1:] if single else input.shape, strict=False)
+        if first < 1 or sizes[0] < 1 or not all(size in (-1, own) for size, own in kept):
+            return NotImplemented
         use = self._tracked(input)
         if use is None:
             return NotImplemented
-        ones = [1] * (len(sizes) - 1 - input.ndim)
-        return _PerRow.apply(input, sizes[0], use).view(sizes[0], *ones, *input.shape).expand(*sizes)
+        rows = sizes[0]
+        repeated = _PerRow.apply(input, rows, use)  # (R, ...)
+        if single:
+            return repeated.flatten(0, 1)
+        ones = [1] * (more - 1)
+        return repeated.view(rows, *ones, *input.shape).expand(*sizes)
 
 
 class _Linear(Function):

@@ -55,6 +55,7 @@ from numpy.typing import ArrayLike
 
 from corit_cli.metrics.intervals import jackknife
 
+DRAWS = ("balanced", "independent")
 INDISTINCT = "not distinguishable from zero"
 
 
@@ -98,7 +99,14 @@ class Moments:
         cls, g: np.ndarray, strata: ArrayLike, groups: Sequence[Sequence[int]], weights: ArrayLike | None = None
     ) -> Moments:
         """From the samples' gradients (N, d), what stratum each belongs to (N,), the groups' positions, and the
-        ``weights`` (C,) of the strata in sorted order."""
+        ``weights`` (C,) of the strata in sorted order; samples of no group are left out. Raises ValueError where a
+        gradient is not finite, and where a sample is in two groups."""
+        g = np.asarray(g, dtype=np.float64)
+        if not np.isfinite(g).all():
+            raise ValueError("the gradients are not finite")
+        members = [k for group in groups for k in group]
+        if len(set(members)) < len(members):
+            raise ValueError("a sample belongs into one group alone")
         names, number = np.unique(strata, return_inverse=True)
         counts, squares = np.zeros((len(groups), len(names)), int), np.zeros((len(groups), len(names)))
         sums = np.zeros((*counts.shape, g.shape[1]))
@@ -258,8 +266,10 @@ def estimate(moments: Moments, clustered: bool = False, draws: str = "balanced")
     """GSNR with its interval; ``clustered`` when samples of one group may depend on each other.
 
     ``draws`` says what the noise is: ``balanced`` batches of all strata, or ``independent`` draws.
-    Raises ValueError on fewer than three groups, or gradients that do not vary.
+    Raises ValueError on fewer than three groups, on gradients that do not vary, and for other draws.
     """
+    if draws not in DRAWS:
+        raise ValueError(f"draws must be {' or '.join(DRAWS)}, not {draws!r}")
     found = variances(moments, clustered)
     noise = found.noise(draws)
     value = found.signal / noise

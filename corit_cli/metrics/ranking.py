@@ -1,4 +1,7 @@
-"""Figures of scores: AUC, ROC curves, calibration error. Labels are 1 for fake, 0 for real; higher scores mean fake."""
+"""Figures of scores: AUC, ROC curves, calibration error. Labels are 1 for fake, 0 for real; higher scores mean fake.
+
+All of them raise ValueError for scores that are NaN, which have no place among others.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ Array = NDArray[np.floating]
 
 def auc(labels: Array, scores: Array) -> float:
     """Area under the ROC curve from ranks, ties counting half; NaN unless both classes are present."""
-    labels = np.asarray(labels)
+    labels, scores = np.asarray(labels), _numbers(scores)
     fakes, reals = int((labels == 1).sum()), int((labels == 0).sum())
     if not fakes or not reals:
         return float("nan")
@@ -25,7 +28,8 @@ def average_precision(labels: Array, scores: Array) -> float:
     """Area under the precision-recall curve as a step function (scikit-learn's definition)."""
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(labels, scores)) if 0 < np.mean(labels) < 1 else float("nan")
+    scores = _numbers(scores)
+    return float(average_precision_score(labels, scores)) if len(set(labels)) == 2 else float("nan")
 
 
 def expected_calibration_error(labels: Array, probabilities: Array, bins: int = 10) -> float:
@@ -38,11 +42,19 @@ def calibration_gaps(labels: Array, probabilities: Array, weights: Array, bins: 
 
     Returns (R, bins), a row for each row of ``weights`` (R, n). Their absolute values add up to the calibration error.
     """
-    probabilities = np.asarray(probabilities, float)
+    probabilities = _numbers(probabilities).astype(float)
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
     gaps = np.zeros((len(index), bins))
     gaps[np.arange(len(index)), index] = labels - probabilities
     return weights @ gaps / weights.sum(1, keepdims=True)
+
+
+def _numbers(scores: Array) -> Array:
+    """``scores`` as an array. Raises ValueError where one is NaN."""
+    scores = np.asarray(scores)
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN")
+    return scores
 
 
 def _running(weights: Array, images: NDArray[np.intp]) -> Array:
@@ -73,6 +85,7 @@ class Ranks:
     @classmethod
     def of(cls, labels: Array, scores: Array, chosen: NDArray) -> Ranks:
         """The ``chosen`` images (numbers) among those with ``labels`` and ``scores`` (n,)."""
+        labels, scores = np.asarray(labels), _numbers(scores)
         chosen = chosen[np.argsort(scores[chosen], kind="stable")]
         reals, fakes = (chosen[labels[chosen] == label] for label in (0, 1))
         below, upto = (np.searchsorted(scores[reals], scores[fakes], side) for side in ("left", "right"))
@@ -103,8 +116,11 @@ class Roc:
 
     @classmethod
     def of(cls, labels: Array, scores: Array, weights: Array | None = None) -> Roc:
-        """Curves for ``labels`` and ``scores`` (n,), and ``weights`` (R, n). A class without weight gives NaN."""
-        labels, scores = np.asarray(labels), np.asarray(scores)
+        """Curves for ``labels`` and ``scores`` (n,), and ``weights`` (R, n). A class without weight gives NaN. Raises
+        ValueError where there are no images."""
+        labels, scores = np.asarray(labels), _numbers(scores)
+        if not len(labels):
+            raise ValueError("a ROC curve needs images")
         weights = np.ones((1, len(labels))) if weights is None else weights
         order = np.argsort(-scores, kind="stable")
         y, s = labels[order], scores[order]

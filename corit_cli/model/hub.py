@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -164,15 +165,24 @@ def at_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
+_quiet = threading.Lock()
+_silent: list[int] = []  # what was disabled before, by every block that is entered
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
-    """No errors in the log, whose exceptions are told."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.ERROR))
+    """No errors in the log, whose exceptions are told. Threads may be within at the same time."""
+    with _quiet:
+        _silent.append(logging.root.manager.disable)
+        logging.disable(max(_silent[0], logging.ERROR))
     try:
         yield
     finally:
-        logging.disable(before)
+        with _quiet:
+            before = _silent[0]
+            _silent.pop()
+            if not _silent:
+                logging.disable(before)
 
 
 def _reachable(address: str) -> bool:

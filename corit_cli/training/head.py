@@ -14,6 +14,7 @@ from corit_cli.errors import CoritError
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Advance, hush
+from corit_cli.seeds import undisturbed
 from corit_cli.training.log import Epoch, Log, unlogged
 from corit_cli.training.sam import SAM, base_optimizer
 from corit_cli.training.settings import TrainSettings
@@ -64,6 +65,7 @@ def missing(features: int, settings: TrainSettings) -> Head:
     return head
 
 
+@undisturbed()
 def fit_head(
     z: Tensor,
     labels: Tensor,

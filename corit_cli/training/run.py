@@ -79,6 +79,8 @@ class Run:
     log: Log = unlogged
 
     def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise CoritError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
         self.train_part, self.val_part = group_split(self.samples, self.val_fraction, self.settings.seed)
         for name, part in (("training", self.train_part), ("validation", self.val_part)):
             if len({self.samples[i].label for i in part}) < 2:

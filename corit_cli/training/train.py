@@ -21,6 +21,7 @@ from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import parse_scope, tuned_backbone
 from corit_cli.model.settings import DETECTOR, CoRITSettings
 from corit_cli.progress import Progress, quiet
+from corit_cli.seeds import undisturbed
 from corit_cli.training.distributed import launched, world
 from corit_cli.training.localizer import contrasts_for, localize
 from corit_cli.training.log import EpochLog
@@ -34,6 +35,7 @@ STATE = "resume.safetensors"
 LOG = "log.csv"
 
 
+@undisturbed()
 def train(
     data: str | Path | Sequence[Sample],
     settings: TrainSettings | None = None,
@@ -90,7 +92,7 @@ def train(
     settings, recipe, tuning = settings or TrainSettings(), recipe or Recipe(), tuning or TuneSettings()
     tuned, folder = tuning.scope != "head", None if out is None else Path(out)
     kinds = check(folder, overwrite, resume, settings, recipe, tuning, local, refit)
-    samples = load_samples(Path(data), warn) if isinstance(data, str | Path) else data
+    samples = load_samples(Path(data), warn) if isinstance(data, str | Path) else list(data)
     first = launched().rank == 0
     device = pick_device(device)
     log = EpochLog(folder / LOG if folder and first and tuned else None, Path(log_dir) if log_dir and first else None)

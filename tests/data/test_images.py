@@ -518,3 +518,13 @@ def _from_plain_resampling(image: Image.Image) -> np.ndarray:
     """How far, in levels, pixels lie from those of a plain bicubic."""
     ours, plain = (np.asarray(a, int) for a in (resampled(image, (224, 168)), image.resize((224, 168), 3)))
     return np.abs(ours - plain)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_that_was_read_is_not_turned_again(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph(0, (48, 40)).save(tmp_path / "a.png", exif=exif)
+    found = read_image(tmp_path / "a.png")
+    again = read_image(found)
+    assert again.size == found.size and again.tobytes() == found.tobytes()

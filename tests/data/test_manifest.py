@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -266,3 +267,10 @@ def test_deepfakebench(tmp_path: Path, place: str) -> None:
         Sample(tmp_path / "FF/orig/071/1.png", 0, "FaceForensics++", "", "train", "071"),
         Sample(tmp_path / "FF/orig/2/0.png", 0, "FaceForensics++", "", "val", "2"),
     ]
+
+
+def test_a_sample_is_a_path_and_a_class() -> None:
+    assert Sample("a.jpg", True) == Sample(Path("a.jpg"), 1) and type(Sample("a.jpg", np.int64(0)).label) is int
+    for label in (2, -1, "fake", None):
+        with pytest.raises(CoritError, match="a label is 1 for a fake and 0 for a real image"):
+            Sample(Path("a.jpg"), label)

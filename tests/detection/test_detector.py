@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,71 @@ def test_a_source_is_a_path_or_what_is_in_memory(detector: Detector, file: Path)
     assert [p.path for p in detector.predict(np.stack([array, array]))] == ["<image 1>", "<image 2>"]
 
 
+def test_a_source_may_change_once_it_is_taken(detector: Detector) -> None:
+    arrays = [np.asarray(photograph(k, (64, 48))) for k in range(12)]
+    expected = [p.probability for p in detector.predict(arrays)]
+    assert len(set(expected)) > 6
+    buffer = np.empty_like(arrays[0])
+    picture = Image.new("RGB", (64, 48))
+
+    def reused(kind: str):
+        for array in arrays:
+            buffer[:] = array
+            if kind == "array":
+                yield buffer
+                continue
+            picture.paste(Image.fromarray(array))
+            yield picture
+            picture.paste("red", (0, 0, 64, 48))
+
+    for kind in ("array", "picture"):
+        assert [p.probability for p in detector.predict(reused(kind))] == expected
+
+    def closed(folder: Path):
+        for k, array in enumerate(arrays):
+            Image.fromarray(array).save(folder / f"{k}.png")
+            with Image.open(folder / f"{k}.png") as image:
+                yield image
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert [p.probability for p in detector.predict(closed(Path(folder)))] == expected
+
+
+def test_what_comes_before_the_sources_fail_is_told(detector: Detector) -> None:
+    def broken():
+        yield from (photograph(k, (64, 48)) for k in range(3))
+        raise KeyError("the user's own")
+
+    told = []
+    with pytest.raises(KeyError, match="the user's own"):
+        told.extend(detector.predict(broken()))
+    assert len(told) == 3
+
+
+def test_numbers_that_are_none_are_refused_at_once(detector: Detector, file: Path) -> None:
+    for wrong in ({"frames": 0}, {"frames": 2.5}, {"workers": 0}, {"rate": 0}, {"rate": -1.0}, {"rate": float("nan")}):
+        with pytest.raises(CoritError, match=f"{next(iter(wrong))} must be"):
+            detector.predict(file, **wrong)
+
+
+def test_a_checkpoint_in_memory_is_a_detector(detector: Detector, file: Path, tmp_path: Path) -> None:
+    folder = save_tiny_detector(tmp_path / "own")
+    saved, held = Detector.load(folder, "cpu"), Detector.load(Checkpoint.load(folder), "cpu")
+    assert [p.probability for p in held.predict(file)] == [p.probability for p in saved.predict(file)]
+    other = replace(saved.checkpoint, settings=replace(saved.checkpoint.settings, integrate=(1, 2)))
+    with pytest.raises(CoritError, match="another extractor"):
+        Detector(other, saved.extractor)
+
+
+def test_loading_draws_none_of_the_callers_random_numbers(tmp_path: Path) -> None:
+    folder = save_tiny_detector(tmp_path / "own")
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    Detector.load(folder, "cpu")
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_what_in_memory_is_no_image_is_a_row_with_an_error(detector: Detector, file: Path) -> None:
     small = Image.new("RGB", (8, 8))
     found = list(detector.predict([b"", b"a note", small, file.read_bytes()]))
@@ -243,6 +309,11 @@ def test_a_heatmap_takes_a_detector_that_was_taught(detector: Detector) -> None:
     assert found.contrasts.settings == settings and found.contrasts.crops == crops
     expected = heatmap(found.contrasts, taught.localizer, image)
     np.testing.assert_array_equal(found.heatmap(image).map, expected.map)
+    grey = image.convert("L")
+    same = heatmap(found.contrasts, taught.localizer, grey.convert("RGB"))
+    np.testing.assert_array_equal(found.heatmap(grey).map, same.map)  # and whatever else predict takes
+    with pytest.raises(CoritError, match="no such file"):
+        found.heatmap("nowhere.jpg")
 
 
 @pytest.fixture

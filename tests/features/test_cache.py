@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,3 +201,14 @@ def test_a_cache_that_cannot_be_used_is_reported_and_left(
     z, errors = extract(extractor, [Job(files[0])], cache)
     assert z.isfinite().all() and not errors
     assert len(said) == 1 and "cache" in said[0]
+
+
+def test_threads_may_share_a_cache(tmp_path: Path) -> None:
+    told: list[str] = []
+    cache = FeatureCache(str(tmp_path / "f.sqlite"), warn=told.append)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda k: cache.put([f"{k}"], torch.full((3,), float(k))), range(40)))
+        found = list(pool.map(lambda k: cache.get([f"{k}"]), range(40)))
+    assert [float(z[0]) for z in found] == list(range(40)) and not told
+    assert float(cache.get(["7"])[0]) == 7
+    cache.close()

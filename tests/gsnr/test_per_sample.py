@@ -199,3 +199,43 @@ def test_a_pass_leaves_nothing_to_the_garbage_collector(monkeypatch: pytest.Monk
         assert len(made) == 1 and made[0]() is None
     finally:
         gc.enable()
+
+
+class Timm(nn.Module):
+    """A class token of a single row, expanded as ``how`` says, before tokens that are normalised."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.cls = how, nn.Parameter(torch.randn(1, 1, 6))
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, d = len(x), x.shape[-1]
+        sizes = {"kept": (B, -1, -1), "given": (B, 1, d), "size": (torch.Size((B, 1, d)),)}[self.how]
+        return self.head(self.norm(torch.cat([self.cls.expand(*sizes), x], 1)).mean(1))[:, 0]
+
+
+@pytest.mark.parametrize("how", ["kept", "given", "size"])
+def test_a_token_of_a_single_row_is_expanded_as_timm_does(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Timm(how).double(), torch.randn(5, 3, 6, dtype=torch.float64)
+    _, norms = GhostPass(dict(model.named_parameters()))(lambda: model(x).square())
+    for i in range(5):
+        grads = torch.autograd.grad(model(x[i : i + 1]).square().sum(), list(model.parameters()))
+        for (name, _), g in zip(model.named_parameters(), grads, strict=True):
+            torch.testing.assert_close(norms[name][i], g.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(nn.Sequential(nn.LayerNorm((7, 6))), (4, 7, 6)), (nn.Sequential(nn.Conv2d(3, 4, 2, 2)), (4, 3, 9, 9))],
+)
+def test_what_is_not_known_is_refused_not_broken(model: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="is used in an operation whose per-sample gradient norm is not known"):
+        GhostPass(dict(model.named_parameters()))(lambda: model(torch.randn(shape)).flatten(1).sum(1))
+
+
+def test_losses_of_another_shape_are_refused() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"one loss a sample, not losses of shape \(4, 2\)"):
+        GhostPass(dict(model.named_parameters()))(lambda: model(torch.randn(4, 3)))

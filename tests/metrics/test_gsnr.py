@@ -420,3 +420,19 @@ def test_a_stratum_of_one_sample_says_nothing() -> None:
     g = np.random.default_rng(0).standard_normal((9, 2))
     with pytest.raises(ValueError, match="two independent samples"):
         variances(Moments.of_samples(g, [0] * 8 + [1], [[k] for k in range(9)]))
+
+
+def test_what_is_no_sample_of_gradients_is_refused() -> None:
+    g, groups = np.random.default_rng(0).standard_normal((12, 5)) + 1, np.arange(12).reshape(4, 3).tolist()
+    strata = [0, 1] * 6
+    found = Moments.of_samples(g, strata, groups)
+    with pytest.raises(ValueError, match="balanced or independent, not 'balance'"):
+        estimate(found, draws="balance")
+    big = Moments.of_samples((300 * g).astype(np.float16), strata, groups)  # whose squares half precision cannot hold
+    assert estimate(big).value == pytest.approx(estimate(found).value, rel=1e-2)
+    for wrong in ([[0, 1, 2, 3], [4, 5], [6, 6, 6, 7]], [*groups, [0]]):
+        with pytest.raises(ValueError, match="a sample belongs into one group alone"):
+            Moments.of_samples(g, strata, wrong)
+    g[3, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        Moments.of_samples(g, strata, groups)

@@ -83,3 +83,16 @@ def test_one_class_has_no_ranking() -> None:
     roc = Roc.of(np.zeros(4, int), np.arange(4))
     figures = (roc.auc, roc.average_precision, roc.eer, roc.tpr_at(0.05))
     assert np.isnan([f[0] for f in figures]).all()
+
+
+def test_scores_that_are_no_numbers_are_refused_by_all_figures() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, np.nan, 0.3, 0.8])
+    for figure in (metrics.auc, metrics.average_precision, metrics.expected_calibration_error, Roc.of):
+        with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
+            figure(labels, scores)
+    with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
+        metrics.auc_interval(labels, scores)
+    assert metrics.auc(labels, np.array([-np.inf, 0, 0.3, np.inf])) == 1
+    assert np.isnan([metrics.auc([], []), metrics.average_precision([], []), metrics.auc([1], [0.5])]).all()
+    with pytest.raises(ValueError, match="needs images"):
+        Roc.of(np.array([]), np.array([]))

@@ -14,7 +14,7 @@ from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.model import loading
-from corit_cli.model.hub import NotCached, at_once, check_login, check_name, fetch, is_offline, upload
+from corit_cli.model.hub import NotCached, at_once, check_login, check_name, fetch, is_offline, silenced, upload
 from corit_cli.model.loading import load_backbone
 from tests.conftest import save_tiny_detector
 from tests.hub_server import TOKEN, Hub, Repository, hub
@@ -187,3 +187,14 @@ def test_what_means_that_there_is_no_network() -> None:
         raise ValueError("too long") from TimeoutError("timed out")
     except ValueError as error:
         assert is_offline(error)
+
+
+def test_blocks_that_silence_the_log_may_overlap() -> None:
+    first, second = silenced(), silenced()
+    before = logging.root.manager.disable
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.root.manager.disable >= logging.ERROR
+    second.__exit__(None, None, None)
+    assert logging.root.manager.disable == before

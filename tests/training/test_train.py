@@ -76,6 +76,27 @@ def test_the_seed_of_the_settings_draws_everything(dataset: Path, clip: str) -> 
     assert found.checkpoint.training["recipe"]["seed"] == found.checkpoint.training["settings"]["seed"] == 7
 
 
+def test_the_callers_random_numbers_go_on(dataset: Path, clip: str) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    made(dataset, QUICK, clip)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_failed_save_leaves_no_folder(trained: Trained, tmp_path: Path) -> None:
+    broken = replace(trained.checkpoint, metrics={"a": object()})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        broken.save(tmp_path / "det")
+    assert not (tmp_path / "det").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 2.0, float("nan")])
+def test_a_share_for_validation_that_is_none_is_named(dataset: Path, clip: str, share: float) -> None:
+    with pytest.raises(CoritError, match="val_fraction must lie between 0 and 1"):
+        made(dataset, QUICK, clip, val_fraction=share)
+
+
 def test_a_folder_that_is_there_is_written_over_only_when_asked(
     trained: Trained, dataset: Path, clip: str, tmp_path: Path
 ) -> None:

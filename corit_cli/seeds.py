@@ -10,8 +10,8 @@ import torch
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """The caller's sequence of torch's random numbers goes on afterwards as if none had been drawn. Also a
-    decorator."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    """torch's sequence of random numbers, on the CPU and on GPUs that are in use already, goes on afterwards as if none
+    had been drawn. Also a decorator."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
         yield

@@ -8,7 +8,7 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -85,12 +85,15 @@ def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
 
 
 def _begun_in(file: str) -> str:
-    """The folder from which a table of verdicts was begun, if that is known."""
-    try:
-        found = json.loads(Path(f"{file}.run.json").read_text())["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
+    """The folder from which a table of verdicts, or one that ``file`` is a part of, was begun, if that is known."""
+    if is_url(file):
         return ""
-    return found if isinstance(found, str) else ""
+    place = Path(file).resolve()
+    for conditions in (place.with_name(f"{place.name}.run.json"), place.parent.parent / "run.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(conditions.read_text())["folder"]
+            return found if isinstance(found, str) else ""
+    return ""
 
 
 def _is_own(names: Iterable[str]) -> bool:
@@ -143,17 +146,17 @@ def _column(names: Iterable[str]) -> str:
 
 
 def _at_url(url: str, recursive: bool, left: LeftOut) -> Iterator[str]:
-    fs, path = file_system(url)
     first, _, inner = url.partition("::")  # such as zip://*::file:///archive.zip
 
     def named(found: str) -> str:
         return f"{first.partition('://')[0]}://{found}::{inner}" if inner else fs.unstrip_protocol(found)
 
     try:
+        fs, path = file_system(url)
         if any(character in path for character in "*?[") and not fs.exists(path):
             found = [named(file) for file in sorted(fs.glob(path)) if fs.isfile(file)]
         elif fs.isdir(path):
-            found = map(named, _folder(fs, path, recursive, left))
+            found = map(named, _folder(fs, path, recursive, left, url))
         else:
             found = []
         yield from found or [url]  # as it is where it stands for nothing: to become an error
@@ -161,7 +164,7 @@ def _at_url(url: str, recursive: bool, left: LeftOut) -> Iterator[str]:
         yield url
 
 
-def _folder(fs: Any, folder: str, recursive: bool, left: LeftOut) -> Iterator[str]:
+def _folder(fs: Any, folder: str, recursive: bool, left: LeftOut, called: str = "") -> Iterator[str]:
     """As on this machine: in order, hidden names left out, and what lies below looked at where there is nothing else.
     Only what ends as images and videos do is taken: to look into each file would be to fetch it. A folder below that
     cannot be listed is given as if it were a file, to become an error."""
@@ -181,7 +184,7 @@ def _folder(fs: Any, folder: str, recursive: bool, left: LeftOut) -> Iterator[st
         else:
             left.add(path)
     if empty and below and not recursive:
-        left.searched.append(folder)
+        left.searched.append(called)
     elif not recursive:
         left.folders += len(below)
     for path in below if recursive or empty else ():

@@ -19,7 +19,7 @@ from corit_cli.cli.console import Bars, err, escape, working
 from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.with_ray import check
-from corit_cli.data.urls import is_url
+from corit_cli.data.urls import fetch, is_url
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import PRECISIONS
 from corit_cli.report.document import as_dict
@@ -82,10 +82,11 @@ class Many:
         """``auto`` as the table that is gone on with was begun, on another kind of machine perhaps."""
         if not self.resume or asked != "auto" or self.out is None:
             return asked
-        for place in (f"{self.out}.run.json", os.path.join(self.out, "run.json")):
+        out = self.out if is_url(self.out) else os.path.realpath(self.out)
+        for place in (f"{out}.run.json", f"{out}/run.json"):
             try:
-                found = json.loads(Path(place).read_bytes())["precision"]
-            except (OSError, ValueError, KeyError, TypeError):
+                found = json.loads(fetch(place) if is_url(out) else Path(place).read_bytes())["precision"]
+            except (OSError, ValueError, KeyError, TypeError, CoritError):
                 continue
             return found if found in PRECISIONS else asked
         return asked
@@ -139,9 +140,13 @@ class Found:
         return first[0], (path for path in chain(first, paths) if path in part)
 
     def folder(self, first: str) -> str | None:
-        """Where relative sources start from, if there are any; names on standard input are taken to be as the
-        ``first`` file's."""
-        named = (first if source == STDIN else source for source in self.sources)
+        """Where relative sources start from, if there are any. Names in lists are taken to be as the ``first`` file's;
+        on standard input, if other sources stand beside it, to be relative."""
+        from corit_cli.bulk.sources import LISTS
+
+        alone = len(self.sources) == 1
+        named = [first if source == STDIN and alone else source for source in self.sources]
+        named += [first] * any(source.lower().endswith(LISTS) for source in self.sources)
         return None if all(is_url(name) or os.path.isabs(name) for name in named) else os.getcwd()
 
 

@@ -106,7 +106,7 @@ def detect(
     find . -name '*.png' | corit detect - --jsonl
     corit detect -r archive/ --out verdicts.parquet --resume
 
-    Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage; 3 see --fail-on.
+    Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage or full disk; 3 see --fail-on.
     """
     if as_json and as_jsonl:
         raise CoritError("give --json or --jsonl, not both")
@@ -154,7 +154,7 @@ def detect(
         if image is not None:
             raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
         with forecast.foreseeing():
-            detector = Detector.load(checkpoint, device, precision)
+            detector = Detector.load(checkpoint, device, many.precision_of(precision))
             written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, configuration=beside, table=table)
             found = forecast.of_detect(detector, files, looked_at, written)
         return found.show()

@@ -123,6 +123,20 @@ def _decoded(source: Source) -> Decoded:
     return Decoded(rgb, notes, many and _several(source))
 
 
+def held(image: Image.Image) -> Image.Image:
+    """A copy of an image, decoded, which no later change to that reaches; the image itself where it cannot be decoded
+    or has too many pixels, as is told when it is read."""
+    if image.width * image.height > MAX_PIXELS:
+        return image
+    with _one_large, suppress(Exception):  # other threads may be decoding the same image
+        image.load()
+        copy, turn = image.copy(), _orientation(image)
+        if turn is not None:  # it may have been set since the image was opened
+            copy.getexif()[_EXIF_ORIENTATION] = turn
+        return copy
+    return image
+
+
 def upright(image: Image.Image, copy: bool = False) -> Image.Image:
     """The frame of an opened file that it stands at, decoded, as RGB and upright; with ``copy`` the image, which may be
     in use by another thread, is left as it is."""

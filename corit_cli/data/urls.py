@@ -63,7 +63,8 @@ def is_gone(error: Exception) -> bool:
     status = getattr(cause, "status", None)
     if isinstance(status, int):
         return status in (404, 410)
-    return not isinstance(cause, OSError | TimeoutError) or is_gone(cause)
+    silent = type(cause).__module__.startswith(("aiohttp", "asyncio")) or isinstance(cause, OSError | TimeoutError)
+    return not silent or is_gone(cause)
 
 
 def fetch(url: str) -> bytes:

@@ -138,9 +138,9 @@ class Detector:
 
         A source is a path, the bytes of an image file, a Pillow image, or an RGB array (H, W, 3) of uint8; ``sources``
         is one of them or any number, which may come from a generator: memory does not grow with it. What has no path
-        is called ``<image N>`` by its place among the sources, from 1; pictures and bytes are copied when they are
-        taken. What is a video is told by its first bytes. Of an animated picture and of a file with several pages
-        frames are scored, as of a video; of a Pillow image the frame that it stands at.
+        is called ``<image N>`` by its place among the sources, from 1; pictures are decoded, and they and bytes copied,
+        when they are taken. What is a video is told by its first bytes. Of an animated picture and of a file with
+        several pages frames are scored, as of a video; of a Pillow image the frame that it stands at.
 
         ``faces``: ``auto`` scores the faces beside the whole picture, ``only`` nothing but them (the probability is
         then the highest), ``off`` looks for none; by default ``auto`` where the detector has a reading of faces and

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from corit_cli.data.images import Source
+from corit_cli.data.images import Source, held
 from corit_cli.data.stored import State, state
 from corit_cli.data.video import is_video
 from corit_cli.errors import CoritError
@@ -53,9 +52,7 @@ def _name(source: object, number: int) -> Named:
 def _kept(source: Source) -> Source:
     """A source that whoever gave it may change, reuse or close from now on: it is looked at later, in a thread."""
     if isinstance(source, Image.Image):
-        with suppress(Exception):  # one that cannot be decoded tells its error when it is its turn
-            return source.copy()
-        return source
+        return held(source)
     return source.copy() if isinstance(source, np.ndarray) else bytes(source)
 
 

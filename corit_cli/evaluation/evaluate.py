@@ -20,13 +20,11 @@ from corit_cli.evaluation.figures import Evaluation, summarise
 from corit_cli.evaluation.peers import compare, read_peer
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.progress import Progress, quiet
-from corit_cli.seeds import undisturbed
 
 #: Feature vectors in memory at a time.
 BLOCK = 2048
 
 
-@undisturbed()
 def evaluate(
     data: str | Path | Sequence[Sample],
     detector: Detector | Checkpoint | str | Path | None = None,

@@ -40,8 +40,7 @@ class FeatureCache:
     """Features on disk, keyed by the image's content and everything done to it; bounded, least recently used out.
 
     One SQLite file: an interrupted run loses at most the last few seconds, and two runs, and threads, may share it. One
-    that
-    cannot be written (full disk, read-only home) is reported once through ``warn`` and then does without.
+    that cannot be written (full disk, read-only home) is reported once through ``warn`` and then does without.
     """
 
     def __init__(self, path: Path, max_bytes: int = 4 << 30, warn: Callable[[str], None] = lambda _: None) -> None:
@@ -60,9 +59,11 @@ class FeatureCache:
 
     def close(self) -> None:
         """Write what is pending and let the file go."""
-        if self._db is not None:
+        with self._lock:
             self._attempt(self._trim)
-            self._db.close()
+            if self._db is not None:
+                self._db.close()
+                self._db = None
 
     def get(self, keys: Sequence[str]) -> Tensor | None:
         """What stands under ``keys``, float32 end to end, or None unless all are there."""
@@ -87,9 +88,10 @@ class FeatureCache:
         repair = "ON CONFLICT (key) DO UPDATE SET z = excluded.z, used = excluded.used"
         repair += " WHERE length(z) != length(excluded.z)"
         self._write(f"{insert} {repair}", rows)
-        self._puts += 1
-        if self._puts % 64 == 0:
-            self._attempt(self._trim)
+        with self._lock:
+            self._puts += 1
+            if self._puts % 64 == 0:
+                self._attempt(self._trim)
 
     def _write(self, statement: str, rows: list[tuple]) -> None:
         """Run it and commit at once: another run that shares the file must not wait."""

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -46,7 +47,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: 
 
     Where ``items`` fail, what they gave before comes out first.
     """
-    left, failed = iter(items), None
+    left, failed = iter(items), []
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         try:
@@ -56,14 +57,14 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: 
                 except StopIteration:
                     break
                 except Exception as error:
-                    failed = error
+                    failed.append(error)
                     break
                 if len(waiting) >= window:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-            if failed is not None:
-                raise failed
+            if failed:
+                raise failed.pop()  # held by nothing that holds this frame
         finally:
             for future in waiting:
                 future.cancel()
@@ -86,22 +87,22 @@ def stream(
 
     workers = workers or loaders(extractor.device.type)
     waiting: list[Extracted[T]] = []
-    failed: Exception | None = None
-    left = ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch)
-    while True:
-        try:
-            waiting.append(next(left))
-        except StopIteration:
-            break
-        except Exception as error:
-            failed = error
-            break
-        if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
-            yield from forward(extractor, waiting)
-            waiting = []
-    yield from forward(extractor, waiting)
-    if failed is not None:
-        raise failed
+    failed: list[Exception] = []
+    with closing(ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch)) as left:
+        while True:
+            try:
+                waiting.append(next(left))
+            except StopIteration:
+                break
+            except Exception as error:
+                failed.append(error)
+                break
+            if sum(_cut(one.pictures) for one in waiting) >= extractor.batch:
+                yield from forward(extractor, waiting)
+                waiting = []
+        yield from forward(extractor, waiting)
+    if failed:
+        raise failed.pop()
 
 
 def loaded(load: Callable[[T], tuple[list[Picture], Any]], item: T) -> Extracted[T]:

@@ -103,6 +103,10 @@ class _Use:
 
     def direct(self, row: int, grads: Tensor) -> None:
         """The gradients of R rows of activations, (R, ...), with respect to the parameter's rows from ``row`` on."""
+        if len(grads) % self.capture.samples:
+            raise ValueError(
+                f"{self.name} has {len(grads)} rows, which are not those of {self.capture.samples} samples"
+            )
         grads = grads.unflatten(0, (-1, self.capture.samples)).sum(0)  # (B, ...)
         if self.grads is None:
             self.grads = grads.new_zeros(len(grads), *self.ghost.parameters[self.name].shape)
@@ -241,10 +245,11 @@ class _Capture(TorchFunctionMode):
         return NotImplemented if use is None else input + _PerRow.apply(other, len(input), use)
 
     def _expand(self, input: Tensor, *sizes: int | Sequence[int]) -> Tensor:
-        """A parameter (...) to rows of it, (R, ...), perhaps with axes between; or one of a single row to more."""
+        """A parameter (...) to rows of it, (R, ...), perhaps with axes between; or one (1, T, ...) to more than its
+        row."""
         sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
         more = len(sizes) - input.ndim
-        single = more == 0 and tuple(input.shape[:1]) == (1,)
+        single = more == 0 and input.ndim > 2 and len(input) == 1 and sizes[0] > 1
         first = 1 if single else more
         kept = zip(sizes[max(0, first) :], input.shape[1:] if single else input.shape, strict=False)
         if first < 1 or sizes[0] < 1 or not all(size in (-1, own) for size, own in kept):

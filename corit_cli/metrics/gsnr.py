@@ -101,19 +101,19 @@ class Moments:
         """From the samples' gradients (N, d), what stratum each belongs to (N,), the groups' positions, and the
         ``weights`` (C,) of the strata in sorted order; samples of no group are left out. Raises ValueError where a
         gradient is not finite, and where a sample is in two groups."""
-        g = np.asarray(g, dtype=np.float64)
-        if not np.isfinite(g).all():
-            raise ValueError("the gradients are not finite")
         members = [k for group in groups for k in group]
         if len(set(members)) < len(members):
-            raise ValueError("a sample belongs into one group alone")
+            raise ValueError("a sample belongs to one group only")
         names, number = np.unique(strata, return_inverse=True)
         counts, squares = np.zeros((len(groups), len(names)), int), np.zeros((len(groups), len(names)))
         sums = np.zeros((*counts.shape, g.shape[1]))
         for j, group in enumerate(groups):
+            own = np.asarray(g[group], dtype=np.float64)  # (n, d)
+            if not np.isfinite(own).all():
+                raise ValueError("the gradients are not finite")
             np.add.at(counts[j], number[group], 1)
-            np.add.at(squares[j], number[group], np.square(g[group]).sum(1))
-            np.add.at(sums[j], number[group], g[group])
+            np.add.at(squares[j], number[group], np.square(own).sum(1))
+            np.add.at(sums[j], number[group], own)
         return cls.of(counts, squares, sums, weights)
 
     def __add__(self, other: Moments) -> Moments:

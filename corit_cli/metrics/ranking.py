@@ -85,7 +85,8 @@ class Ranks:
     @classmethod
     def of(cls, labels: Array, scores: Array, chosen: NDArray) -> Ranks:
         """The ``chosen`` images (numbers) among those with ``labels`` and ``scores`` (n,)."""
-        labels, scores = np.asarray(labels), _numbers(scores)
+        labels, scores = np.asarray(labels), np.asarray(scores)
+        _numbers(scores[chosen])
         chosen = chosen[np.argsort(scores[chosen], kind="stable")]
         reals, fakes = (chosen[labels[chosen] == label] for label in (0, 1))
         below, upto = (np.searchsorted(scores[reals], scores[fakes], side) for side in ("left", "right"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ def test_what_is_left_out_of_folders_at_urls_is_counted(memory: str) -> None:
     fs, left = fsspec.filesystem("memory"), Left()
     fs.mv("/archive/1.jpg", "/archive/b/1.jpg")
     assert len(names(memory, recursive=False, left=left)) == 3  # where a folder has none itself, those below it
-    assert left.searched == ["/archive"] and left.folders == 0 and left.hidden == 2
+    assert left.searched == [memory] and left.folders == 0 and left.hidden == 2
 
 
 def test_what_lies_in_an_archive_keeps_the_archive_in_its_name(tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_what_lies_in_an_archive_keeps_the_archive_in_its_name(tmp_path: Path) -
         archive.writestr("b/c.png", b"2")
     inside = f"zip://{{}}::{tmp_path}/x.zip"
     assert names(inside.format("")) == [inside.format("a.jpg"), inside.format("b/c.png")]
+    assert names(f"zip://::{tmp_path}/none.zip", "/a.jpg") == [f"zip://::{tmp_path}/none.zip", "/a.jpg"]
     assert names(inside.format("*/*.png")) == [inside.format("b/c.png")] and fetch(inside.format("b/c.png")) == b"2"
 
 
@@ -154,6 +156,8 @@ def test_what_lies_at_a_url_has_a_stamp(memory: str) -> None:
         (ConnectionRefusedError(), False),
         (TimeoutError(), False),
         (FileNotFoundError(), True),
+        (type("ServerDisconnectedError", (Exception,), {"__module__": "aiohttp.client_exceptions"})(), False),
+        (asyncio.TimeoutError(), False),
         (KeyError("NoSuchKey"), True),  # a client of a store of objects
     ],
 )
@@ -217,5 +221,14 @@ def test_names_in_a_table_of_verdicts_start_from_where_it_was_begun(suffix: str,
             table.add(with_stamp(row, None))
         table.finish()
     assert names(str(out)) == ["/archive/a.jpg", "/archive/b\udcff.jpg"]
+    link = tmp_path / f"link.{suffix}"
+    link.symlink_to(out)
+    assert names(str(link)) == names(str(out))
+    if suffix == "parquet":  # as --ray leaves them
+        part = tmp_path / "folder" / "parts" / "part-1.parquet"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(out.read_bytes())
+        (tmp_path / "folder" / "run.json").write_text('{"folder": "/elsewhere"}')
+        assert names(str(part))[0] == "/elsewhere/a.jpg"
     (out.with_name(f"{out.name}.run.json")).unlink()
     assert names(str(out)) == ["a.jpg", "b\udcff.jpg"]

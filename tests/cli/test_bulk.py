@@ -122,7 +122,12 @@ def test_lists_of_files_are_sources(corit, detector: Path, archive: Path, tmp_pa
 def test_relative_sources_are_those_of_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a table depends on says which: rows hold paths as they were given."""
     monkeypatch.chdir(tmp_path)
-    assert Found(("/archive", "s3://bucket/archive", "-"), True, False).folder("/archive/a.jpg") is None
+    assert Found(("/archive", "s3://bucket/archive"), True, False).folder("/archive/a.jpg") is None
+    assert Found(("/archive", "-"), True, False).folder("/archive/a.jpg") == str(
+        tmp_path
+    )  # names there may be relative
+    assert Found(("/lists/own.csv",), True, False).folder("a.jpg") == str(tmp_path)
+    assert Found(("/lists/own.csv",), True, False).folder("/lists/a.jpg") is None
     assert Found(("-",), True, False).folder("s3://bucket/a.jpg") is None
     assert Found(("-",), True, False).folder("a.jpg") == str(tmp_path)
     assert Found(("/archive", "list.csv"), True, False).folder("/archive/a.jpg") == str(tmp_path)
@@ -166,6 +171,10 @@ def test_a_table_that_is_gone_on_with_keeps_its_arithmetic(tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"precision": "fp32"}')  # by --ray
     assert many(tmp_path / "out", True).precision_of("auto") == "fp32"
+    assert many(f"file://{tmp_path}/out", True).precision_of("auto") == "fp32"
+    (tmp_path / "link.csv").symlink_to("out.csv")
+    (tmp_path / "out.csv.run.json").write_text('{"precision": "bf16"}')
+    assert many(tmp_path / "link.csv", True).precision_of("auto") == "bf16"
 
 
 def test_mistakes_are_one_line(detect, corit, detector: Path, archive: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
 from corit_cli.detection.detector import Asked, Detector
 from corit_cli.detection.heatmap import heatmap
+from corit_cli.detection.sources import named
 from corit_cli.detection.verdicts import MILD, trimmed_mean
 from corit_cli.errors import CoritError
 from corit_cli.features.cache import Job, extract
@@ -161,6 +162,24 @@ def test_a_source_may_change_once_it_is_taken(detector: Detector) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         assert [p.probability for p in detector.predict(closed(Path(folder)))] == expected
+
+
+def test_threads_may_share_a_picture_that_is_not_decoded_yet(tmp_path: Path) -> None:
+    photograph(0, (640, 480)).save(tmp_path / "a.png")
+    expected = read_image(tmp_path / "a.png").tobytes()
+    for _ in range(4):
+        with Image.open(tmp_path / "a.png") as image, ThreadPoolExecutor(3) as threads:
+            taken = threads.map(lambda _, image=image: next(named(image)).source, range(3))
+            assert all(read_image(source).tobytes() == expected for source in taken)
+
+
+def test_a_picture_is_taken_as_it_stands(tmp_path: Path) -> None:
+    photograph(0, (96, 64)).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.getexif()[0x0112] = 6
+        assert read_image(next(named(image)).source).size == (64, 96)
+    huge = Image.new("1", (20_000, 20_000))  # more pixels than are read: not decoded, nor copied
+    assert next(named(huge)).source is huge
 
 
 def test_what_comes_before_the_sources_fail_is_told(detector: Detector) -> None:

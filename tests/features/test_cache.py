@@ -212,3 +212,14 @@ def test_threads_may_share_a_cache(tmp_path: Path) -> None:
     assert [float(z[0]) for z in found] == list(range(40)) and not told
     assert float(cache.get(["7"])[0]) == 7
     cache.close()
+
+
+def test_a_cache_that_cannot_be_trimmed_is_closed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    cache = FeatureCache(tmp_path / "f.sqlite")
+    monkeypatch.setattr(cache, "_trim", full)
+    cache.close()
+    cache.close()
+    assert cache.get(["a"]) is None

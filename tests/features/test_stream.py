@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,26 @@ def test_what_was_given_before_the_items_fail_is_done_first(extractor: Extractor
     assert seen == [*range(13)]
 
 
+def test_nothing_is_loaded_any_more_when_the_model_fails(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+    windows = np.zeros((3, 32, 32, 3), np.uint8)
+
+    def load(i: int) -> tuple:
+        loaded.append(i)
+        time.sleep(0.01)
+        return [windows], None
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "forward", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory") as kept:
+        next(stream(extractor, range(10**6), load, 2, 60))
+    before = len(loaded)
+    time.sleep(0.3)
+    assert kept.value and len(loaded) <= before + 2 and threading.active_count() < 3
+
+
 def test_an_error_of_the_function_ends_it_where_it_is() -> None:
     seen: list[int] = []
 
@@ -71,7 +93,13 @@ def test_a_stream_takes_as_many_threads_as_its_device_wants(
 ) -> None:
     used: list[int] = []
     monkeypatch.setattr(module, "loaders", lambda device: {"cpu": 3}[device])
-    monkeypatch.setattr(module, "ahead", lambda load, items, workers, window: used.append(workers) or map(load, items))
+    read_ahead = module.ahead
+
+    def ahead(load: object, items: object, workers: int, window: int) -> object:
+        used.append(workers)
+        return read_ahead(load, items, workers, window)
+
+    monkeypatch.setattr(module, "ahead", ahead)
     windows = np.zeros((3, 32, 32, 3), np.uint8)
     assert len(list(stream(extractor, range(2), lambda _: ([windows], None)))) == 2
     assert used == [3]

@@ -235,6 +235,24 @@ def test_what_is_not_known_is_refused_not_broken(model: nn.Module, shape: tuple[
         GhostPass(dict(model.named_parameters()))(lambda: model(torch.randn(shape)).flatten(1).sum(1))
 
 
+def test_a_parameter_that_is_repeated_along_tokens_is_refused() -> None:
+    class Shared(nn.Module):
+        def __init__(self, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+            super().__init__()
+            self.t, self.sizes = nn.Parameter(torch.randn(shape)), sizes
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + self.t.expand(*self.sizes)).square().sum((1, 2))
+
+    for shape, sizes in (((1, 4), (6, 4)), ((1, 6, 4), (1, 6, 4))):
+        model = Shared(shape, sizes)
+        with pytest.raises(ValueError, match="t is used in an operation whose per-sample"):
+            GhostPass({"t": model.t})(lambda model=model: model(torch.randn(3, 6, 4)))
+    model = Shared((1, 1, 4), (2, 1, 4))
+    with pytest.raises(ValueError, match="t has 2 rows, which are not those of 3 samples"):
+        GhostPass({"t": model.t})(lambda: model.t.expand(2, 1, 4).sum() * torch.ones(3))
+
+
 def test_losses_of_another_shape_are_refused() -> None:
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"one loss a sample, not losses of shape \(4, 2\)"):

@@ -431,7 +431,7 @@ def test_what_is_no_sample_of_gradients_is_refused() -> None:
     big = Moments.of_samples((300 * g).astype(np.float16), strata, groups)  # whose squares half precision cannot hold
     assert estimate(big).value == pytest.approx(estimate(found).value, rel=1e-2)
     for wrong in ([[0, 1, 2, 3], [4, 5], [6, 6, 6, 7]], [*groups, [0]]):
-        with pytest.raises(ValueError, match="a sample belongs into one group alone"):
+        with pytest.raises(ValueError, match="a sample belongs to one group only"):
             Moments.of_samples(g, strata, wrong)
     g[3, 1] = np.nan
     with pytest.raises(ValueError, match="not finite"):

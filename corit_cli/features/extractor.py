@@ -13,7 +13,7 @@ from torch import Tensor
 
 from corit_cli.data.settings import CropConfig
 from corit_cli.errors import CoritError
-from corit_cli.model.corit import CoRIT
+from corit_cli.model.corit import CoRIT, State, side_by_side
 from corit_cli.model.loading import Backbone
 from corit_cli.model.precision import lowered
 from corit_cli.model.settings import FACE, CoRITSettings
@@ -36,6 +36,8 @@ READINGS = {
 CONTRASTS = ("cgp", "patches")
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
+#: Times as many, of several readers and of contrast views, go through a block together.
+MERGED = 2
 
 
 @dataclass
@@ -147,18 +149,27 @@ class Extractor:
         Windows that occur more than once, as those of a small image do, are run once.
         """
         readings: list[list[Tensor]] = [[] for _ in images]
-        for reader in self.readers:
+        every: list[list[list[int]]] = []  # by reader, image and window its place among those that the reader reads
+        begun: dict[int, State] = {}
+        for number, reader in enumerate(self.readers):
             places: dict[bytes, int] = {}
-            rows = [
-                [-1 if image[w] is None else places.setdefault(image[w].tobytes(), len(places)) for w in reader.windows]
-                for image in images
-            ]
-            z = torch.full((len(places) + 1, reader.corit.width), float("nan"))  # (n + 1, F_r), the last one missing
+            every.append(
+                [
+                    [-1 if im[w] is None else places.setdefault(im[w].tobytes(), len(places)) for w in reader.windows]
+                    for im in images
+                ]
+            )
             if places:
                 side = self.crops.size
                 seen = np.stack([np.frombuffer(window, np.uint8).reshape(side, side, 3) for window in places])
-                z[:-1] = reader.corit(pixels(torch.from_numpy(seen), self.device)).z.float().cpu()
-            for reading, row in zip(readings, rows, strict=True):
+                begun[number] = reader.corit.start(pixels(torch.from_numpy(seen), self.device))
+        steps = [self.readers[n].corit.steps(state, self.readers[n].corit.end) for n, state in begun.items()]
+        ended = dict(zip(begun, side_by_side(self.readers[0].corit.tower, steps, MERGED * self.batch), strict=True))
+        for number, reader in enumerate(self.readers):
+            z = torch.full((1, reader.corit.width), float("nan"))  # what is missing
+            if number in ended:
+                z = torch.cat([reader.corit.read(ended[number]).z.float().cpu(), z])  # (n + 1, F_r)
+            for reading, row in zip(readings, every[number], strict=True):
                 reading.append(z[row])
         return readings
 

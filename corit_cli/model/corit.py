@@ -8,13 +8,15 @@ is never needed. A stream ends at the deepest layer somebody reads; only the tok
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from corit_cli.model import cgp
-from corit_cli.model.backbone import VisionTower
+from corit_cli.model.backbone import Block, VisionTower
 from corit_cli.model.injection import inject
 from corit_cli.model.integration import integrate
 from corit_cli.model.mask import parse_mask
@@ -46,6 +48,19 @@ class State:
     streams: Tensor
     found: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     normal: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """What is asked of the block of a ``layer``, as it takes it: ``tokens`` (n, N, d), ``rows`` and ``normal``."""
+
+    layer: int
+    tokens: Tensor
+    rows: int | None = None
+    normal: Tensor | None = None
+
+
+#: Asks for passes through one block, is given their outputs, and in the end gives where its streams are.
+Steps = Generator[list[Pass], list[Tensor], State]
 
 
 class CoRIT(nn.Module):
@@ -98,20 +113,23 @@ class CoRIT(nn.Module):
 
     def run(self, state: State, until: int) -> State:
         """Run the blocks after ``state.layer`` up to ``until`` and note what is read on the way."""
+        return side_by_side(self.tower, [self.steps(state, until)])[0]
+
+    def steps(self, state: State, until: int) -> Steps:
+        """As :meth:`run`, by whoever computes the passes."""
         s, streams, normal, K = self.settings, state.streams, state.normal, len(self.views)
         source, views_end = min(s.inject_at, default=0), self._views_end
         found = dict(state.found)
         for layer in range(state.layer + 1, until + 1):
-            block = self.tower.blocks[layer - 1]
             B = len(streams) // (1 + K if layer <= views_end else 1)
             patches_read = self._patches_read(layer)
             x_rows = 1 if layer == self.end and self.ends_in_class_tokens else None
             v_rows = 1 if layer == views_end and not patches_read else None
             if layer > views_end or x_rows == v_rows:
-                streams = block(streams, x_rows, normal)
+                (streams,) = yield [Pass(layer, streams, x_rows, normal)]
                 x, v = streams[:B], streams[B:]
             else:
-                x, v = block(streams[:B], x_rows), block(streams[B:], v_rows)
+                x, v = yield [Pass(layer, streams[:B], x_rows), Pass(layer, streams[B:], v_rows)]
             normal = None
 
             if layer in s.integrate:
@@ -162,3 +180,43 @@ class CoRIT(nn.Module):
         source = min(self.settings.inject_at, default=0)
         z = integrate([state.found[part] for part in self.parts])  # (B, F)
         return Reading(z, state.found.get(("energy", source)), state.found.get(("mask", source)))
+
+
+def side_by_side(tower: VisionTower, every: Sequence[Steps], most: int = 0) -> list[State]:
+    """Run the ``steps`` of several through ``tower``; where each state is in the end.
+
+    What several ask of the same block, of all tokens, is computed in one batch of up to ``most`` images: a single image
+    by itself takes half as long again as one of a batch.
+    """
+    ended: dict[int, State] = {}
+    asked: dict[int, list[Pass]] = {}
+
+    def go_on(number: int, found: list[Tensor] | None) -> None:
+        try:
+            asked[number] = every[number].send(found)
+        except StopIteration as end:
+            ended[number] = end.value
+
+    for number in range(len(every)):
+        go_on(number, None)
+    while asked:
+        layer = min(passes[0].layer for passes in asked.values())
+        due = {number: asked.pop(number) for number in list(asked) if asked[number][0].layer == layer}
+        found = iter(_through(tower.blocks[layer - 1], [one for passes in due.values() for one in passes], most))
+        for number, passes in due.items():
+            go_on(number, [next(found) for _ in passes])
+    return [ended[number] for number in range(len(every))]
+
+
+def _through(block: Block, passes: Sequence[Pass], most: int) -> list[Tensor]:
+    """The outputs of all ``passes`` through a block."""
+    whole = [k for k, one in enumerate(passes) if one.rows is None and one.normal is None]
+    sizes = [len(passes[k].tokens) for k in whole]
+    found: dict[int, Tensor] = {}
+    if len(whole) > 1 and sum(sizes) <= most:
+        tokens = block(torch.cat([passes[k].tokens for k in whole]))  # (n, N, d)
+        found = dict(zip(whole, tokens.split(sizes), strict=True))
+    for k, one in enumerate(passes):
+        if k not in found:
+            found[k] = block(one.tokens, one.rows, one.normal)
+    return [found[k] for k in range(len(passes))]

@@ -34,6 +34,6 @@ def counting(extractor: Extractor) -> list[int]:
     """The sizes of the batches that reach the model from now on."""
     sizes: list[int] = []
     for reader in extractor.readers:
-        model = reader.corit.forward
-        reader.corit.forward = lambda images, model=model: (sizes.append(len(images)), model(images))[1]
+        start = reader.corit.start
+        reader.corit.start = lambda images, start=start: (sizes.append(len(images)), start(images))[1]
     return sizes

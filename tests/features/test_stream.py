@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +62,7 @@ def test_nothing_is_loaded_any_more_when_the_model_fails(extractor: Extractor, m
         next(stream(extractor, range(10**6), load, 2, 60))
     before = len(loaded)
     time.sleep(0.3)
-    assert kept.value and len(loaded) <= before + 2 and threading.active_count() < 3
+    assert kept.value and len(loaded) <= before + 2
 
 
 def test_an_error_of_the_function_ends_it_where_it_is() -> None:

@@ -12,8 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from corit_cli.errors import CoritError
-from corit_cli.model.backbone import VisionTower
-from corit_cli.model.corit import CoRIT
+from corit_cli.model.backbone import Block, VisionTower
+from corit_cli.model.corit import CoRIT, side_by_side
 from corit_cli.model.mask import parse_mask
 from corit_cli.model.settings import CoRITSettings, baseline, parse_layers
 from corit_cli.model.spread import spread
@@ -253,3 +253,33 @@ def _tokens(tower: VisionTower, images: torch.Tensor) -> torch.Tensor:
         x = block(x)
         found.append(x)
     return torch.stack(found)
+
+
+@pytest.mark.parametrize("most", [0, 7, 100])
+def test_side_by_side_all_find_what_each_finds_alone(most: int) -> None:
+    tower, every = random_tower(), list(VARIANTS.values())
+    corits = [CoRIT(tower, s).eval() for s in every]
+    images = [torch.rand(1 + k % 3, 3, 32, 32) for k in range(len(every))]
+    with torch.inference_mode():
+        steps = [c.steps(c.start(x), c.end) for c, x in zip(corits, images, strict=True)]
+        states = side_by_side(tower, steps, most)
+        for corit, state, x in zip(corits, states, images, strict=True):
+            torch.testing.assert_close(corit.read(state).z, corit(x).z, rtol=1e-5, atol=1e-6)
+
+
+def test_side_by_side_a_block_is_run_once_for_all_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = random_tower()
+    shallow, deep = (CoRIT(tower, baseline(layers)).eval() for layers in (2, 4))
+    seen: list[int] = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x, *how: (seen.append(len(x)), forward(self, x, *how))[1])
+
+    def batches(most: int) -> list[int]:
+        seen.clear()
+        steps = [c.steps(c.start(torch.rand(n, 3, 32, 32)), c.end) for c, n in ((shallow, 2), (deep, 3))]
+        side_by_side(tower, steps, most)
+        return list(seen)
+
+    # Of the deepest layer that one reads it takes the class token alone.
+    assert batches(5) == [5, 2, 3, 3, 3] and batches(4) == [2, 3, 2, 3, 3, 3]
+    assert side_by_side(tower, []) == []

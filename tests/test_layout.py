@@ -16,7 +16,7 @@ import corit_cli
 PACKAGE = Path(corit_cli.__file__).parent
 #: From the bottom up. A folder may import from itself and from those on lines above its own, here, and no others.
 ORDER = (
-    ("errors", "version", "config", "progress", "files", "texts"),
+    ("errors", "version", "config", "progress", "files", "texts", "seeds"),
     ("metrics",),
     ("data",),
     ("model",),

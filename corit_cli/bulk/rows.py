@@ -10,7 +10,6 @@ from itertools import islice
 from typing import IO, Any, Protocol
 
 from corit_cli.bulk.stamps import Stamp
-from corit_cli.report.document import flat
 from corit_cli.texts import cell, uncell
 
 #: A file's verdict, as ``corit detect --jsonl`` prints it, with its stamp's fields.
@@ -33,6 +32,22 @@ def counted(row: Row) -> Iterator[str]:
 def number_of(counts: Mapping[str, int]) -> int:
     """How many rows were :func:`counted`."""
     return sum(counts.get(verdict, 0) for verdict in VERDICTS)
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of JSON as a table's cells have it: the number of faces, or of persons in a video, and the highest of their
+    probabilities, whether the verdict flips, and the notes in one line. None where there is nothing to tell."""
+    faces, stability, video = row.get("faces"), row.get("stability"), row.get("video")
+    scores = None if faces is None else [face["probability"] for face in faces]
+    if video is not None:
+        scores = list(video["tracks"].values()) or None
+    return {
+        **row,
+        "faces": None if scores is None else len(scores),
+        "face_max": max(scores or (), default=None),
+        "flips": None if stability is None else int(stability["flips"]),
+        "notes": "; ".join(row.get("notes") or ()) or None,
+    }
 
 
 class Form(Protocol):

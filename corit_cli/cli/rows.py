@@ -10,10 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from corit_cli.bulk.rows import flat
 from corit_cli.cli.console import VERDICT_STYLE, escape, out
 from corit_cli.detection.verdicts import peak
 from corit_cli.files import is_stdout, model_card, opened_stdout, unwritable
-from corit_cli.report.document import as_dict, flat, heading
+from corit_cli.report.document import as_dict, heading
 from corit_cli.report.meaning import footer, meaning, next_steps
 from corit_cli.report.words import looked_at, place, together
 from corit_cli.texts import Table, printable

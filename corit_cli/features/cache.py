@@ -49,13 +49,17 @@ class FeatureCache:
         self._db: sqlite3.Connection | None = None
         self._puts = 0
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, used REAL, z BLOB)")
+            self._db = self._opened()
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
+
+    def _opened(self) -> sqlite3.Connection | None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, used REAL, z BLOB)")
+        return db
 
     def close(self) -> None:
         """Write what is pending and let the file go."""

@@ -38,12 +38,11 @@ class Cost:
 class Peek(FeatureCache):
     """A feature cache that is looked into and left as it is; empty where there is none."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._db, self._puts = path, None, 0
-        self.warn = lambda message: None
-        if path.is_file():
-            # As it is on the disk: what another run has not finished writing does not count.
-            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+    def _opened(self) -> sqlite3.Connection | None:
+        if not self.path.is_file():
+            return None
+        # As it is on the disk: what another run has not finished writing does not count.
+        return sqlite3.connect(f"{self.path.resolve().as_uri()}?immutable=1", uri=True, check_same_thread=False)
 
     def close(self) -> None:
         """Let the file go."""

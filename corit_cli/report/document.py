@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -38,22 +37,6 @@ def as_dict(p: Prediction) -> dict[str, Any]:
         if part is not None:
             row[name] = asdict(part)
     return row
-
-
-def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of JSON as a table's cells have it: the number of faces, or of persons in a video, and the highest of their
-    probabilities, whether the verdict flips, and the notes in one line. None where there is nothing to tell."""
-    faces, stability, video = row.get("faces"), row.get("stability"), row.get("video")
-    scores = None if faces is None else [face["probability"] for face in faces]
-    if video is not None:
-        scores = list(video["tracks"].values()) or None
-    return {
-        **row,
-        "faces": None if scores is None else len(scores),
-        "face_max": max(scores or (), default=None),
-        "flips": None if stability is None else int(stability["flips"]),
-        "notes": "; ".join(row.get("notes") or ()) or None,
-    }
 
 
 def heading(detector: Detector) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def missing(features: int, settings: TrainSettings) -> Head:
     """A head with nothing to learn from: its logit is missing (NaN) of every image."""
     head = Head(features, HeadKind.parse(settings.head)).eval()
     with torch.no_grad():
+        for p in head.layers.parameters():
+            p.zero_()
         head.layers[-1].bias.fill_(float("nan"))
     return head
 

@@ -89,7 +89,8 @@ def _begun_in(file: str) -> str:
     if is_url(file):
         return ""
     place = Path(file).resolve()
-    for conditions in (place.with_name(f"{place.name}.run.json"), place.parent.parent / "run.json"):
+    beside = [place.with_name(f"{place.name}.run.json")]
+    for conditions in beside + [place.parent.parent / "run.json"] * (place.parent.name == "parts"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(conditions.read_text())["folder"]
             return found if isinstance(found, str) else ""

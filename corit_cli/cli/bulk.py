@@ -140,13 +140,13 @@ class Found:
         return first[0], (path for path in chain(first, paths) if path in part)
 
     def folder(self, first: str) -> str | None:
-        """Where relative sources start from, if there are any. Names in lists are taken to be as the ``first`` file's;
-        on standard input, if other sources stand beside it, to be relative."""
+        """Where relative sources start from, if there are any. Names in a list, or on standard input, are taken to be
+        as the ``first`` file's; if other sources stand beside it, to be relative."""
         from corit_cli.bulk.sources import LISTS
 
-        alone = len(self.sources) == 1
-        named = [first if source == STDIN and alone else source for source in self.sources]
-        named += [first] * any(source.lower().endswith(LISTS) for source in self.sources)
+        named = list(self.sources)
+        if any(source == STDIN or source.lower().endswith(LISTS) for source in self.sources):
+            named = [*filter(STDIN.__ne__, named), first] if len(named) == 1 else [STDIN]
         return None if all(is_url(name) or os.path.isabs(name) for name in named) else os.getcwd()
 
 

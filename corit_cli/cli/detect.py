@@ -106,7 +106,7 @@ def detect(
     find . -name '*.png' | corit detect - --jsonl
     corit detect -r archive/ --out verdicts.parquet --resume
 
-    Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage or full disk; 3 see --fail-on.
+    Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage, output not written; 3 see --fail-on.
     """
     if as_json and as_jsonl:
         raise CoritError("give --json or --jsonl, not both")

@@ -131,8 +131,8 @@ def held(image: Image.Image) -> Image.Image:
     with _one_large, suppress(Exception):  # other threads may be decoding the same image
         image.load()
         copy, turn = image.copy(), _orientation(image)
-        if turn is not None:  # it may have been set since the image was opened
-            copy.getexif()[_EXIF_ORIENTATION] = turn
+        if turn != _orientation(copy):  # it was set or taken away since the image was opened
+            copy.getexif()[_EXIF_ORIENTATION] = turn or 1
         return copy
     return image
 

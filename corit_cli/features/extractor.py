@@ -36,7 +36,7 @@ READINGS = {
 CONTRASTS = ("cgp", "patches")
 #: Crops in one forward pass. More gain nothing on a CPU; a GPU takes more.
 BATCH = {"cpu": 8, "cuda": 64}
-#: Times as many, of several readers and of contrast views, go through a block together.
+#: Readers share a pass through a block where it has no more images than so many batches, contrast views among them.
 MERGED = 2
 
 

@@ -249,7 +249,7 @@ class _Capture(TorchFunctionMode):
         row."""
         sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
         more = len(sizes) - input.ndim
-        single = more == 0 and input.ndim > 2 and len(input) == 1 and sizes[0] > 1
+        single = more == 0 and input.ndim > 2 and len(input) == 1
         first = 1 if single else more
         kept = zip(sizes[max(0, first) :], input.shape[1:] if single else input.shape, strict=False)
         if first < 1 or sizes[0] < 1 or not all(size in (-1, own) for size, own in kept):

@@ -133,7 +133,7 @@ class CoRIT(nn.Module):
             normal = None
 
             if layer in s.integrate:
-                found["cls", layer] = x[:, 0]  # (B, d)
+                found["cls", layer] = x[:, 0].clone()  # (B, d); a view would keep all tokens, of all readers perhaps
             if layer in self.spread:
                 found["spread", layer] = spread(x[:, 1:])  # (B, d)
             if layer in s.cgp or patches_read:
@@ -185,8 +185,8 @@ class CoRIT(nn.Module):
 def side_by_side(tower: VisionTower, every: Sequence[Steps], most: int = 0) -> list[State]:
     """Run the ``steps`` of several through ``tower``; where each state is in the end.
 
-    What several ask of the same block, of all tokens, is computed in one batch of up to ``most`` images: a single image
-    by itself takes half as long again as one of a batch.
+    What several ask of the same block, of all tokens, is computed in one batch where these are ``most`` images or
+    fewer together: a single image by itself takes half as long again as one of a batch.
     """
     ended: dict[int, State] = {}
     asked: dict[int, list[Pass]] = {}

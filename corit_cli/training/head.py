@@ -57,6 +57,7 @@ def balance_weights(labels: Sequence[int], sources: Sequence[str], balance: str)
     return torch.from_numpy(weights / weights.mean()).float()
 
 
+@undisturbed()
 def missing(features: int, settings: TrainSettings) -> Head:
     """A head with nothing to learn from: its logit is missing (NaN) of every image."""
     head = Head(features, HeadKind.parse(settings.head)).eval()

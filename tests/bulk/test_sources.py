@@ -230,5 +230,9 @@ def test_names_in_a_table_of_verdicts_start_from_where_it_was_begun(suffix: str,
         part.write_bytes(out.read_bytes())
         (tmp_path / "folder" / "run.json").write_text('{"folder": "/elsewhere"}')
         assert names(str(part))[0] == "/elsewhere/a.jpg"
+        other = tmp_path / "folder" / "lists" / "part-1.parquet"
+        other.parent.mkdir()
+        other.write_bytes(out.read_bytes())
+        assert names(str(other))[0] == "a.jpg"
     (out.with_name(f"{out.name}.run.json")).unlink()
     assert names(str(out)) == ["a.jpg", "b\udcff.jpg"]

@@ -128,6 +128,7 @@ def test_relative_sources_are_those_of_one_folder(monkeypatch: pytest.MonkeyPatc
     )  # names there may be relative
     assert Found(("/lists/own.csv",), True, False).folder("a.jpg") == str(tmp_path)
     assert Found(("/lists/own.csv",), True, False).folder("/lists/a.jpg") is None
+    assert Found(("/archive", "/lists/own.csv"), True, False).folder("/archive/a.jpg") == str(tmp_path)
     assert Found(("-",), True, False).folder("s3://bucket/a.jpg") is None
     assert Found(("-",), True, False).folder("a.jpg") == str(tmp_path)
     assert Found(("/archive", "list.csv"), True, False).folder("/archive/a.jpg") == str(tmp_path)

@@ -178,6 +178,10 @@ def test_a_picture_is_taken_as_it_stands(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.jpg") as image:
         image.getexif()[0x0112] = 6
         assert read_image(next(named(image)).source).size == (64, 96)
+        image.save(tmp_path / "b.jpg", exif=image.getexif())
+    with Image.open(tmp_path / "b.jpg") as image:
+        del image.getexif()[0x0112]
+        assert read_image(next(named(image)).source).size == (96, 64)
     huge = Image.new("1", (20_000, 20_000))  # more pixels than are read: not decoded, nor copied
     assert next(named(huge)).source is huge
 

@@ -13,8 +13,10 @@ from corit_cli.data.images import read_image
 from corit_cli.data.settings import CropConfig
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
+from corit_cli.features import extractor as module
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor, mean_over_windows, pixels, pool
+from corit_cli.model.backbone import Block
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
@@ -277,3 +279,21 @@ def test_another_precision_has_other_keys_and_nearly_the_same_features(
     assert not torch.equal(exact, rough)
     assert torch.cosine_similarity(exact, rough).min() > 0.99
     assert low.with_settings(e.settings).precision == low.on(e.backbone).precision == low.only([0]).precision == "bf16"
+
+
+def test_readers_share_passes_as_far_as_they_fit(
+    extractor: Extractor, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [crop(read_image(file), CROPS) for file in files[:2]]
+    seen: list[int] = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x, *how: (seen.append(len(x)), forward(self, x, *how))[1])
+    together, shared = extractor(images), list(seen)
+    seen.clear()
+    monkeypatch.setattr(module, "MERGED", 0)
+    apart = extractor(images)
+    # Two resized windows, and four native ones with their views.
+    assert shared[0] == 2 + 2 * 4 and seen[:2] == [2, 2 * 4] and len(shared) < len(seen)
+    for one, other in zip(together, apart, strict=True):
+        for z, w in zip(one, other, strict=True):
+            torch.testing.assert_close(z, w, rtol=1e-5, atol=1e-6)

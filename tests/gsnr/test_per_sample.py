@@ -215,12 +215,13 @@ class Timm(nn.Module):
         return self.head(self.norm(torch.cat([self.cls.expand(*sizes), x], 1)).mean(1))[:, 0]
 
 
+@pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("how", ["kept", "given", "size"])
-def test_a_token_of_a_single_row_is_expanded_as_timm_does(how: str) -> None:
+def test_a_token_of_a_single_row_is_expanded_as_timm_does(how: str, count: int) -> None:
     torch.manual_seed(0)
-    model, x = Timm(how).double(), torch.randn(5, 3, 6, dtype=torch.float64)
+    model, x = Timm(how).double(), torch.randn(count, 3, 6, dtype=torch.float64)
     _, norms = GhostPass(dict(model.named_parameters()))(lambda: model(x).square())
-    for i in range(5):
+    for i in range(count):
         grads = torch.autograd.grad(model(x[i : i + 1]).square().sum(), list(model.parameters()))
         for (name, _), g in zip(model.named_parameters(), grads, strict=True):
             torch.testing.assert_close(norms[name][i], g.square().sum())
@@ -244,9 +245,10 @@ def test_a_parameter_that_is_repeated_along_tokens_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x + self.t.expand(*self.sizes)).square().sum((1, 2))
 
-    for shape, sizes in (((1, 4), (6, 4)), ((1, 6, 4), (1, 6, 4))):
+    known, rows = "t is used in an operation whose per-sample", "t has 1 rows, which are not those of 3 samples"
+    for shape, sizes, why in (((1, 4), (6, 4), known), ((1, 6, 4), (1, 6, 4), rows)):
         model = Shared(shape, sizes)
-        with pytest.raises(ValueError, match="t is used in an operation whose per-sample"):
+        with pytest.raises(ValueError, match=why):
             GhostPass({"t": model.t})(lambda model=model: model(torch.randn(3, 6, 4)))
     model = Shared((1, 1, 4), (2, 1, 4))
     with pytest.raises(ValueError, match="t has 2 rows, which are not those of 3 samples"):

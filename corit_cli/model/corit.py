@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -203,8 +204,10 @@ def side_by_side(tower: VisionTower, every: Sequence[Steps], most: int = 0) -> l
         layer = min(passes[0].layer for passes in asked.values())
         due = {number: asked.pop(number) for number in list(asked) if asked[number][0].layer == layer}
         found = iter(_through(tower.blocks[layer - 1], [one for passes in due.values() for one in passes], most))
-        for number, passes in due.items():
-            go_on(number, [next(found) for _ in passes])
+        counts = {number: len(passes) for number, passes in due.items()}
+        due.clear()  # nobody needs the tokens any more that went in
+        for number, count in counts.items():
+            go_on(number, list(islice(found, count)))
     return [ended[number] for number in range(len(every))]
 
 

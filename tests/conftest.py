@@ -187,7 +187,7 @@ class OneFace:
 def one_face(monkeypatch: pytest.MonkeyPatch) -> OneFace:
     """``OneFace`` in place of the finder everywhere."""
     found = OneFace()
-    for module in ("data.windows", "data.forge", "detection.detector", "detection.eye"):
+    for module in ("data.windows", "data.forge", "detection.detector", "detection.asked", "detection.eye"):
         monkeypatch.setattr(f"corit_cli.{module}.finder", lambda: found)
     return found
 

@@ -201,7 +201,7 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
         from corit_cli.bulk.rows import number_of
         from corit_cli.bulk.run import conditions
         from corit_cli.cluster.detect import Plan, detect
-        from corit_cli.detection.detector import Asked
+        from corit_cli.detection.asked import Asked
 
         part, begun = many.part, time.monotonic()
         asked = Asked(**looked_at | {"faces": looked_at["faces"] or detector.faces_by_default()})

@@ -39,7 +39,8 @@ from corit_cli.features.stream import Extracted, loaded
 from corit_cli.progress import Advance, Progress, quiet
 
 if TYPE_CHECKING:
-    from corit_cli.detection.detector import Asked, Detector
+    from corit_cli.detection.asked import Asked
+    from corit_cli.detection.detector import Detector
 
 #: Files that are read in one task, and rows of a part as it is first written.
 FILES, ROWS = 32, 256

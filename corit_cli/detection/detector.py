@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, islice
-from math import isfinite
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from corit_cli.data.images import Source, read_image
 from corit_cli.data.urls import is_url, local_copy
 from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video
+from corit_cli.detection.asked import Asked
 from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.eye import NOTHING, Eye, Seen, provenance_of
@@ -37,8 +36,6 @@ from corit_cli.model.settings import FACE
 from corit_cli.seeds import undisturbed
 
 DEFAULT_DETECTOR = "detector"
-#: What to do about faces: leave them, score them beside the whole picture, or score nothing else.
-FACES = ("off", "auto", "only")
 #: Pixels of a video's frames that are held at once, while their windows are cut; a single frame may have more.
 MOST_AHEAD = 64_000_000
 
@@ -320,32 +317,6 @@ class Detector:
         values = [original, *copies.values()]
         flipped = flips(self._verdict(original), [self._verdict(p) for p in copies.values()])
         return Stability(copies, round(max(values) - min(values), 6), flipped)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What :meth:`Detector.predict` is asked for."""
-
-    faces: str
-    stability: bool = False
-    provenance: bool = True
-    frames: int = 32
-    rate: float | None = None
-    workers: int | None = None
-
-    def check(self) -> None:
-        """Raise CoritError for what contradicts itself, and where faces are wanted and none can be found."""
-        if self.faces not in FACES:
-            raise CoritError(f"faces must be one of {', '.join(FACES)}, not {self.faces!r}")
-        for name, value in (("frames", self.frames), ("workers", 1 if self.workers is None else self.workers)):
-            if not isinstance(value, Integral) or value < 1:
-                raise CoritError(f"{name} must be a whole number from 1 on, not {value!r}")
-        if self.rate is not None and not (isfinite(self.rate) and self.rate > 0):
-            raise CoritError(f"rate must be a number above 0, not {self.rate!r}")
-        if self.stability and self.faces == "only":
-            raise CoritError("stability is that of the whole picture: it does not go with faces only")
-        if self.faces != "off":
-            finder()
 
 
 def pick_device(name: str) -> str:

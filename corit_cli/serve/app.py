@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from corit_cli.detection.detector import FACES, Asked, Detector
+from corit_cli.detection.asked import FACES, Asked
+from corit_cli.detection.detector import Detector
 from corit_cli.detection.verdicts import Prediction
 from corit_cli.errors import CoritError
 from corit_cli.report.case import About

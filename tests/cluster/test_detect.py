@@ -28,7 +28,8 @@ from corit_cli.cluster.detect import Plan, detect
 from corit_cli.cluster.ledger import KILLED
 from corit_cli.cluster.reading import FarReading
 from corit_cli.cluster.session import room
-from corit_cli.detection.detector import Asked, Detector
+from corit_cli.detection.asked import Asked
+from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.report.document import as_dict
 from tests.cluster.eyes import Deadly

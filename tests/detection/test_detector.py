@@ -22,11 +22,12 @@ from corit_cli.data.settings import CropConfig
 from corit_cli.data.stored import state
 from corit_cli.data.variants import Variant
 from corit_cli.data.windows import crop
+from corit_cli.detection import asked, eye
 from corit_cli.detection import detector as predict
-from corit_cli.detection import eye
+from corit_cli.detection.asked import Asked
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.detection.checkpoint import Checkpoint, Localizer
-from corit_cli.detection.detector import Asked, Detector
+from corit_cli.detection.detector import Detector
 from corit_cli.detection.heatmap import heatmap
 from corit_cli.detection.sources import named
 from corit_cli.detection.verdicts import MILD, trimmed_mean
@@ -55,7 +56,7 @@ class TwoFaces:
 
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
-    for module in (predict, eye):
+    for module in (predict, asked, eye):
         monkeypatch.setattr(module, "finder", TwoFaces)
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), SETTINGS, CropConfig("both", 32))
     head = random_head(extractor)
@@ -598,7 +599,7 @@ def test_without_faces_a_detector_judges_as_where_there_is_none(of_faces: Detect
 
 
 def test_faces_too_small_for_their_reading_are_not_judged(of_faces: Detector, tmp_path: Path, monkeypatch) -> None:
-    for module in (predict, eye):
+    for module in (predict, asked, eye):
         monkeypatch.setattr(module, "finder", TwoFaces)
     photograph(0, (160, 120)).save(tmp_path / "face.png")
     (found,) = of_faces.predict(tmp_path / "face.png")
@@ -611,7 +612,8 @@ def test_a_picture_is_judged_without_opencv(of_faces: Detector, tmp_path: Path, 
     def absent() -> None:
         raise CoritError("OpenCV cannot be loaded")
 
-    monkeypatch.setattr(predict, "finder", absent)
+    for module in (predict, asked):
+        monkeypatch.setattr(module, "finder", absent)
     photograph(0, (160, 120)).save(tmp_path / "face.png")
     (found,) = of_faces.predict(tmp_path / "face.png")
     assert found.error is None and found.faces is None and "face" not in found.parts

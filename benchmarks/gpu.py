@@ -73,7 +73,7 @@ def graphed(tower: torch.nn.Module, x: Tensor) -> Callable[[], object]:
 
 @torch.inference_mode()
 def tower_alone(device: str, batches: list[int], side: int) -> None:
-    tower = lowered(load_backbone("embedded").tower.to(device), "bf16")
+    tower = lowered(load_backbone("embedded", device=device), "bf16")
     fastest = peak(device, side)
     print(f"a product of {side} x {side} bf16 matrices: {2 * fastest / 1e12:.0f} TFLOP/s\n")
     print(f"{'':18}{'batch':>6}{'images/s':>10}{'share':>7}{'s to begin':>12}")

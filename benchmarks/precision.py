@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py [--rounds 15] [--images examples] [--on MANIFEST]
 
-float32, bf16, and products of 8-bit integers (the weights are stored in 8 bits): time, in forward passes of open_clip's
-ViT-B-16-quickgelu image tower in float32, interleaved round by round; and how many verdicts, and by how much
-probabilities, come out otherwise than in float32, of the images or of a manifest's validation images. Of sources with
-enough images of both classes the AUC is compared, too.
+float32, bf16, and 8-bit integers, in which the weights are stored, with activations of two such digits and, for
+comparison, of one: time, in forward passes of open_clip's ViT-B-16-quickgelu image tower in float32, interleaved round
+by round; and how many verdicts, and by how much probabilities, come out otherwise than in float32, of the images or of
+a manifest's validation images. Of sources with enough images of both classes the AUC is compared, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.model.precision import pick_precision
 
 
-class Int8(torch.nn.Linear):
+class OneDigit(torch.nn.Linear):
     """A linear layer whose product is one of 8-bit integers: the weights have a scale a channel, which is what they
     are stored with, and the activations a scale a token."""
 
@@ -43,12 +43,12 @@ class Int8(torch.nn.Linear):
         return torch.addcmul(self.bias, product.mul_(step), self.scale).view(*x.shape[:-1], -1)
 
 
-def in_int8(detector: Detector) -> Detector:
-    """The same detector whose blocks multiply in 8 bits."""
+def in_one_digit(detector: Detector) -> Detector:
+    """The same detector whose blocks multiply activations of 8 bits."""
     e = copy.deepcopy(detector.extractor)
     for layer in e.readers[0].corit.tower.blocks.modules():
         if type(layer) is torch.nn.Linear:
-            layer.__class__ = Int8
+            layer.__class__ = OneDigit
     return Detector(detector.checkpoint, e)
 
 
@@ -77,8 +77,8 @@ def main(rounds: int, images: list[Path], samples: list[Sample]) -> None:
     import open_clip
 
     plain = open_clip.create_model_and_transforms("ViT-B-16-quickgelu", pretrained=None)[0].visual.eval()
-    detectors = {name: Detector.load(precision=name) for name in ("fp32", "bf16")}
-    detectors["int8"] = in_int8(detectors["fp32"])
+    detectors = {name: Detector.load(precision=name) for name in ("fp32", "bf16", "int8")}
+    detectors["one digit"] = in_one_digit(detectors["fp32"])
     crops = detectors["fp32"].extractor.crops
     cut = [crop_with_face(read_image(file), crops, ()) for file in images]
     batch, pixels = (cut * BATCH)[: BATCH // 2], torch.rand(BATCH, 3, 224, 224)
@@ -90,7 +90,8 @@ def main(rounds: int, images: list[Path], samples: list[Sample]) -> None:
                 times[name].append(taken / (BATCH if name == "open_clip" else len(batch)))
     paths = [sample.path for sample in samples]
     found = {name: list(detector.predict(paths, faces="off")) for name, detector in detectors.items()}
-    print(f"auto is {pick_precision('auto', 'cpu')} here; verdicts on {len(paths)} images, {rounds} rounds\n")
+    backbone = detectors["fp32"].extractor.backbone
+    print(f"auto is {pick_precision('auto', 'cpu', backbone)} here; verdicts on {len(paths)} images, {rounds} rounds\n")
     print(f"{'':10}{'s an image':>12}{'x open_clip':>13}{'verdicts changed':>18}{'real to fake':>15}", end="")
     print(f"{'largest change':>16}{'of an AUC':>16}")
     for name, taken in times.items():

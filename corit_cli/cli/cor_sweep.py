@@ -140,16 +140,16 @@ def cor_sweep(
         check_suffix(plot)
     scope = parse_scope(tune)
     frozen = scope.kind in ("head", "last") and not theory  # of the others no block is
-    if precision == "bf16" and not frozen:
+    if precision not in ("auto", "fp32") and not frozen:
         raise CoritError(f"--precision is that of frozen blocks, of which --tune {scope} leaves none: leave it out")
     with_ray.check(ray, num_cpus)
     if ray and (theory or device == "cuda"):
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
-    arithmetic = pick_precision(precision, device) if frozen else "fp32"
     images = load_samples(data or options.shipped_samples(), warn)
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
+    arithmetic = pick_precision(precision, device, loaded) if frozen else "fp32"
     config = loaded.tower.config
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
     known = {"baseline": lambda: baseline(config.layers), "hri": corit.plain, "corit": lambda: corit}

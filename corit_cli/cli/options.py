@@ -16,6 +16,7 @@ from corit_cli.cli.outputs import check_file, check_place
 from corit_cli.config import Settings, options_of
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import PANEL as MODEL
+from corit_cli.model.settings import PRECISIONS
 
 RUN, OUTPUT = "Running", "Output"
 S = TypeVar("S", bound=Settings)
@@ -150,7 +151,7 @@ def _given(group: str, shown: Settings, arguments: dict[str, Any], context: type
 
 Device = Annotated[str, opt("--device", "Where the model runs.", RUN, **words("auto", "cpu", "cuda"))]
 Precision = Annotated[
-    str, opt("--precision", "Arithmetic of the model; auto: the faster one here.", RUN, **words("auto", "fp32", "bf16"))
+    str, opt("--precision", "Arithmetic of the model; auto: the faster one here.", RUN, **words(*PRECISIONS))
 ]
 Backbone = Annotated[
     str,

@@ -28,6 +28,7 @@ from corit_cli.features.stream import ahead, loaders
 from corit_cli.files import content_sha256
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.loading import Backbone
+from corit_cli.model.precision import lowered
 from corit_cli.model.scope import Scope, first_thawed
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance, hush
@@ -41,9 +42,9 @@ FEWEST_UNITS = 2
 class Problem:
     """Images to train and to validate on, at most ``most`` of them, whole units on one side; none of other splits.
 
-    Files that turn out to be unreadable are left out and told to ``warn``. ``precision``, fp32 or bf16, is that of the
-    products of frozen blocks; what is trained is float32. Raises CoritError when a class is missing, or when ``crops``
-    has windows of both kinds.
+    Files that turn out to be unreadable are left out and told to ``warn``. ``precision``, fp32, bf16 or int8, is that
+    of the products of frozen blocks; what is trained is float32. Raises CoritError when a class is missing, or when
+    ``crops`` has windows of both kinds.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Problem:
         if scope.kind == "head":
             return HeadArm(name, self.features(settings, advance), self.split, self.optimization)
         tuned = Tuned(self.backbone.tower, settings, scope)
-        prepared = tuned.prepare(self.windows, advance, self.precision)
+        prepared = tuned.prepare(self.windows, advance, lowered(self.backbone, self.precision))
         return TunedArm(name, tuned, prepared, self.split, self.optimization)
 
     def geometry(self, arm: HeadArm | TunedArm) -> Geometry:

@@ -17,7 +17,6 @@ from corit_cli.features.extractor import BATCH, pixels
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT, State
 from corit_cli.model.head import Head
-from corit_cli.model.precision import lowered
 from corit_cli.model.scope import Scope, draw_low_rank, thaw
 from corit_cli.model.settings import CoRITSettings, HeadKind
 from corit_cli.progress import Advance, hush
@@ -47,17 +46,18 @@ class Tuned(nn.Module):
         draw_low_rank(self.trained, seed)
 
     @torch.no_grad()
-    def prepare(self, images: Tensor, advance: Advance = hush, precision: str = "fp32") -> Prepared:
-        """Windows (n, S, S, 3) uint8 to what :meth:`forward` takes, the products of frozen blocks in ``precision``.
+    def prepare(self, images: Tensor, advance: Advance = hush, frozen: VisionTower | None = None) -> Prepared:
+        """Windows (n, S, S, 3) uint8 to what :meth:`forward` takes, through the frozen blocks of ``frozen``: the tower
+        given, perhaps in another precision.
 
         ``advance`` is told each batch's size. The weights given are put back.
         """
         self.reset(0)
-        frozen = CoRIT(lowered(self.corit.tower, precision), self.corit.settings) if self.frozen_blocks > 0 else None
+        own = CoRIT(frozen or self.corit.tower, self.corit.settings) if self.frozen_blocks > 0 else None
         size, z, begun = BATCH[self._device.type], [], {}
         for start in range(0, len(images), size):
             batch = slice(start, min(start + size, len(images)))
-            z.append(self._prepare(images, batch, frozen, begun))
+            z.append(self._prepare(images, batch, own, begun))
             advance(batch.stop - start)
             give_back()
         return Prepared(images, torch.cat(z), begun)

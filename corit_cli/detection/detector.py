@@ -84,7 +84,8 @@ class Detector:
                 f"(SHA-256 {found.backbone['sha256'][:12]} against {backbone.sha256[:12]})"
             )
         backbone = tuned_backbone(backbone, found.tuned)
-        extractor = Extractor(backbone, found.settings, found.crops, device, pick_precision(precision, device))
+        precision = pick_precision(precision, device, backbone)
+        extractor = Extractor(backbone, found.settings, found.crops, device, precision)
         if extractor.width != found.head.features:
             raise CoritError(f"{folder}: its head reads {found.head.features} features, not {extractor.width}")
         if found.localizer is not None:
@@ -96,9 +97,11 @@ class Detector:
         return cls(found, extractor)
 
     def on(self, device: str) -> Detector:
-        """The same detector on another device; its weights are moved there."""
-        e = self.extractor
-        return Detector(self.checkpoint, Extractor(e.backbone, e.settings, e.crops, pick_device(device), e.precision))
+        """The same detector on another device; its weights are moved there. Products of 8-bit integers, which are a
+        processor's, are in float32 elsewhere, and say the same."""
+        e, device = self.extractor, pick_device(device)
+        precision = "fp32" if e.precision == "int8" and device != "cpu" else e.precision
+        return Detector(self.checkpoint, Extractor(e.backbone, e.settings, e.crops, device, precision))
 
     def strictly(self) -> Detector:
         """The same detector, which says fake only from the strict threshold on."""

@@ -78,8 +78,8 @@ class Extractor:
     whole, and contrasts (CGP) from native windows, whose pixels still hold the traces, with the class tokens of
     ``native`` layers; the spread of patches is read wherever class tokens are. Otherwise every window is read for
     everything, and ``native`` adds nothing. ``face`` layers are read from the window of a face, and missing (NaN) where
-    there is none. Features are averaged over the windows that one reader reads. ``precision``, fp32 or bf16, is that of
-    the tower's products (:mod:`~corit_cli.model.precision`).
+    there is none. Features are averaged over the windows that one reader reads. ``precision``, fp32, bf16 or int8, is
+    that of the tower's products (:mod:`~corit_cli.model.precision`).
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class Extractor:
             division.append(
                 ([len(everything)], replace(settings, cgp=(), inject_at=(), integrate=settings.face, spread=()), "face")
             )
-        tower = lowered(backbone.tower.to(self.device), precision)
+        backbone.tower.to(self.device)
+        tower = lowered(backbone, precision)
         self.readers = [Reader(w, CoRIT(tower, s).to(self.device).eval(), cls) for w, s, cls in division]
         if not any(reader.parts for reader in self.readers if reader.cls != "face"):
             raise CoritError("nothing is read of every image: native layers are read where windows of both kinds are")

@@ -20,6 +20,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 FEWEST_ROWS = 4
 INTERPOLATIONS = ("bicubic", "bilinear")
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+#: What OpenAI's activation multiplies by before the sigmoid.
+QUICK = 1.702
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,17 @@ class TowerConfig:
         return self.image_size // self.patch_size
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation, x * sigmoid(1.702 x), through the fused SiLU kernel.
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x). In a mode without gradients ``x`` is overwritten: a batch's widest tensor is more than a C
+    library keeps at hand, and memory that is new from the system at every step takes its time."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
-    In a mode without gradients ``x`` is overwritten: a batch's widest tensor is more than a C library keeps at hand,
-    and memory that is new from the system at every step takes its time.
-    """
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation, x * sigmoid(1.702 x), through the fused SiLU kernel; ``x`` is overwritten as there."""
     if torch.is_grad_enabled():
-        return F.silu(x * 1.702) / 1.702
-    return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
+        return silu(x * QUICK) / QUICK
+    return silu(x.mul_(QUICK)).div_(QUICK)
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -37,11 +37,15 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded tower with what identifies it: ``name`` as the user gives it, ``sha256`` of its weights."""
+    """A loaded tower with what identifies it: ``name`` as the user gives it, ``sha256`` of its weights.
+
+    ``digits`` are those of its weights that are stored in 8 bits, as :func:`dequantise` takes them, on the CPU.
+    """
 
     tower: VisionTower
     name: str
     sha256: str
+    digits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_backbone(
@@ -87,7 +91,9 @@ def _load_embedded() -> Backbone:
         state.update(load_file(path))
     config = restored(TowerConfig, manifest["tower"])
     joined = hashlib.sha256("".join(manifest["sha256"].values()).encode()).hexdigest()
-    return Backbone(_build(config, dequantise(state)), EMBEDDED, joined)
+    scaled = {name for name in state if f"{name}.scale" in state}
+    digits = {name: value for name, value in state.items() if name.removesuffix(".scale") in scaled}
+    return Backbone(_build(config, dequantise(state)), EMBEDDED, joined, digits)
 
 
 def dequantise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Which arithmetic the matrix products of a tower's blocks are done in, by the machine.
 
 Brain floating point (bf16) halves the bytes of every product, and some processors multiply it three times faster than
-float32, others more slowly: what the instruction set promises is not what is got. So it is timed, once a machine.
+float32, others more slowly; many more have instructions for 8-bit integers, which weights that are stored so can be
+multiplied with and lose nothing. What the instruction set promises is not what is got: it is timed, once a machine.
 """
 
 from __future__ import annotations
@@ -11,58 +12,98 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from corit_cli.errors import CoritError
 from corit_cli.files import cache_dir
-from corit_cli.model.backbone import VisionTower
+from corit_cli.model.backbone import QUICK, VisionTower, quick_gelu, silu
+from corit_cli.model.int8 import Int8Linear
+from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import PRECISIONS
 
-#: How many times faster than float32 a product has to be in bf16 to be worth the digits.
-PAYS = 1.5
+#: How many times faster than float32 a product has to be to be worth it: in bf16 for its digits, in 8-bit integers for
+#: the time between products, in which these gain nothing.
+PAYS = {"bf16": 1.5, "int8": 1.25}
 _REPEATS = 5
 _LAYERS = ("qkv", "out", "fc", "proj")
 
 
-def pick_precision(name: str, device: str) -> str:
-    """``auto`` to bf16 where ``device`` is clearly faster with it, else fp32; other names stay. Raises CoritError for
-    names that there are not."""
+def pick_precision(name: str, device: str, backbone: Backbone | None = None) -> str:
+    """``auto`` to what ``device`` is clearly fastest with, else fp32; other names stay.
+
+    8-bit integers are taken for a ``backbone`` whose weights are stored in them, on a processor. Raises CoritError for
+    names that there are not, and for int8 where it cannot be had.
+    """
     if name not in PRECISIONS:
         raise CoritError(f"unknown precision {name!r}: give {', '.join(PRECISIONS)}")
+    if name == "int8":
+        if device != "cpu":
+            raise CoritError("8-bit products are a processor's: leave out --precision int8, or give --device cpu")
+        if backbone is None or not backbone.digits:
+            raise CoritError("weights that are not stored in 8 bits are not multiplied so: leave out --precision int8")
+        if not _gains()["int8"]:
+            raise CoritError("this machine's torch does not multiply 8-bit integers: leave out --precision int8")
     if name != "auto":
         return name
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if _gain() >= PAYS else "fp32"
+    able = ["bf16", "int8"] if backbone is not None and backbone.digits else ["bf16"]
+    gains = {other: gain for other, gain in _gains().items() if other in able and gain >= PAYS[other]}
+    return max(gains, key=gains.get, default="fp32")
 
 
-def lowered(tower: VisionTower, precision: str) -> VisionTower:
-    """``tower`` with the products of its blocks in ``precision``: a copy that shares all other weights.
+def lowered(backbone: Backbone, precision: str) -> VisionTower:
+    """The tower of ``backbone`` with the products of its blocks in ``precision``: a copy that shares all other weights.
 
     What runs between blocks, layer norms, embedding and projection stay in float32: contrasts are small differences of
-    tokens, which bf16 could not hold.
+    tokens, which bf16 could not hold. Weights that are not stored in 8 bits are multiplied in float32 with int8.
     """
+    tower, digits = backbone.tower, backbone.digits
     if precision == "fp32":
         return tower
-    layers = [getattr(block, name) for block in tower.blocks for name in _LAYERS]
-    own = {id(p) for layer in layers for p in layer.parameters()}
-    memo = {id(t): t for t in (*tower.parameters(), *tower.buffers()) if id(t) not in own}
-    memo |= {id(p): torch.nn.Parameter(p.to(torch.bfloat16), False) for layer in layers for p in layer.parameters()}
-    return copy.deepcopy(tower, memo)
+    low = copy.deepcopy(tower, {id(t): t for t in (*tower.parameters(), *tower.buffers())})  # all weights are shared
+    for number, block in enumerate(low.blocks):
+        stored = {name: _stored(digits, f"blocks.{number}.{name}.weight") for name in _LAYERS}
+        factors = dict.fromkeys(_LAYERS, (1.0, 1.0))
+        if block.activation is quick_gelu and (precision == "bf16" or (stored["fc"] and stored["proj"])):
+            # x * sigmoid(1.702 x) is silu(1.702 x) / 1.702: the weights on both sides take the number.
+            block.activation, factors["fc"], factors["proj"] = silu, (QUICK, QUICK), (1 / QUICK, 1.0)
+        for name in _LAYERS:
+            layer: nn.Linear = getattr(block, name)
+            if precision == "bf16":
+                setattr(block, name, _in_bf16(layer, *factors[name]))
+            elif stored[name]:
+                setattr(block, name, Int8Linear(layer, *stored[name], *factors[name]))
+    return low
+
+
+def _stored(digits: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
+    """A weight's digits (out, in) int8 and scale (out,), None where it is not stored so."""
+    return (digits[name], digits[f"{name}.scale"]) if name in digits else None
+
+
+def _in_bf16(layer: nn.Linear, gain: float, shift: float) -> nn.Linear:
+    """``layer`` with its weight times ``gain`` and its bias times ``shift``, in bf16."""
+    low = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    low.weight = nn.Parameter((layer.weight * gain).bfloat16(), False)
+    low.bias = nn.Parameter((layer.bias * shift).bfloat16(), False)
+    return low
 
 
 @lru_cache
-def _gain() -> float:
-    """How many times faster this machine's processor multiplies in bf16 than in float32, as it was once measured."""
+def _gains() -> dict[str, float]:
+    """How many times faster than in float32 this machine's processor multiplies, as it was once measured; 0 for what it
+    cannot do."""
     file = cache_dir() / "precision.json"
     key = hashlib.sha256(f"{_processor()} {torch.__version__} {torch.get_num_threads()}".encode()).hexdigest()
     known = _read(file)
     if key not in known:
-        known[key] = round(_measure(), 2)
+        known[key] = _measure()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(known))
@@ -71,12 +112,18 @@ def _gain() -> float:
     return known[key]
 
 
-def _read(file: Path) -> dict[str, float]:
+def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in known.items() if isinstance(v, int | float)} if isinstance(known, dict) else {}
+    return {k: v for k, v in known.items() if _is_measured(v)} if isinstance(known, dict) else {}
+
+
+def _is_measured(gains: object) -> bool:
+    """Whether these are gains as :func:`_measure` gives them."""
+    right = isinstance(gains, dict) and set(gains) == set(PAYS)
+    return right and all(isinstance(gain, int | float) for gain in gains.values())
 
 
 def _processor() -> str:
@@ -89,16 +136,34 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.partition("\t")[0].strip() not in drifting)
 
 
-def _measure() -> float:
-    """The ratio of the times that a product takes, by the processor's clock, which other programs do not slow down."""
-    x, w = torch.rand(512, 768), torch.rand(768, 768)
-    pairs = [(x, w), (x.bfloat16(), w.bfloat16())]
-    times: list[list[float]] = [[], []]
-    with torch.inference_mode():
+@torch.inference_mode()
+def _measure() -> dict[str, float]:
+    """The ratios of the times that a layer takes, by the processor's clock, which other programs do not slow down, and
+    in one thread, since threads that wait for each other take such time as well."""
+    random = torch.Generator().manual_seed(0)
+    x, layer = torch.rand(512, 768, generator=random), nn.Linear(768, 3072, device="meta")
+    digits = torch.randint(-127, 128, (3072, 768), generator=random, dtype=torch.int8)
+    scale = torch.full((3072,), 1 / 127)  # (out,)
+    layer.weight = nn.Parameter(digits * scale[:, None], False)
+    layer.bias = nn.Parameter(torch.zeros(3072), False)
+    low = _in_bf16(layer, 1.0, 1.0)
+    ways: dict[str, Callable[[], Tensor]] = {"fp32": lambda: layer(x), "bf16": lambda: low(x.bfloat16())}
+    taken: dict[str, list[float]] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        try:
+            whole, exact = Int8Linear(layer, digits, scale), layer(x)
+            if torch.allclose(whole(x), exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max())):
+                ways["int8"] = lambda: whole(x)
+        except (RuntimeError, AttributeError, NotImplementedError):  # torch without oneDNN, or another one
+            pass
         for _ in range(_REPEATS + 1):  # in turn; the first ones warm up
-            for (a, b), taken in zip(pairs, times, strict=True):
+            for name, multiply in ways.items():
                 begun = time.process_time()
-                F.linear(a, b)
-                taken.append(time.process_time() - begun)
-    full, low = (min(taken[1:]) for taken in times)
-    return full / max(low, 1e-9)
+                multiply()
+                taken.setdefault(name, []).append(time.process_time() - begun)
+    finally:
+        torch.set_num_threads(threads)
+    least = {name: max(min(own[1:]), 1e-9) for name, own in taken.items()}
+    return {name: round(least["fp32"] / least[name], 2) if name in least else 0.0 for name in PAYS}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from corit_cli.config import Settings, option
 from corit_cli.errors import CoritError
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 PANEL = "What is read from CLIP"
 #: The reading of a face, which has no part in what is said of a picture as a whole.
 FACE = "face"

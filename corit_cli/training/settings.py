@@ -168,8 +168,8 @@ class TuneSettings(Settings):
     """How parts of the tower are trained together with the head; optimizer, weight decay and balance are the head's.
 
     ``lr`` of None is the scope's own in ``TUNE_LR``. ``rho`` is SAM's radius over tower and head together, far
-    smaller than a head alone bears. ``precision`` is that of the features, too, which heads alone are trained on;
-    ``auto`` is bf16 where the machine is faster with it, else fp32.
+    smaller than a head alone bears. ``precision`` is that of the features, too, which heads alone are trained on; what
+    is trained of the tower has gradients, which 8-bit integers have not: with int8 it is float32.
     """
 
     scope: str = option(
@@ -198,7 +198,7 @@ class TuneSettings(Settings):
     micro_batch: int = option(8, "Images in memory at once; changes no result.", minimum=1, panel=TUNING)
     precision: str = option(
         "auto",
-        "Arithmetic of the model, for features too; auto: bf16 where the machine is faster with it, else fp32.",
+        "Arithmetic of the model, for features too; auto: the faster one here.",
         choices=PRECISIONS,
         panel=TUNING,
     )

@@ -60,7 +60,9 @@ def train_tower(run: Run, tuning: TuneSettings, state: Path, resume: bool = Fals
     # What is set aside are images as they are: none would join the heads for degraded ones.
     run = replace(run, settings=replace(run.settings, degradation_aware=False))
     samples, extractor, settings, world = run.samples, run.extractor, run.settings, run.world
-    scope, precision = parse_scope(tuning.scope), pick_precision(tuning.precision, extractor.device.type)
+    scope = parse_scope(tuning.scope)
+    differentiable = "fp32" if tuning.precision == "int8" else tuning.precision
+    precision = pick_precision(differentiable, extractor.device.type)
     lr = TUNE_LR[scope.kind] if tuning.lr is None else tuning.lr
     tuning = replace(tuning, precision=precision, lr=lr)
     fit_part = set_aside(samples, run.train_part, settings.seed)

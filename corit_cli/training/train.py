@@ -178,7 +178,7 @@ def prepare(
     loaded = load_backbone(backbone, activation, device)
     crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
     recipe = replace(recipe, seed=settings.seed)
-    extractor = Extractor(loaded, reads, crops, device, pick_precision(tuning.precision, device))
+    extractor = Extractor(loaded, reads, crops, device, pick_precision(tuning.precision, device, loaded))
     return Run(samples, extractor, settings=settings, recipe=recipe, **how)
 
 

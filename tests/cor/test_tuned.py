@@ -22,6 +22,8 @@ from corit_cli.features.extractor import pixels
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.head import Head
+from corit_cli.model.loading import Backbone
+from corit_cli.model.precision import lowered
 from corit_cli.model.scope import Scope, parse_scope
 from corit_cli.model.settings import CoRITSettings, HeadKind, baseline
 from corit_cli.training.sam import SAM
@@ -81,7 +83,7 @@ def test_of_tokens_that_only_the_last_block_attends_to_nothing_but_normalised_on
 
 def test_frozen_blocks_may_multiply_in_bf16(tower: VisionTower, windows: Tensor) -> None:
     tuned, full = made(tower, "contrast", "last:1", windows)
-    low = tuned.prepare(windows, precision="bf16")
+    low = tuned.prepare(windows, frozen=lowered(Backbone(tower, "tiny", "0" * 64), "bf16"))
     assert not torch.equal(low.z, full.z)
     torch.testing.assert_close(low.z, full.z, atol=0.1, rtol=0)
     assert {p.dtype for p in tuned.parameters()} == {torch.float32}

@@ -8,6 +8,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -633,3 +634,28 @@ def test_a_file_at_a_url_is_fetched_once(detector: Detector, tmp_path: Path, mon
     far, near = detector.predict(["s3://bucket/a.jpg", str(tmp_path / "a.jpg")])
     assert fetched == ["s3://bucket/a.jpg"]
     assert far.probability == near.probability and far.provenance == near.provenance is not None
+
+
+def test_the_shipped_detector_says_the_same_in_8_bits() -> None:
+    files = [p for p in sorted((Path(__file__).parents[2] / "examples").rglob("*")) if p.suffix in (".jpg", ".png")]
+    full, low = (Detector.load(precision=name, device="cpu") for name in ("fp32", "int8"))
+    pairs = list(zip(full.predict(files, faces="off"), low.predict(files, faces="off"), strict=True))
+    assert len(pairs) > 4 and {a.verdict for a, _ in pairs} >= {"real", "fake"}
+    for a, b in pairs:
+        assert a.verdict == b.verdict and a.probability == pytest.approx(b.probability, abs=0.003)
+    assert any(a.probability != b.probability for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "there"),
+    [("int8", "cuda", "fp32"), ("int8", "cpu", "int8"), ("bf16", "cuda", "bf16"), ("fp32", "cuda", "fp32")],
+)
+def test_products_of_integers_are_a_processors(
+    detector: Detector, precision: str, device: str, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector.extractor.precision = precision
+    monkeypatch.setattr(predict, "pick_device", lambda name: name)
+    names = ("backbone", "settings", "crops", "device", "precision")
+    monkeypatch.setattr(predict, "Extractor", lambda *made: SimpleNamespace(**dict(zip(names, made, strict=True))))
+    found = detector.on(device).extractor
+    assert (found.device, found.precision) == (device, there)

@@ -146,6 +146,17 @@ def test_dequantised_weights_are_int8_times_scale() -> None:
     assert out["w"].tolist() == [[0.5, -63.5], [100.0, 0.0]] and out["b"].item() == 3.0 and len(out) == 2
 
 
+def test_the_embedded_tower_keeps_its_digits() -> None:
+    backbone = load_backbone()
+    weights = dict(backbone.tower.named_parameters())
+    assert {name for name in weights if name in backbone.digits} == {
+        f"blocks.{k}.{name}.weight" for k in range(12) for name in ("qkv", "out", "fc", "proj")
+    }
+    for name in ("blocks.0.qkv.weight", "blocks.11.proj.weight"):
+        digits, scale = backbone.digits[name], backbone.digits[f"{name}.scale"]
+        assert digits.dtype == torch.int8 and torch.equal(digits.float() * scale[:, None], weights[name])
+
+
 def test_a_damaged_embedded_tower_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "clip-vit-b16"
     shutil.copytree(weights.weights_dir() / "clip-vit-b16", folder)

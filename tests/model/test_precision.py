@@ -1,33 +1,58 @@
-"""Products in bf16 are those of float32 to its digits, and it is taken where it is faster."""
+"""Products in bf16 are those of float32 to its digits, those of stored 8-bit weights all but equal, and what is clearly
+faster is taken."""
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from corit_cli.errors import CoritError
 from corit_cli.model import precision as module
+from corit_cli.model.backbone import VisionTower
+from corit_cli.model.int8 import LARGEST, Int8Linear
+from corit_cli.model.loading import Backbone
 from corit_cli.model.precision import lowered, pick_precision
-from tests.conftest import random_tower
+from corit_cli.model.scope import tuned_backbone
+from tests.conftest import TINY, random_tower
+
+PLAIN = Backbone(random_tower(), "tiny", "0" * 64)
+SURE = {"bf16": 2.0, "int8": 1.3}
+
+
+def in_8_bits(tower: VisionTower) -> Backbone:
+    """``tower`` with the weights of its blocks rounded to 8 bits, as a file holds them."""
+    digits = {}
+    for name, weight in tower.named_parameters():
+        if name.startswith("blocks.") and weight.dim() == 2:
+            scale = weight.abs().amax(1) / 127  # (out,)
+            digits[name] = (weight / scale[:, None]).round().to(torch.int8)
+            digits[f"{name}.scale"] = scale
+            weight.data = digits[name].float() * scale[:, None]
+    return Backbone(tower, "tiny", "1" * 64, digits)
 
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the measured gain is kept, with nothing measured yet in this process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    module._gain.cache_clear()
+    module._gains.cache_clear()
     yield tmp_path / "corit" / "precision.json"
-    module._gain.cache_clear()
+    module._gains.cache_clear()
 
 
 def test_products_are_those_of_autocast(images: Tensor) -> None:
     tower = random_tower()
     with torch.inference_mode():
-        exact, low = tower.layers(images), lowered(tower, "bf16").layers(images)
+        exact, low = tower.layers(images), lowered(replace(PLAIN, tower=tower), "bf16").layers(images)
         x = tower.embed(images)
         with torch.autocast("cpu", torch.bfloat16):
             for block, y in zip(tower.blocks, low[1:], strict=True):
@@ -39,17 +64,89 @@ def test_products_are_those_of_autocast(images: Tensor) -> None:
 
 
 def test_everything_but_the_products_weights_is_shared() -> None:
-    tower = random_tower()
-    low = lowered(tower, "bf16")
+    tower = PLAIN.tower
+    low = lowered(PLAIN, "bf16")
     names = {n for n, p in low.named_parameters() if p.dtype == torch.bfloat16}
     assert names == {n for n in tower.state_dict() if {"qkv", "out", "fc", "proj"} & set(n.split("."))}
     for (name, a), b in zip(low.named_parameters(), tower.parameters(), strict=True):
         assert (a is b) == (name not in names) and not a.requires_grad
-    assert lowered(tower, "fp32") is tower
+    assert lowered(PLAIN, "fp32") is tower
+    stored = in_8_bits(random_tower())
+    for a, b in zip(lowered(stored, "int8").parameters(), stored.tower.parameters(), strict=True):
+        assert a is b  # parts of weights are multiplied with, too
 
 
-def test_an_image_does_not_depend_on_its_batch(images: Tensor) -> None:
-    low = lowered(random_tower(), "bf16")
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_stored_weights_give_what_float32_gives(images: Tensor, rows: int | None, activation: str) -> None:
+    backbone = in_8_bits(random_tower(replace(TINY, activation=activation)))
+    low = lowered(backbone, "int8")
+    with torch.inference_mode():
+        x = y = backbone.tower.embed(images)
+        for exact, block in zip(backbone.tower.blocks, low.blocks, strict=True):
+            x, y = exact(x, rows), block(y, rows)
+            torch.testing.assert_close(y, x, atol=2e-3, rtol=1e-3)
+            assert not torch.equal(x, y)
+            if rows:
+                break
+
+
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 70)),
+    width=st.integers(1, 40),
+    size=st.sampled_from([1e-30, 1e-3, 1.0, 1e4]),
+    seed=st.integers(0, 99),
+)
+def test_products_of_two_digits(shape: tuple[int, int], width: int, size: float, seed: int) -> None:
+    """Against float64; an activation is off by at most half a step of its token's scale."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator) * size
+    layer = torch.nn.Linear(shape[1], width, device="meta")
+    digits = torch.randint(-127, 128, (width, shape[1]), generator=generator, dtype=torch.int8)
+    scale = torch.rand(width, generator=generator) + 0.1
+    layer.weight = torch.nn.Parameter(digits * scale[:, None], False)
+    layer.bias = torch.nn.Parameter(torch.randn(width, generator=generator), False)
+    with torch.inference_mode():
+        found = Int8Linear(layer, digits, scale, 2.0, 3.0)(x).double()
+    weight = 2 * digits.double() * scale[:, None].double()
+    expected = x.double() @ weight.T + 3 * layer.bias.double()
+    step = x.double().abs().amax(1, keepdim=True) / LARGEST
+    bound = step / 2 * weight.abs().sum(1) + 1e-5 * expected.abs() + 1e-5 * x.double().abs() @ weight.T.abs() + 1e-30
+    assert ((found - expected).abs() <= bound).all()
+    assert torch.equal(Int8Linear(layer, digits, scale)(torch.zeros(2, shape[1])), layer.bias.expand(2, -1))
+
+
+def test_no_activation_leaves_its_digits() -> None:
+    """Values at both ends and beside every change of the upper digit come out whole."""
+    x = torch.arange(-LARGEST, LARGEST + 1, 1.0)[:, None] * torch.tensor([[1.0, 0.0]])
+    x[:, 1] = LARGEST  # the scale is 1
+    layer = torch.nn.Linear(2, 1, device="meta")
+    digits, scale = torch.tensor([[1, 0]], dtype=torch.int8), torch.ones(1)
+    layer.weight, layer.bias = (torch.nn.Parameter(t, False) for t in (digits.float(), torch.zeros(1)))
+    with torch.inference_mode():
+        assert torch.equal(Int8Linear(layer, digits, scale)(x)[:, 0], x[:, 0])
+
+
+def test_layers_in_8_bits_can_be_sent_and_copied(images: Tensor) -> None:
+    low = lowered(in_8_bits(random_tower()), "int8")
+    with torch.inference_mode():
+        expected = low(images)
+        for other in (pickle.loads(pickle.dumps(low)), copy.deepcopy(low)):
+            assert torch.equal(other(images), expected)
+
+
+def test_what_was_tuned_is_no_longer_stored_in_8_bits(images: Tensor) -> None:
+    backbone = in_8_bits(random_tower())
+    tuned = tuned_backbone(backbone, {"blocks.1.fc.weight": backbone.tower.blocks[1].fc.weight + 1})
+    assert set(backbone.digits) - set(tuned.digits) == {"blocks.1.fc.weight", "blocks.1.fc.weight.scale"}
+    with torch.inference_mode():
+        for exact, low in zip(tuned.tower.layers(images), lowered(tuned, "int8").layers(images), strict=True):
+            torch.testing.assert_close(low, exact, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_an_image_does_not_depend_on_its_batch(images: Tensor, precision: str) -> None:
+    low = lowered(in_8_bits(random_tower()), precision)
     images = torch.cat([images, images.flip(0)])
     with torch.inference_mode():
         x = low.embed(images)
@@ -59,40 +156,73 @@ def test_an_image_does_not_depend_on_its_batch(images: Tensor) -> None:
                     assert torch.equal(block(x, rows)[:n], block(x[:n], rows))
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(3.0, "bf16"), (1.2, "fp32"), (0.12, "fp32")])
+@pytest.mark.parametrize(
+    ("bf16", "int8", "expected", "without"),
+    [
+        (3.0, 2.0, "bf16", "bf16"),
+        (1.6, 2.0, "int8", "bf16"),
+        (1.4, 1.3, "int8", "fp32"),
+        (1.4, 1.2, "fp32", "fp32"),
+        (0.12, 0, "fp32", "fp32"),
+    ],
+)
 def test_what_is_faster_is_taken_and_remembered(
-    kept: Path, monkeypatch: pytest.MonkeyPatch, gain: float, expected: str
+    kept: Path, monkeypatch: pytest.MonkeyPatch, bf16: float, int8: float, expected: str, without: str
 ) -> None:
-    monkeypatch.setattr(module, "_measure", lambda: gain)
-    assert pick_precision("auto", "cpu") == expected
-    assert list(json.loads(kept.read_text()).values()) == [gain]
-    module._gain.cache_clear()
+    monkeypatch.setattr(module, "_measure", lambda: {"bf16": bf16, "int8": int8})
+    stored = in_8_bits(random_tower())
+    assert pick_precision("auto", "cpu", stored) == expected
+    assert pick_precision("auto", "cpu", PLAIN) == pick_precision("auto", "cpu") == without
+    assert list(json.loads(kept.read_text()).values()) == [{"bf16": bf16, "int8": int8}]
+    module._gains.cache_clear()
     monkeypatch.setattr(module, "_measure", lambda: pytest.fail("it was measured again"))
-    assert pick_precision("auto", "cpu") == expected
+    assert pick_precision("auto", "cpu", stored) == expected
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"a": "b"}', "\x00"])
+@pytest.mark.parametrize("damage", ["", "[]", '{"KEY": "b"}', '{"KEY": 2.0}', '{"KEY": {"bf16": 3}}', "\x00"])
 def test_a_damaged_note_is_measured_anew(kept: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    kept.parent.mkdir()
-    kept.write_text(damage)
-    monkeypatch.setattr(module, "_measure", lambda: 2.0)
-    assert pick_precision("auto", "cpu") == "bf16" and 2.0 in json.loads(kept.read_text()).values()
+    monkeypatch.setattr(module, "_measure", lambda: SURE)
+    assert pick_precision("auto", "cpu") == "bf16"
+    (key,) = json.loads(kept.read_text())
+    kept.write_text(damage.replace("KEY", key))
+    module._gains.cache_clear()
+    assert pick_precision("auto", "cpu") == "bf16" and json.loads(kept.read_text()) == {key: SURE}
 
 
 def test_a_note_that_cannot_be_kept_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
     (tmp_path / "corit").write_text("a file where the folder would be")
-    monkeypatch.setattr(module, "_measure", lambda: 2.0)
+    monkeypatch.setattr(module, "_measure", lambda: SURE)
     assert pick_precision("auto", "cpu") == "bf16"
 
 
-def test_the_gain_is_measured() -> None:
-    assert 0.01 < module._measure() < 100
+def test_the_gains_are_measured() -> None:
+    assert all(0.01 < gain < 100 for gain in module._measure().values())
 
 
-def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_that_adds_otherwise_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some add pairs of products in 16 bits, and stop at the largest number there."""
+    monkeypatch.setattr(Int8Linear, "forward", lambda layer, x: 0.99 * x @ layer.weight.T)
+    assert module._measure()["int8"] == 0
+    monkeypatch.setattr(Int8Linear, "__init__", lambda *_: (_ for _ in ()).throw(RuntimeError("no oneDNN")))
+    assert module._measure()["int8"] == 0
+
+
+def test_names(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_precision("bf16", "cpu") == "bf16" and pick_precision("fp32", "cuda") == "fp32"
+    stored = in_8_bits(random_tower())
     for supported, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
-        assert pick_precision("auto", "cuda") == expected
-    with pytest.raises(CoritError, match="unknown precision 'fp16': give auto, fp32, bf16"):
+        assert pick_precision("auto", "cuda", stored) == expected
+    with pytest.raises(CoritError, match="unknown precision 'fp16': give auto, fp32, bf16, int8"):
         pick_precision("fp16", "cpu")
+    monkeypatch.setattr(module, "_measure", lambda: SURE)
+    assert pick_precision("int8", "cpu", stored) == "int8"
+    with pytest.raises(CoritError, match="a processor's"):
+        pick_precision("int8", "cuda", stored)
+    with pytest.raises(CoritError, match="not stored in 8 bits"):
+        pick_precision("int8", "cpu", PLAIN)
+    module._gains.cache_clear()
+    kept.unlink()
+    monkeypatch.setattr(module, "_measure", lambda: {"bf16": 1.0, "int8": 0.0})
+    with pytest.raises(CoritError, match="does not multiply 8-bit integers"):
+        pick_precision("int8", "cpu", stored)

@@ -24,7 +24,7 @@ def test_other_qualities_are_refused(text: str) -> None:
         (lambda: TrainSettings(rho=float("nan")), "rho must be a finite number"),
         (lambda: TrainSettings(target_fpr=0.6), "target-fpr must be at most 0.5"),
         (lambda: TrainSettings(folds=1), "folds must be at least 2"),
-        (lambda: TuneSettings(precision="fp16"), "precision must be auto, fp32 or bf16"),
+        (lambda: TuneSettings(precision="fp16"), "precision must be auto, fp32, bf16 or int8"),
         (lambda: TuneSettings(epochs=0), "tune-epochs must be at least 1"),
         (lambda: Recipe(copies=2), "say how with --degrade"),
         (lambda: Recipe(degrade=("jpeg",), copies=0), "makes none"),

@@ -29,16 +29,16 @@ class Int8Linear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
-        self._digits, self._packed = digits, _packed(digits)
+        self._digits = _packed(digits)  # (in, out)
         self._scale, self._shift = scale * gain, layer.bias.detach() * shift  # (out,)
         self._zero = torch.zeros(len(scale), dtype=torch.long)  # (out,)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: all but oneDNN's own form of the digits."""
-        return {**self.__dict__, "_packed": None}
+        """What is pickled and copied: with the digits in no form of oneDNN's own."""
+        return {**self.__dict__, "_digits": self._digits.to_dense().t()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_packed": _packed(state["_digits"])})
+        super().__setstate__({**state, "_digits": _packed(state["_digits"])})
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (..., in) float32 to (..., out)."""
@@ -55,7 +55,7 @@ class Int8Linear(nn.Linear):
     def _product(self, x: Tensor, scale: float, zero: int, added: Tensor | None = None) -> Tensor:
         """``scale`` (``x`` - ``zero``) times the weights, of digits ``x`` (n, in) uint8, plus ``added``, which is
         overwritten: (n, out) float32."""
-        weights, result = (self._packed, self._scale, self._zero), (None, 1.0, 0, torch.float32)
+        weights, result = (self._digits, self._scale, self._zero), (None, 1.0, 0, torch.float32)
         multiply = torch.ops.onednn.qlinear_pointwise
         if added is None:
             return multiply(x, scale, zero, *weights, *result, "none", [], "")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -39,13 +39,14 @@ EMBEDDED = "embedded"
 class Backbone:
     """A loaded tower with what identifies it: ``name`` as the user gives it, ``sha256`` of its weights.
 
-    ``digits`` are those of its weights that are stored in 8 bits, as :func:`dequantise` takes them, on the CPU.
+    ``digits`` has those of its weights that are stored in 8 bits, by name: (out, in) int8 and a scale (out,), whose
+    product the weight is.
     """
 
     tower: VisionTower
     name: str
     sha256: str
-    digits: Mapping[str, Tensor] = field(default_factory=dict)
+    digits: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def load_backbone(
@@ -79,21 +80,44 @@ def load_backbone(
 
 
 def _load_embedded() -> Backbone:
-    folder = weights_dir() / "clip-vit-b16"
+    folder = _embedded_folder()
     manifest = json.loads((folder / "config.json").read_text())
     state: dict[str, Tensor] = {}
+    files: dict[str, str] = {}
     for file, expected in manifest["sha256"].items():
         path = folder / file
         if not path.is_file():
             raise CoritError(f"{path} is missing: install corit again")
         if content_sha256(path) != expected:
             raise CoritError(f"{path} is damaged (its SHA-256 is not the recorded one): install corit again")
-        state.update(load_file(path))
+        shard = load_file(path)
+        state.update(shard)
+        files |= {name: file for name in shard if f"{name}.scale" in shard}
     config = restored(TowerConfig, manifest["tower"])
     joined = hashlib.sha256("".join(manifest["sha256"].values()).encode()).hexdigest()
-    scaled = {name for name in state if f"{name}.scale" in state}
-    digits = {name: value for name, value in state.items() if name.removesuffix(".scale") in scaled}
-    return Backbone(_build(config, dequantise(state)), EMBEDDED, joined, digits)
+    return Backbone(_build(config, dequantise(state)), EMBEDDED, joined, _Digits(files))
+
+
+def _embedded_folder() -> Path:
+    return weights_dir() / "clip-vit-b16"
+
+
+class _Digits(Mapping[str, tuple[Tensor, Tensor]]):
+    """Those of the embedded tower, read from its shards, ``files`` by weight, whenever one is asked for: few need them,
+    and a tower that does has them in a form of its own. It may be sent to a machine with the same package."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = dict(files)
+
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        with safe_open(_embedded_folder() / self._files[name], framework="pt") as shard:
+            return shard.get_tensor(name), shard.get_tensor(f"{name}.scale")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def dequantise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -63,12 +63,12 @@ def lowered(backbone: Backbone, precision: str) -> VisionTower:
     What runs between blocks, layer norms, embedding and projection stay in float32: contrasts are small differences of
     tokens, which bf16 could not hold. Weights that are not stored in 8 bits are multiplied in float32 with int8.
     """
-    tower, digits = backbone.tower, backbone.digits
+    tower, digits = backbone.tower, backbone.digits if precision == "int8" else {}
     if precision == "fp32":
         return tower
     low = copy.deepcopy(tower, {id(t): t for t in (*tower.parameters(), *tower.buffers())})  # all weights are shared
     for number, block in enumerate(low.blocks):
-        stored = {name: _stored(digits, f"blocks.{number}.{name}.weight") for name in _LAYERS}
+        stored = {name: digits.get(f"blocks.{number}.{name}.weight") for name in _LAYERS}
         factors = dict.fromkeys(_LAYERS, (1.0, 1.0))
         if block.activation is quick_gelu and (precision == "bf16" or (stored["fc"] and stored["proj"])):
             # x * sigmoid(1.702 x) is silu(1.702 x) / 1.702: the weights on both sides take the number.
@@ -77,14 +77,9 @@ def lowered(backbone: Backbone, precision: str) -> VisionTower:
             layer: nn.Linear = getattr(block, name)
             if precision == "bf16":
                 setattr(block, name, _in_bf16(layer, *factors[name]))
-            elif stored[name]:
+            elif stored[name] is not None:
                 setattr(block, name, Int8Linear(layer, *stored[name], *factors[name]))
     return low
-
-
-def _stored(digits: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
-    """A weight's digits (out, in) int8 and scale (out,), None where it is not stored so."""
-    return (digits[name], digits[f"{name}.scale"]) if name in digits else None
 
 
 def _in_bf16(layer: nn.Linear, gain: float, shift: float) -> nn.Linear:

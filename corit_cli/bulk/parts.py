@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corit_cli.bulk import parquet
+from corit_cli.bulk import conditions, parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.rows import Row, counted
-from corit_cli.bulk.table import LOOKERS, Present, check_conditions, conditions_text, groups, hold, write_conditions
+from corit_cli.bulk.table import LOOKERS, Present, groups
 from corit_cli.data.urls import file_system, is_url, reason
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import ahead
@@ -46,19 +46,20 @@ class Parts:
         """
         parquet.arrow()
         parts = cls(folder if is_url(folder) else os.path.abspath(folder))
-        if parts._list("") and parts._get("run.json") is None:
+        name = conditions.OF_PARTS
+        if parts._list("") and parts._get(name) is None:
             raise CoritError(f"{folder} holds other files: name a new folder")
-        conditions = Path(parts._place[1], "run.json")
-        held = hold(conditions, folder, stack) if parts._on_disk else None
-        kept = held.read() if held else parts._get("run.json")
+        place = Path(parts._place[1], name)
+        held = conditions.hold(place, folder, stack) if parts._on_disk else None
+        kept = held.read() if held else parts._get(name)
         if kept and not resume:
             raise CoritError(f"{folder} is there already: go on with it by --resume, or name another")
         if kept:
-            check_conditions(folder, kept, about)
+            conditions.check(folder, kept, about)
         elif held:
-            write_conditions(held, conditions, about)
+            conditions.write(held, place, about)
         else:
-            parts._put("run.json", conditions_text(about))
+            parts._put(name, conditions.text(about))
         return parts
 
     def write(self, rows: Sequence[Row], replaces: Sequence[str] = ()) -> str:

@@ -8,11 +8,12 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from corit_cli.bulk import parquet
+from corit_cli.bulk.conditions import begun
 from corit_cli.data.kinds import SUFFIXES
 from corit_cli.data.manifest import PATH_NAMES
 from corit_cli.data.urls import file_system, is_url, reason
@@ -54,7 +55,7 @@ def listed(sources: Sequence[str], recursive: bool, collect: Collect, left: Left
 
 
 def _named_in(file: str) -> Iterator[str]:
-    folder, begun = file.rpartition("/")[0], _begun_in(file)
+    folder, first = file.rpartition("/")[0], _begun_in(file)
     suffix = posixpath.splitext(file)[1].lower()
     try:
         with _opened(file) as stream:
@@ -62,7 +63,7 @@ def _named_in(file: str) -> Iterator[str]:
             for number, (path, own) in enumerate(named, 1):
                 if not _may_name_a_file(path):
                     raise ValueError(f"file {number} of it has no name that a file can have")
-                base = begun if own else folder
+                base = first if own else folder
                 yield path if is_url(path) or os.path.isabs(path) or not base else f"{base}/{path}"
     except CoritError:
         raise
@@ -86,15 +87,8 @@ def _opened(file: str) -> AbstractContextManager[IO[bytes]]:
 
 def _begun_in(file: str) -> str:
     """The folder from which a table of verdicts, or one that ``file`` is a part of, was begun, if that is known."""
-    if is_url(file):
-        return ""
-    place = Path(file).resolve()
-    beside = [place.with_name(f"{place.name}.run.json")]
-    for conditions in beside + [place.parent.parent / "run.json"] * (place.parent.name == "parts"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(conditions.read_text())["folder"]
-            return found if isinstance(found, str) else ""
-    return ""
+    found = "" if is_url(file) else begun(file).get("folder")
+    return found if isinstance(found, str) else ""
 
 
 def _is_own(names: Iterable[str]) -> bool:

@@ -6,7 +6,6 @@ to: rows are gathered in ``NAME.rows.jsonl`` and become Parquet when all are the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -15,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-from corit_cli.bulk import parquet
+from corit_cli.bulk import conditions, parquet
 from corit_cli.bulk.index import Seen
 from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, counted, stamp_of
 from corit_cli.bulk.stamps import Stamp, stamp
@@ -193,65 +192,14 @@ def begin(path: Path, about: dict[str, Any], resume: bool, stack: ExitStack) -> 
             raise CoritError(f"{path} is there already: go on with it by --resume, or name another")
         return there
 
-    conditions = path.with_name(path.name + ".run.json")
-    if is_there() and not conditions.is_file():
-        check_conditions(path, b"", about)
-    held = hold(conditions, path, stack)
+    place = conditions.beside(path)
+    if is_there() and not place.is_file():
+        conditions.check(path, b"", about)
+    held = conditions.hold(place, path, stack)
     if is_there():  # now that no other process can begin it
-        check_conditions(path, held.read(), about)
+        conditions.check(path, held.read(), about)
     else:
-        write_conditions(held, conditions, about)
-
-
-def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
-    """The file of conditions of a table, made if need be, for this process alone until ``stack`` closes. Raises
-    CoritError where another process has it, or it cannot be made."""
-    try:
-        conditions.parent.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(conditions.open("a+b"))
-    except OSError as error:
-        raise unwritable(conditions, error) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CoritError(f"{table} is being written to by another process") from None
-    except OSError:  # a file system without locks
-        pass
-    file.seek(0)
-    return file
-
-
-def write_conditions(held: IO[bytes], conditions: Path, about: dict[str, Any]) -> None:
-    """Fill the file ``conditions`` that :func:`hold` gave; it stays the same one, by which others know that it is held.
-    Raises CoritError where that cannot be done."""
-    try:
-        held.truncate(0)
-        held.write(conditions_text(about))
-        held.flush()
-    except OSError as error:
-        raise unwritable(conditions, error) from None
-
-
-def conditions_text(about: dict[str, Any]) -> bytes:
-    return json.dumps(about, indent=1).encode() + b"\n"
-
-
-def check_conditions(name: object, kept: bytes, about: dict[str, Any]) -> None:
-    """Raise CoritError unless the text ``kept`` beside a table says that it was begun under the same ``about``."""
-    told = json.loads(json.dumps(about))
-    try:
-        found = dict(json.loads(kept))
-    except (ValueError, TypeError):
-        raise CoritError(
-            f"{name} does not say how it was begun (its .run.json is missing or damaged): name another"
-        ) from None
-    differing = [key for key in {**found, **told} if found.get(key) != told.get(key)]
-    if differing:
-        key = differing[0]
-        raise CoritError(
-            f"{name} was begun with {key} {found.get(key)}, not {told.get(key)}: repeat what it was begun with, or "
-            "name another"
-        )
+        conditions.write(held, place, about)
 
 
 def located(path: str, base: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -15,11 +14,12 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
+from corit_cli.bulk.conditions import begun
 from corit_cli.cli.console import Bars, err, escape, working
 from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.with_ray import check
-from corit_cli.data.urls import fetch, is_url
+from corit_cli.data.urls import is_url
 from corit_cli.errors import CoritError
 from corit_cli.model.settings import PRECISIONS
 from corit_cli.report.document import as_dict
@@ -82,14 +82,8 @@ class Many:
         """``auto`` as the table that is gone on with was begun, on another kind of machine perhaps."""
         if not self.resume or asked != "auto" or self.out is None:
             return asked
-        out = self.out if is_url(self.out) else os.path.realpath(self.out)
-        for place in (f"{out}.run.json", f"{out}/run.json"):
-            try:
-                found = json.loads(fetch(place) if is_url(out) else Path(place).read_bytes())["precision"]
-            except (OSError, ValueError, KeyError, TypeError, CoritError):
-                continue
-            return found if found in PRECISIONS else asked
-        return asked
+        found = begun(self.out).get("precision")
+        return found if found in PRECISIONS else asked
 
     @property
     def part(self) -> Shard:

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
+#: Of URLs, but for the queries of those that name files here.
+_USER = re.compile(r"(?<=://)[^/?#\s@]*@")
+_QUERY = re.compile(r"((?<!file)(?<!local)://[^\s'?]*)\?[^\s']*")
 #: What a spreadsheet takes for the beginning of a formula, wide or not.
 _FORMULA = "=+\\-@＝＋－＠"
 #: Control characters, line ends and turns of direction of any kind, byte order marks, bytes that are no UTF-8, and what
@@ -66,3 +69,8 @@ def forgive_encodings() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs, but for those of files here, have "…" for user, password and query, which may be secret."""
+    return _QUERY.sub(r"\1?…", _USER.sub("…@", text)) if "://" in text else text

@@ -4,10 +4,11 @@ import csv
 import io
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corit_cli.texts import Table, cell, printable, uncell
+from corit_cli.texts import Table, cell, printable, uncell, without_secrets
 
 #: Any text that a file's name may decode to, undecodable bytes among it, often with what is dangerous at the front.
 NAMES = st.builds(
@@ -61,3 +62,17 @@ def test_a_table_is_read_back_by_the_standard_library(rows: list[tuple[str, floa
 @given(NAMES)
 def test_what_is_printed_holds_no_control_characters(text: str) -> None:
     assert printable(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ftp://user:word@host:1/a.jpg?sig=secret", "ftp://…@host:1/a.jpg?…"),
+        ("detect 'https://u:p@h/a?x=1' b --html r", "detect 'https://…@h/a?…' b --html r"),
+        ("zip://a.jpg::s3://k:s@b/c.zip?q=1", "zip://a.jpg::s3://…@b/c.zip?…"),
+        ("file:///tmp/what?.jpg", "file:///tmp/what?.jpg"),
+        ("who@example.org: what? no URL", "who@example.org: what? no URL"),
+    ],
+)
+def test_secrets_of_urls_are_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -21,7 +22,6 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
-from corit_cli.model.loading import tower_manifest
 from corit_cli.model.names import infer_config, tower_state
 
 SOURCE_SHA256 = "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d"
@@ -84,7 +84,7 @@ def main(source: Path) -> None:
         "licence": "MIT (see LICENSE)",
         "made_by": "weights/make_clip_vit_b16.py",
     }
-    manifest = tower_manifest(infer_config(weights, "quick_gelu"), sha256, **about)
+    manifest = {"tower": asdict(infer_config(weights, "quick_gelu")), "sha256": sha256, **about}
     (OUT / "config.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 

@@ -43,10 +43,11 @@ def begun(table: str) -> dict[str, Any]:
 
 def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
     """The file of conditions of a table, made if need be, for this process alone until ``stack`` closes. Raises
-    CoritError where another process has it, or it cannot be made."""
+    CoritError where another process has it, it cannot be made, or something else is called so."""
     try:
         conditions.parent.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(conditions.open("a+b"))
+        handle = os.open(conditions, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        file = stack.enter_context(os.fdopen(handle, "a+b"))
     except OSError as error:
         raise unwritable(conditions, error) from None
     try:
@@ -55,6 +56,9 @@ def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
         raise CoritError(f"{table} is being written to by another process") from None
     except OSError:  # a file system without locks
         pass
+    file.seek(0)
+    if file.read(1) not in (b"", b"{"):
+        raise CoritError(f"{conditions}, which is to say how {table} was begun, is another file: name another table")
     file.seek(0)
     return file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import IO, Any, Protocol
@@ -82,17 +83,17 @@ class JsonLines:
     def decode(self, record: bytes) -> Row | None:
         try:
             row = json.loads(record)
-        except ValueError:
+            return row if _is_whole(row) else None
+        except (ValueError, RecursionError):
             return None
-        whole = isinstance(row, dict) and isinstance(row.get("path"), str) and {"verdict", "error"} <= row.keys()
-        return row if whole else None
 
     def records(self, file: IO[bytes]) -> Iterator[bytes]:
         return (line for line in file if line.endswith(b"\n"))
 
 
 class Csv:
-    """The columns of ``corit detect --csv``, without the seconds: the same run gives the same bytes."""
+    """Rows of ``COLUMNS``, much as ``corit detect --csv`` has them; without the seconds, the same run gives the same
+    bytes."""
 
     def header(self) -> bytes:
         return self._line(COLUMNS)
@@ -103,15 +104,15 @@ class Csv:
         return self._line([cell(value) if isinstance(value, str) else value for value in values])
 
     def decode(self, record: bytes) -> Row | None:
-        cells = next(csv.reader(io.StringIO(_text(record), newline="")), [])
-        if len(cells) != len(COLUMNS) or cells == list(COLUMNS):
-            return None
-        row: Row = {name: uncell(text) or None for name, text in zip(COLUMNS, cells, strict=True)}
         try:
+            cells = next(csv.reader(io.StringIO(_text(record), newline="")), [])
+            if len(cells) != len(COLUMNS):
+                return None
+            row: Row = {name: uncell(text) or None for name, text in zip(COLUMNS, cells, strict=True)}
             row |= {name: int(row[name]) if row[name] else None for name in ("size", "mtime_ns")}
-        except ValueError:
+            return row if _is_whole(row) else None
+        except (ValueError, csv.Error):
             return None
-        return row if row["path"] else None
 
     def records(self, file: IO[bytes]) -> Iterator[bytes]:
         lines = (line for line in file if line.endswith(b"\n"))  # no cell holds a line break
@@ -121,6 +122,15 @@ class Csv:
         line = io.StringIO(newline="")
         csv.writer(line).writerow(cells)
         return line.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _is_whole(row: object) -> bool:
+    """Whether this is a row that can be counted and whose file can be looked for. Raises ValueError for a path that no
+    file can have."""
+    if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not {"verdict", "error"} <= row.keys():
+        return False
+    os.fsencode(row["path"])
+    return row["verdict"] in (None, *VERDICTS) and isinstance(row.get("declared"), str | None)
 
 
 def _text(record: bytes) -> str:

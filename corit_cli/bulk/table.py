@@ -105,20 +105,16 @@ class Table(AbstractContextManager["Table"]):
 
     def _take_up(self) -> None:
         """Keep, of the rows that are there, those that stand."""
-        new = self._file.with_name(f".{self._file.name}.new")
-        try:
-            with new.open("wb") as file:
-                file.write(self._form.header())
-                for record in self._standing():
-                    file.write(record)
-                file.flush()
-                os.fsync(file.fileno())
-            self._present.check(self.path)
-            new.replace(self._file)
-        except OSError as error:
-            raise unwritable(self._file, error) from None
-        finally:
-            new.unlink(missing_ok=True)
+        write_atomically(self._file, self._copy)
+
+    def _copy(self, path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(self._form.header())
+            for record in self._standing():
+                file.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+        self._present.check(self.path)
 
     def _standing(self) -> Iterator[bytes]:
         if not self._file.exists() and self.path.exists():  # finished Parquet

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from corit_cli.bulk.conditions import begun
-from corit_cli.cli.console import Bars, err, escape, working
+from corit_cli.cli.console import Bars, err, escape, importing, working
 from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.with_ray import check
@@ -78,12 +78,26 @@ class Many:
         if self.ray is not None and is_file:
             raise CoritError(f"with --ray a folder is written, not a file: name one instead of {self.out}")
 
+    def load(self, checkpoint: str | None, device: str, precision: str) -> Detector:
+        """The detector, in the arithmetic of :meth:`precision_of`. Raises CoritError as :meth:`Detector.load` does."""
+        with importing():
+            from corit_cli.detection.detector import Detector
+
+        begun_in = self.precision_of(precision)
+        try:
+            return Detector.load(checkpoint, device, begun_in)
+        except CoritError as error:
+            if self.resume and begun_in != precision:
+                raise CoritError(f"{self.out} was begun with --precision {begun_in}: {error}") from None
+            raise
+
     def precision_of(self, asked: str) -> str:
-        """``auto`` as the table that is gone on with was begun, on another kind of machine perhaps."""
-        if not self.resume or asked != "auto" or self.out is None:
+        """``auto`` as the table that is gone on with was begun, on another kind of machine perhaps; fp32 with Ray,
+        whose machines may differ."""
+        if asked != "auto" or self.out is None:
             return asked
-        found = begun(self.out).get("precision")
-        return found if found in PRECISIONS else asked
+        found = begun(self.out).get("precision") if self.resume else None
+        return found if found in PRECISIONS else "fp32" if self.ray is not None else asked
 
     @property
     def part(self) -> Shard:
@@ -203,6 +217,8 @@ def _into_folder(many: Many, detector: Detector, found: Found, looked_at: dict[s
         on_gpu = many.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         if many.device == "cuda" and not on_gpu:
             raise CoritError("no node of the cluster has a GPU: give --device cpu")
+        if on_gpu and detector.extractor.precision == "int8":
+            raise CoritError("8-bit products are a processor's: give --device cpu, or another --precision")
         plan = Plan(
             partial(found.of, part),
             as_dict,

@@ -57,9 +57,12 @@ def defaults(file: Path, ctx: typer.Context) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             said = tomllib.load(opened)
+        repr(said)  # what cannot be shown, no error could tell of
     except OSError as error:
         raise CoritError(f"cannot read {file}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CoritError(f"{file} is nested too deeply") from None
+    except ValueError as error:
         raise CoritError(f"{file} is no TOML: {' '.join(str(error).split())}") from None
     known = {key_of(p): p for p in ctx.command.params if key_of(p) not in ("", "config")}
     function = inspect.unwrap(ctx.command.callback)

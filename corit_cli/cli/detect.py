@@ -146,7 +146,6 @@ def detect(
     check_apart(outputs, [config] if config else [])
 
     with importing():
-        from corit_cli.detection.detector import Detector
         from corit_cli.detection.verdicts import Prediction
 
     looked_at = {"faces": faces, "stability": stability, "provenance": provenance, "frames": frames, "rate": rate}
@@ -154,12 +153,12 @@ def detect(
         if image is not None:
             raise CoritError("--dry-run is for files: there is nothing to foresee of one image on standard input")
         with forecast.foreseeing():
-            detector = Detector.load(checkpoint, device, many.precision_of(precision))
+            detector = many.load(checkpoint, device, precision)
             written = forecast.outputs(csv=csv_file, heatmaps=heatmap, report=html, configuration=beside, table=table)
             found = forecast.of_detect(detector, files, looked_at, written)
         return found.show()
     with working("loading the detector"):
-        detector = Detector.load(checkpoint, "cpu" if ray else device, many.precision_of(precision))
+        detector = many.load(checkpoint, "cpu" if ray else device, precision)
         detector = detector.strictly() if strict else detector
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)

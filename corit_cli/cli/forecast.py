@@ -28,7 +28,7 @@ SAME = "each rate is that of a few images, read here and now; starting and drawi
 
 @dataclass
 class Forecast:
-    """What would be read, trained and written, and the seconds that it may take by what they ``rest_on``; None where
+    """What would be read, trained and written, and the seconds that it may take by what they ``rests_on``; None where
     that cannot be told."""
 
     read: list[str]

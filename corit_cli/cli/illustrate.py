@@ -90,7 +90,7 @@ def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:
     where something is that is no heatmap of this image."""
     stem, number = os.fsencode(Path(image).stem)[:LONGEST_STEM].decode(errors="ignore"), 1
     path = folder / f"{stem}.heatmap.png"
-    while _place(path) in taken or (path.exists() and not is_overlay_of(path, image)):
+    while _place(path) in taken or (os.path.lexists(path) and not is_overlay_of(path, image)):
         number += 1
         path = folder / f"{stem}-{number}.heatmap.png"
     taken.add(_place(path))

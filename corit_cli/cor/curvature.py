@@ -5,7 +5,7 @@ the products of *different* batches' gradients estimate ||E g||^2 without bias, 
 have beyond it is noise. The Hessian is that of the mean loss of all K batches, known by its products with vectors only.
 
 Cost, in forward and backward passes over one minibatch: K for the gradients, K for each radius tried (14 at most to
-bracket, and about 6 for each of three bisections), and K forward and two backward passes for each product with the
+bracket, and about 6 for each of three bisections), and K forward and 2 K backward passes for each product with the
 Hessian. Memory: K copies of the parameters, and 20 for the search.
 """
 

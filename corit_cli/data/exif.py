@@ -31,12 +31,13 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 def exif_values(read: Read) -> Iterator[tuple[tuple[str, int], bytes]]:
     """((directory, tag), value) of the wanted tags of a TIFF structure: main, exif, gps, preview. Each directory is
-    read once and each value up to ``MAX_BLOCK``, or ``MAX_MANIFEST`` for C2PA, so that no file can make it long."""
+    read once, the first of each tag in it, and each value up to ``MAX_BLOCK``, or ``MAX_MANIFEST`` for C2PA, so that no
+    file can make it long."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(read(0, 4))
     if order is None:
         return
     (start,) = struct.unpack(order + "I", read(4, 4))
-    waiting, seen = [("main", start)], set()
+    waiting, seen, wanted = [("main", start)], set(), set(_WANTED)
     while waiting:
         directory, offset = waiting.pop(0)
         seen.add(directory)
@@ -47,8 +48,9 @@ def exif_values(read: Read) -> Iterator[tuple[tuple[str, int], bytes]]:
         body = read(offset + 2, 12 * count + 4)
         for tag, kind, number, inline in struct.iter_unpack(order + "HHI4s", body[: len(body) // 12 * 12]):
             key = (directory, tag)
-            if key not in _WANTED:
+            if key not in wanted:
                 continue
+            wanted.remove(key)
             (pointer,) = struct.unpack(order + "I", inline)
             size = number * _SIZES.get(kind, 0)
             limit = MAX_MANIFEST if tag == C2PA_TAG else MAX_BLOCK

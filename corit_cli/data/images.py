@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken for a decompression bomb
 MAX_SCAN_PIXELS = 16 * MAX_PIXELS  # of all passes over a JPEG together; a progressive one takes about ten
+MAX_RUN_PIXELS = 10_000_000  # of a BMP in run lengths, which Pillow decodes in Python: this many in about a second
 MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
 
 # Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
@@ -58,10 +59,12 @@ def _silence_libtiff() -> None:
 
 _silence_libtiff()
 
-# Large images are decoded one at a time: at the limit one takes up to 2 GB, and several threads read at once.
+# Large images are decoded one at a time: at the limit one takes up to 2.5 GB, and several threads read at once.
 _LARGE = 48_000_000  # pixels
 _one_large = threading.RLock()
 
+#: Further pictures of an MPO that are looked at: the header of each may be as long as the file.
+_MOST_BESIDE = 16
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,7 +129,7 @@ def _decoded(source: Source) -> Decoded:
 def held(image: Image.Image) -> Image.Image:
     """A copy of an image, decoded, which no later change to that reaches; the image itself where it cannot be decoded
     or has too many pixels, as is told when it is read."""
-    if image.width * image.height > MAX_PIXELS:
+    if _excess(image):
         return image
     with _one_large, suppress(Exception):  # other threads may be decoding the same image
         image.load()
@@ -143,9 +146,9 @@ def upright(image: Image.Image, copy: bool = False) -> Image.Image:
     with _one_large if copy or image.width * image.height > _LARGE else nullcontext():
         image.load()
         turn = _TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow its pixels
-        rgb = to_rgb(image.copy() if copy else image)
+        rgb = to_rgb(image)
         if turn is None:
-            return rgb
+            return image.copy() if copy and rgb is image else rgb
         turned = rgb.transpose(turn)
         turned.info = {}  # what it says of its orientation no longer holds
         return turned
@@ -167,10 +170,11 @@ def _beside(image: Image.Image, source: Stored) -> tuple[str, ...]:
     count, as_large = 1, 0
     with suppress(Exception), open_image(source) as again:  # opened anew: Pillow may walk away from the first one
         count = again.n_frames
-        for number in range(1, count):
+        for number in range(1, min(count, _MOST_BESIDE + 1)):
             again.seek(number)
             as_large += again.width * again.height >= image.width * image.height
-    return (f"1 of {count} pictures in it judged; {as_large} of the others as large",) if as_large else ()
+    least = "at least " if count > _MOST_BESIDE + 1 else ""
+    return (f"1 of {count} pictures in it judged; {least}{as_large} of the others as large",) if as_large else ()
 
 
 def _several(source: Stored) -> bool:
@@ -245,8 +249,8 @@ def open_image(source: Source) -> Iterator[Image.Image]:
     """Pillow's image with its header read. Whatever is raised inside the block becomes an ImageError."""
     try:
         with _unchecked(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(_too_large(image.width * image.height))
+            if excess := _excess(image):
+                raise ImageError(excess)
             yield image
     except ImageError:
         raise
@@ -315,8 +319,18 @@ def _reason(error: Exception) -> str:
     return " ".join(f"damaged ({error or type(error).__name__})".split())
 
 
-def _too_large(pixels: int) -> str:
-    return f"{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}"
+def _excess(image: Image.Image) -> str | None:
+    """Why an image is too large to be decoded; None where it is not."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        return _too_large(pixels)
+    if pixels > MAX_RUN_PIXELS and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
+        return f"{_too_large(pixels, MAX_RUN_PIXELS)} for a run-length compressed BMP: save it as PNG first"
+    return None
+
+
+def _too_large(pixels: int, most: int = MAX_PIXELS) -> str:
+    return f"{pixels / 1e6:.0f} megapixels, more than the limit of {most / 1e6:.0f}"
 
 
 def _checked(image: Image.Image, source: Stored) -> tuple[str, ...]:
@@ -327,9 +341,10 @@ def _checked(image: Image.Image, source: Stored) -> tuple[str, ...]:
     suspicious = data.count(b"\xff\xda") * pixels > MAX_SCAN_PIXELS  # there are no more scans than these
     if not suspicious and data.rstrip(b"\0").endswith(jpeg.END):
         return ()
-    found = jpeg.scans(data)
-    if found.count * pixels > MAX_SCAN_PIXELS:
-        raise ImageError(f"damaged ({found.count} passes over {image.width} x {image.height} pixels)")
+    most = MAX_SCAN_PIXELS // pixels
+    found = jpeg.scans(data, most)
+    if found.count > most:
+        raise ImageError(f"damaged (more than {most} passes over {image.width} x {image.height} pixels)")
     return () if found.end else (NO_END,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -21,8 +22,10 @@ _SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)]
 LUMA_TABLES = np.clip((_LUMA * _SCALES[:, None] + 50) // 100, 1, 255)  # (100, 64)
 #: The end of the image.
 END = b"\xff\xd9"
-#: A marker, but for stuffed bytes and restarts within a scan.
-_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+#: A marker, but for stuffed bytes and restarts within a scan. Of the bytes that may fill up before it the last alone is
+#: matched: a run of them without a marker would else be looked at from each of its bytes anew.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MOST_PARTS = 4  # components of a scan
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, of every process
 
 
@@ -41,11 +44,11 @@ class Scans:
     complete: bool
 
 
-def scans(data: bytes) -> Scans:
-    """Walk over the segments of a JPEG."""
+def scans(data: bytes, most: float = math.inf) -> Scans:
+    """Walk over the segments of a JPEG, up to the first scan that is more than ``most``."""
     at, count, end, components = 2, 0, False, 0
-    missing: dict[tuple[int, int], int] = {}  # bits that (component, coefficient) still lacks
-    while found := _MARKER.search(data, at):
+    missing: dict[int, bytearray] = {}  # bits that the coefficients of each component still lack; of none all
+    while count <= most and (found := _MARKER.search(data, at)):
         marker, at = data[found.end() - 1], found.end()
         if marker == END[1]:
             end = True
@@ -53,15 +56,15 @@ def scans(data: bytes) -> Scans:
         body = data[at + 2 : at + 40]
         if marker in _FRAMES:
             components = body[5] if len(body) > 5 else 0
-        if marker == 0xDA and body and len(body) > 2 * body[0] + 3:  # a scan: its pixels end at the next marker
-            count += 1
-            first, last, bits = body[2 * body[0] + 1 : 2 * body[0] + 4]
-            for component in body[1 : 2 * body[0] : 2]:
-                for k in range(first, min(last, 63) + 1):
-                    missing[component, k] = bits & 15
-        elif marker == 0xDA:
-            count += 1
+        count += marker == 0xDA
+        parts = body[0] if marker == 0xDA and body else 0
+        if 0 < parts <= _MOST_PARTS and len(body) > 2 * parts + 3:  # a scan: its pixels end at the next marker
+            first, last, bits = body[2 * parts + 1 : 2 * parts + 4]
+            given = range(64)[first : last + 1]
+            for component in body[1 : 2 * parts : 2]:
+                left = missing.setdefault(component, bytearray(64 * b"\xff"))
+                left[first : last + 1] = len(given) * bytes((bits & 15,))
         if marker not in (0x01, 0xD8):  # all others tell their length
             at += int.from_bytes(data[at : at + 2], "big")
-    complete = len(missing) == 64 * components > 0 and not any(missing.values())
+    complete = len(missing) == components > 0 and not any(map(any, missing.values()))
     return Scans(count, end, complete)

@@ -81,7 +81,10 @@ def load_samples(data: Path, warn: Callable[[str], object] = lambda message: Non
     elif not data.is_file():
         raise CoritError(f"{data} does not exist: give a folder, or a .csv, .jsonl or .json manifest")
     elif data.suffix.lower() in (".csv", ".jsonl", ".json"):
-        samples = list(_from_manifest(data))
+        try:
+            samples = list(_from_manifest(data))
+        except RecursionError:
+            raise CoritError(f"{data} is not a readable manifest: it is nested too deeply") from None
         missing = [s.path for s in samples if not os.path.isfile(s.path)]
         if 2 * len(missing) > len(samples):
             raise CoritError(

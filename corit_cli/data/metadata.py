@@ -106,11 +106,14 @@ def _walk(
 
 
 def _scan_png(raw: Raw, read: Read) -> None:
+    texts, exif = 0, False  # of EXIF a PNG has one at the most
     for name, offset, size in _walk(read, 8, ">I4s", extra=4):
-        if name in (b"tEXt", b"zTXt", b"iTXt") and len(raw.texts) < MAX_TEXTS:
+        if name in (b"tEXt", b"zTXt", b"iTXt") and texts < MAX_TEXTS:
+            texts += 1  # those of one name, too
             raw.cut |= size > MAX_BLOCK
             _try(lambda n=name, o=offset, s=size: _png_text(raw, n, read(o, min(s, MAX_BLOCK))))
-        elif name == b"eXIf":
+        elif name == b"eXIf" and not exif:
+            exif = True
             data = read(offset, min(size, MAX_BLOCK))
             _try(lambda d=data: raw.add_exif(_from_bytes(d)))
         elif name == b"caBX":

@@ -24,8 +24,9 @@ MOST_TAKEN = 512
 
 @dataclass
 class Pages:
-    """An animated picture or the pages of a file, ``count`` of them as it says. ``seconds`` it lasts, as far as it was
-    read; 0 for pages, which have no time. ``kind`` is animation or pages. ``warning`` says what was not looked at."""
+    """An animated picture or the pages of a file, ``count`` of them as it says; of pages no more than one over
+    ``MOST_FRAMES`` may have been counted. ``seconds`` it lasts, as far as it was read; 0 for pages, which have no time.
+    ``kind`` is animation or pages. ``warning`` says what was not looked at."""
 
     kind: str = "animation"
     count: int = 0
@@ -35,7 +36,9 @@ class Pages:
     @property
     def all(self) -> str:
         """How many there are, in words."""
-        return f"{self.count} {'pages' if self.kind == 'pages' else 'frames'}"
+        if self.kind == "pages":
+            return f"{self.count} pages" if self.count <= MOST_FRAMES else f"more than {MOST_FRAMES} pages"
+        return f"{self.count} frames"
 
 
 def sample_pages(
@@ -51,7 +54,7 @@ def sample_pages(
     about = about or Pages()
     with open_image(source) as image:
         about.kind = "pages" if image.format in ("TIFF", "HEIF") else "animation"
-        about.count = image.n_frames
+        about.count = _count(image)
         frame = 1 if about.kind == "pages" else image.width * image.height  # pages need not be decoded to be passed
         reach = max(1, min(about.count, MOST_FRAMES, MOST_PIXELS // max(frame, 1)))
     if reach < about.count:
@@ -63,6 +66,19 @@ def sample_pages(
         reach = walk.ended if walk.ended < reach else 0
     if not taken:
         raise ImageError("no page of it is large enough to judge")
+
+
+def _count(image: Image.Image) -> int:
+    """How many frames a file has. The pages of a TIFF are found one after another, each in more time than the one
+    before it: no more than one over ``MOST_FRAMES`` is looked for."""
+    if image.format != "TIFF":
+        return image.n_frames
+    for number in range(1, MOST_FRAMES + 1):
+        try:
+            image.seek(number)
+        except EOFError:
+            return number
+    return MOST_FRAMES + 1
 
 
 @dataclass

@@ -27,7 +27,7 @@ class CropConfig(Settings):
         panel=PANEL,
     )
     size: int = 224
-    crops: int = option(1, "Native windows an image is averaged over.", minimum=1, panel=PANEL)
+    crops: int = option(1, "Native windows an image is averaged over.", minimum=1, maximum=1000, panel=PANEL)
     interpolation: str = "bicubic"
     face: bool = False
 

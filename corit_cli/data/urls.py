@@ -14,6 +14,13 @@ from typing import Any
 from corit_cli.errors import CoritError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+#: Stores that URLs may name, and what may be read within a file there, as in ``zip://a.jpg::s3://bucket/b.zip``. No
+#: others: a list of files may come from anywhere, and fsspec knows kinds of URLs that run what they are told to.
+STORES = (
+    *("file", "local", "memory", "http", "https", "ftp", "sftp"),
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"),
+)
+WITHIN = ("zip", "tar", "simplecache")
 #: What file systems call the time of the last change.
 _CHANGED = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
@@ -30,7 +37,12 @@ def reason(error: Exception) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of ``url``, and the path in it. Raises CoritError where it is not installed or known."""
+    """fsspec's file system of ``url``, and the path in it. Raises CoritError where it is not installed, known or among
+    ``STORES`` and what is ``WITHIN`` them."""
+    for link in url.split("::"):
+        kind = (re.match(r"[^:/]*(?=:)", link) or re.match(r"[a-zA-Z]*$", link) or [""])[0].lower()
+        if kind not in ("", *STORES, *WITHIN):
+            raise CoritError(f"{url} cannot be opened: URLs of kind {kind} are not; give {', '.join(STORES)}")
     try:
         from fsspec.core import url_to_fs
 

@@ -28,6 +28,7 @@ from corit_cli.model.hub import PREFIX, fetch
 from corit_cli.model.loading import state_sha256
 from corit_cli.model.settings import FACE, CoRITSettings, HeadKind
 from corit_cli.seeds import undisturbed
+from corit_cli.texts import printable
 from corit_cli.version import __version__
 
 FORMAT = 4
@@ -37,6 +38,11 @@ READABLE = (2, 3, FORMAT)
 FILES = ("config.json", "model.safetensors")
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
 TOWER, LOCALIZER = "tower.", "localizer."
+#: No weight, and no number of a calibration, that training finds is larger, and no spread of a feature smaller: with
+#: such, a probability would be no number.
+LARGEST, SMALLEST = 1e6, 1e-9
+#: The largest count that a float holds exactly.
+COUNT = 2**53
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ class Checkpoint:
         try:
             config = json.loads((folder / "config.json").read_text())
             kept = config["format"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(folder, error) from None
         if kept not in READABLE:
             raise CoritError(
@@ -193,7 +199,7 @@ class Checkpoint:
             )
         try:
             return cls._of(config, load_file(folder / "model.safetensors"))
-        except (ValueError, KeyError, TypeError, AttributeError, CoritError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, CoritError) as error:
             raise _damaged(folder, error) from None
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -202,24 +208,24 @@ class Checkpoint:
     @classmethod
     def _of(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         """From the contents of both files; may raise all that ``load`` catches."""
-        for name, needed in (("backbone", ("name", "sha256")), ("training", ()), ("data", ()), ("metrics", ())):
-            if not isinstance(config[name], dict) or not all(isinstance(config[name][key], str) for key in needed):
-                raise TypeError(f"{name} is {config[name]!r}")
+        backbone = _table("backbone", config["backbone"])
+        for name in ("name", "sha256", *backbone):
+            _check(f"backbone.{name}", backbone[name], isinstance(backbone[name], str))
+        _check_records(*(_table(name, config[name]) for name in ("metrics", "data", "training")))
+        _check_tensors(tensors)
         tuned, local = (
             {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
             for prefix in (TOWER, LOCALIZER)
         )
         if set(tuned) != set(config.get("tuned", [])):
             raise RuntimeError("its tuned weights are not those that config.json names")
-        if not all(tensor.isfinite().all() for tensor in tuned.values()):
-            raise RuntimeError("its tuned weights are not finite")
         head, face_readings = _fused(config["head"], config.get("degradation"), tensors), _face_readings(config)
         return cls(
             head=head,
-            backbone=config["backbone"],
+            backbone=backbone,
             settings=restored(CoRITSettings, config["settings"]),
             crops=restored(CropConfig, config["crops"]),
-            calibration=restored(Calibration, config["calibration"]),
+            calibration=_calibration("calibration", config["calibration"]),
             thresholds=restored(Thresholds, config["thresholds"]),
             faces=_verdicts(config.get("faces")),
             face_readings=face_readings,
@@ -242,20 +248,81 @@ def _face_readings(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _verdicts(about: Mapping[str, Any] | None) -> Verdicts | None:
     if about is None:
         return None
-    return Verdicts(restored(Calibration, about["calibration"]), restored(Thresholds, about["thresholds"]))
+    return Verdicts(_calibration("faces.calibration", about["calibration"]), restored(Thresholds, about["thresholds"]))
+
+
+def _calibration(called: str, about: Mapping[str, Any]) -> Calibration:
+    for name, value in about.items():
+        _number(f"{called}.{name}", value)
+    return restored(Calibration, about)
+
+
+def _check_records(metrics: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    """Raise CoritError for what no report, model card or protocol can be made of: they read it when all else is done.
+    What is missing is not on record."""
+    for name in metrics:
+        if name.startswith("held_out"):
+            for key, value in _table(f"metrics.{name}", metrics[name]).items():
+                _number(f"metrics.{name}.{key}", value, 0, COUNT if key == "images" else 1)
+    places = _table("metrics.localizer", metrics.get("localizer") or {})
+    if places:
+        _number("metrics.localizer.tried_on", places["tried_on"], 0, COUNT)
+        for kind, found in _table("metrics.localizer.pixel_auc", places["pixel_auc"]).items():
+            for name in ("forged", "original"):
+                _number(f"metrics.localizer.pixel_auc.{kind}.{name}", found[name], 0, 1)
+    for name, counts in _table("data.sources", data.get("sources", {})).items():
+        for part, count in _table(f"data.sources.{name}", counts).items():
+            _number(f"data.sources.{name}.{part}", count, 0, COUNT)
+    _number("data.leaked", data.get("leaked", 0), 0, COUNT)
+    kept = {name: _table(f"training.{name}", training.get(name) or {}) for name in ("settings", "recipe", "tune")}
+    forge = kept["recipe"].get("forge", [])
+    _check("training.recipe.forge", forge, isinstance(forge, list) and all(isinstance(one, str) for one in forge))
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        least = SMALLEST if name.endswith(".scale") else -LARGEST
+        if not ((tensor.float() >= least) & (tensor.float() <= LARGEST)).all():
+            raise RuntimeError(f"{name} is not finite, or not between {least:g} and {LARGEST:g}")
+
+
+def _table(called: str, value: object) -> dict[str, Any]:
+    _check(called, value, isinstance(value, dict))
+    return value
+
+
+def _number(called: str, value: object, least: float = -LARGEST, most: float = LARGEST) -> None:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    _check(called, value, plain and least <= value <= most)
+
+
+def _check(called: str, value: object, right: bool) -> None:
+    if not right:
+        raise CoritError(f"{called} cannot be {value!r:.60}")
 
 
 def _damaged(folder: Path, error: Exception) -> CoritError:
     what = str(error) if isinstance(error, CoritError) else f"{type(error).__name__}: {error}"
-    return CoritError(f"{folder}/config.json is damaged ({what})")
+    return CoritError(f"{folder}/config.json is damaged ({printable(what)})")
 
 
 def _shape(head: Head) -> dict[str, int]:
     return {"features": head.features, **asdict(head.kind)}
 
 
-def _head(about: Mapping[str, int]) -> Head:
-    return Head(about["features"], HeadKind(about["hidden"], about["landmarks"]))
+def _head(called: str, about: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Head:
+    """An empty head of a kind that ``tensors`` may be the weights of."""
+    features, hidden, landmarks = sizes = [about[name] for name in ("features", "hidden", "landmarks")]
+    for size in sizes:
+        _number(f"the size of {called}", size, 0, COUNT)
+    _check_room(landmarks * (features + landmarks) + (hidden or 1) * (landmarks or features), tensors)
+    return Head(features, HeadKind(hidden, landmarks))
+
+
+def _check_room(weights: int, tensors: Mapping[str, Tensor]) -> None:
+    """Raise RuntimeError where there are not so many weights, before memory is taken for them."""
+    if weights > sum(tensor.numel() for tensor in tensors.values()):
+        raise RuntimeError("it names more weights than there are")
 
 
 def _fused(
@@ -263,8 +330,9 @@ def _fused(
 ) -> FusedHead:
     if not about:
         raise CoritError("it names no head")
-    heads = {name: _head(one) for name, one in about.items()}
-    fused = FusedHead(heads, None if degradation is None else _head(degradation))
+    _check_room(len(about) << len(about), tensors)
+    heads = {name: _head(f"head.{name}", one, tensors) for name, one in about.items()}
+    fused = FusedHead(heads, None if degradation is None else _head("degradation", degradation, tensors))
     if degradation is not None and degradation["features"] > sum(h.features for n, h in heads.items() if n != FACE):
         raise CoritError("what tells degraded pictures reads more than there is")
     fused.load_state_dict(tensors, strict=True)
@@ -276,14 +344,17 @@ def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -
         return None
     if about is None:
         raise RuntimeError("it holds a localizer that config.json does not mention")
-    head = Head(about["features"])
+    head = _head("localizer", {"features": about["features"], "hidden": 0, "landmarks": 0}, tensors)
     head.load_state_dict(tensors, strict=True)
     head.eval()
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise RuntimeError("the localizer's weights are not finite")
     if "settings" not in about:
         raise CoritError("its localizer does not say what it reads: train again with --local")
     settings, crops = restored(CoRITSettings, about["settings"]), restored(CropConfig, about["crops"])
     if not settings.cgp:
         raise CoritError("its localizer reads nothing")
-    return Localizer(head, settings, crops, float(about["common"]), float(about["rare"]), tuple(about["forges"]))
+    common, rare = about["common"], about["rare"]
+    _number("localizer.common", common)
+    _number("localizer.rare", rare)
+    if common >= rare:
+        raise CoritError(f"localizer.common, {common}, is not below localizer.rare, {rare}")
+    return Localizer(head, settings, crops, float(common), float(rare), tuple(about["forges"]))

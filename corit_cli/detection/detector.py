@@ -65,7 +65,8 @@ class Detector:
         """The shipped detector, that in a ``checkpoint`` folder, one on the Hub (``hf-hub:USER/NAME[@REVISION]``), or
         of a checkpoint in memory, such as ``train`` gives, on ``cpu``, ``cuda`` or whichever is there.
 
-        ``precision`` is that of the tower's products: fp32, bf16, or whichever this machine is faster with.
+        ``precision`` is that of the tower's products: fp32, bf16, int8, or ``auto``, whichever this machine is clearly
+        faster with (:mod:`~corit_cli.model.precision`).
 
         Raises CoritError when the checkpoint is missing, damaged or cannot be fetched, or its backbone is not the one
         it was trained on.
@@ -198,7 +199,10 @@ class Detector:
             return Prediction(name, None, None, item.seconds, item.error)
         seen: Seen = item.about
         each = self._each(item.readings)  # (pictures, R)
-        logits = iter(self._fuse(each).tolist())
+        found = self._fuse(each)  # (pictures,)
+        if not found.isfinite().all():  # of weights so large that the model's own numbers end
+            return Prediction(name, None, None, item.seconds, "what the detector finds is no number")
+        logits = iter(found.tolist())
         if seen.pages is not None:
             return self._leafed(name, seen, logits, item.seconds, asked)
         whole = None if asked.faces == "only" else reported(next(logits), self.of_pictures)
@@ -235,7 +239,7 @@ class Detector:
         pages = seen.pages
         fps = pages.count / pages.seconds if pages.seconds else 0.0
         reel = Reel(pages.kind, pages.count, pages.seconds, round(fps, 3), pages.warning)
-        judged = f"{len(shown)} of {pages.count} {'pages' if pages.kind == 'pages' else 'frames'} judged"
+        judged = f"{len(shown)} of {pages.all} judged"
         found = self._filmed(name, shown, reel, seconds, asked, (*seen.notes, judged))
         return replace(found, provenance=seen.provenance)
 

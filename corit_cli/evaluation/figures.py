@@ -158,8 +158,12 @@ def summarise(checkpoint: Checkpoint, scored: Scored, by: Sequence[str] = ("sour
 
 def ranking(roc: Roc) -> dict[str, NDArray]:
     """The figures of ``RANKING`` (R,) each."""
-    points = [roc.auc, roc.average_precision, roc.eer, roc.tpr_at(0.01), roc.tpr_at(0.05)]
-    return dict(zip(RANKING, points, strict=True))
+    return {
+        "auc": roc.auc,
+        "average_precision": roc.average_precision,
+        "eer": roc.eer,
+        **{f"tpr_at_fpr_{share}": roc.tpr_at(share) for share in (0.01, 0.05)},
+    }
 
 
 def share(hits: NDArray, units: Sequence | None = None) -> Estimate:

@@ -26,6 +26,9 @@ from corit_cli.progress import Advance, hush
 
 #: Seconds after which another use of a cached feature is noted. Noting each would cost more than reading it.
 USED_EVERY = 3600
+#: What a row is that was not damaged, in SQL.
+_SOUND = "typeof(features.z) = 'blob' AND length(features.z) >= 4 AND length(features.z) % 4 = 0"
+_SOUND += " AND typeof(features.used) = 'real'"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class FeatureCache:
 
     def get(self, keys: Sequence[str]) -> Tensor | None:
         """What stands under ``keys``, float32 end to end, or None unless all are there."""
-        select = "SELECT z, used FROM features WHERE key = ?"
+        select = f"SELECT z, used FROM features WHERE key = ? AND {_SOUND}"
         found = self._attempt(lambda db: [db.execute(select, (key,)).fetchone() for key in keys])
         if found is None or None in found:
             return None
@@ -81,7 +84,7 @@ class FeatureCache:
         return torch.frombuffer(bytearray(b"".join(row[0] for row in found)), dtype=torch.float32)
 
     def put(self, keys: Sequence[str], z: Tensor) -> None:
-        """Keep ``z`` (n,), cut into equal parts, under those ``keys`` that have nothing of this size yet.
+        """Keep ``z`` (n,), cut into equal parts, under those ``keys`` that have nothing sound of this size yet.
 
         What is there stays, for something was trained on it: of the deepest layer that is read class tokens alone are
         computed, which rounds otherwise than on the way to a deeper one.
@@ -90,7 +93,7 @@ class FeatureCache:
         rows = [(k, now, part.numpy().tobytes()) for k, part in zip(keys, z.chunk(len(keys)), strict=True)]
         insert = "INSERT INTO features VALUES (?, ?, ?)"
         repair = "ON CONFLICT (key) DO UPDATE SET z = excluded.z, used = excluded.used"
-        repair += " WHERE length(z) != length(excluded.z)"
+        repair += f" WHERE length(z) != length(excluded.z) OR NOT ({_SOUND})"
         self._write(f"{insert} {repair}", rows)
         with self._lock:
             self._puts += 1

@@ -138,8 +138,8 @@ class Extractor:
 
         Both must describe the same streams. Raises ValueError when a part was not read.
         """
-        wanted = self.with_settings(settings).parts
-        columns = [self.parts.index(part) for part in wanted]
+        other = Extractor(self.backbone, settings, self.crops, self.device.type)  # in float32, which copies no weight
+        columns = [self.parts.index(part) for part in other.parts]
         return z.unflatten(1, (len(self.parts), -1))[:, columns].flatten(1)
 
     @torch.inference_mode()

@@ -207,14 +207,6 @@ def auc_interval(
     return interval(values[""], distributions[""])
 
 
-def auc_difference(
-    labels: Array, a: Array, b: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None
-) -> Estimate:
-    """AUC of ``a`` minus AUC of ``b`` on the same images, with the interval of the paired difference."""
-    distributions, values = bootstrap_auc(labels, {"a": a, "b": b}, groups, units=units)
-    return interval(values["a"] - values["b"], distributions["a"] - distributions["b"])
-
-
 def calibration_interval(
     labels: Array, probabilities: Array, units: Sequence[Hashable] | None = None, bins: int = 10, seed: int = 0
 ) -> Estimate:

@@ -1,7 +1,7 @@
 """The vision tower: a pre-norm vision transformer with a class token, run block by block.
 
 CoRIT works *between* blocks, so the tower exposes three steps (``embed``, the blocks, ``project``) where
-most implementations offer one forward pass. Layer numbers follow the paper's reading: layer 0 is the token
+most implementations offer one forward pass. Layer 0 is the token
 sequence after the pre-norm, layer l is the output of block l, l = 1..L.
 
 Shapes: B images, N = 1 + P tokens (class token first, then P patches in row-major order), d channels.

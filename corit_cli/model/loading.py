@@ -168,6 +168,8 @@ def _load_local(path: Path, activation: str | None) -> Backbone:
         if not files:
             raise CoritError(f"{path} holds no .safetensors file")
         file = next((f for f in files if f.name in ("model.safetensors", "open_clip_model.safetensors")), files[0])
+    if not file.is_file():  # a pipe might never give a byte
+        raise CoritError(f"{file} is neither a regular file nor a folder")
     if file.suffix != ".safetensors":
         raise CoritError(f"{file} is not a .safetensors file; pickled weights are never loaded, convert it first")
     try:
@@ -179,7 +181,7 @@ def _load_local(path: Path, activation: str | None) -> Backbone:
         raise CoritError(f"{file} is not a readable safetensors file ({error})") from None
     try:
         settings = _read_config(file.parent)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CoritError(f"the configuration beside {file} cannot be read ({_first_line(error)})") from None
     if activation is not None:
         settings["activation"] = activation
@@ -288,8 +290,3 @@ def from_open_clip(visual: torch.nn.Module) -> VisionTower:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def tower_manifest(config: TowerConfig, sha256: Mapping[str, str], **about: str) -> dict:
-    """The ``config.json`` that stands beside an embedded tower's shards."""
-    return {"tower": asdict(config), "sha256": dict(sha256), **about}

@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from corit_cli.errors import CoritError
-from corit_cli.files import cache_dir
+from corit_cli.files import cache_dir, is_special, write_atomically
 from corit_cli.model.backbone import QUICK, VisionTower, quick_gelu, silu
-from corit_cli.model.int8 import Int8Linear
+from corit_cli.model.int8 import Int8Linear, available
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import PRECISIONS
 
@@ -30,6 +31,8 @@ from corit_cli.model.settings import PRECISIONS
 #: the time between products, in which these gain nothing.
 PAYS = {"bf16": 1.5, "int8": 1.25}
 _REPEATS = 5
+#: Raised whenever what is timed becomes another, so that it is timed again.
+_HOW = 1
 _LAYERS = ("qkv", "out", "fc", "proj")
 
 
@@ -37,17 +40,15 @@ def pick_precision(name: str, device: str, backbone: Backbone | None = None) -> 
     """``auto`` to what ``device`` is clearly fastest with, else fp32; other names stay.
 
     8-bit integers are taken for a ``backbone`` whose weights are stored in them, on a processor. Raises CoritError for
-    names that there are not, and for int8 where it cannot be had.
+    names that there are not, and for int8 where there is no such backbone or processor.
     """
     if name not in PRECISIONS:
         raise CoritError(f"unknown precision {name!r}: give {', '.join(PRECISIONS)}")
     if name == "int8":
         if device != "cpu":
-            raise CoritError("8-bit products are a processor's: leave out --precision int8, or give --device cpu")
+            raise CoritError("8-bit products are a processor's: give --device cpu, or another --precision")
         if backbone is None or not backbone.digits:
-            raise CoritError("weights that are not stored in 8 bits are not multiplied so: leave out --precision int8")
-        if not _gains()["int8"]:
-            raise CoritError("this machine's torch does not multiply 8-bit integers: leave out --precision int8")
+            raise CoritError("weights that are not stored in 8 bits are not multiplied so: give another --precision")
     if name != "auto":
         return name
     if device == "cuda":
@@ -61,11 +62,14 @@ def lowered(backbone: Backbone, precision: str) -> VisionTower:
     """The tower of ``backbone`` with the products of its blocks in ``precision``: a copy that shares all other weights.
 
     What runs between blocks, layer norms, embedding and projection stay in float32: contrasts are small differences of
-    tokens, which bf16 could not hold. Weights that are not stored in 8 bits are multiplied in float32 with int8.
+    tokens, which bf16 could not hold. With int8 weights that are not stored in 8 bits, some of a tuned tower, are
+    multiplied in float32. Raises ValueError for no such precision, and for int8 where no weight is stored so.
     """
     tower, digits = backbone.tower, backbone.digits if precision == "int8" else {}
     if precision == "fp32":
         return tower
+    if precision not in PAYS or (precision == "int8" and not digits):
+        raise ValueError(f"the weights of {backbone.name} are not multiplied in {precision}")
     low = copy.deepcopy(tower, {id(t): t for t in (*tower.parameters(), *tower.buffers())})  # all weights are shared
     for number, block in enumerate(low.blocks):
         stored = {name: digits.get(f"blocks.{number}.{name}.weight") for name in _LAYERS}
@@ -95,22 +99,22 @@ def _gains() -> dict[str, float]:
     """How many times faster than in float32 this machine's processor multiplies, as it was once measured; 0 for what it
     cannot do."""
     file = cache_dir() / "precision.json"
-    key = hashlib.sha256(f"{_processor()} {torch.__version__} {torch.get_num_threads()}".encode()).hexdigest()
+    told = f"{_processor()} {torch.__version__} {available()} {_HOW}"
+    key = hashlib.sha256(told.encode()).hexdigest()
     known = _read(file)
     if key not in known:
         known[key] = _measure()
-        try:
+        with suppress(CoritError, OSError):  # else it is measured again
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(known))
-        except OSError:  # then it is measured again
-            pass
+            if not is_special(file):  # a pipe would wait for a reader
+                write_atomically(file, lambda place: place.write_text(json.dumps(known)))
     return known[key]
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
+        known = json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return {k: v for k, v in known.items() if _is_measured(v)} if isinstance(known, dict) else {}
 
@@ -133,8 +137,8 @@ def _processor() -> str:
 
 @torch.inference_mode()
 def _measure() -> dict[str, float]:
-    """The ratios of the times that a layer takes, by the processor's clock, which other programs do not slow down, and
-    in one thread, since threads that wait for each other take such time as well."""
+    """The ratios of the times that a layer takes in one thread, by that thread's clock, which neither other programs
+    nor threads that wait for each other slow down."""
     random = torch.Generator().manual_seed(0)
     x, layer = torch.rand(512, 768, generator=random), nn.Linear(768, 3072, device="meta")
     digits = torch.randint(-127, 128, (3072, 768), generator=random, dtype=torch.int8)
@@ -143,21 +147,18 @@ def _measure() -> dict[str, float]:
     layer.bias = nn.Parameter(torch.zeros(3072), False)
     low = _in_bf16(layer, 1.0, 1.0)
     ways: dict[str, Callable[[], Tensor]] = {"fp32": lambda: layer(x), "bf16": lambda: low(x.bfloat16())}
+    if available():
+        whole = Int8Linear(layer, digits, scale)
+        ways["int8"] = lambda: whole(x)
     taken: dict[str, list[float]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        try:
-            whole, exact = Int8Linear(layer, digits, scale), layer(x)
-            if torch.allclose(whole(x), exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max())):
-                ways["int8"] = lambda: whole(x)
-        except (RuntimeError, AttributeError, NotImplementedError):  # torch without oneDNN, or another one
-            pass
         for _ in range(_REPEATS + 1):  # in turn; the first ones warm up
             for name, multiply in ways.items():
-                begun = time.process_time()
+                begun = time.thread_time()
                 multiply()
-                taken.setdefault(name, []).append(time.process_time() - begun)
+                taken.setdefault(name, []).append(time.thread_time() - begun)
     finally:
         torch.set_num_threads(threads)
     least = {name: max(min(own[1:]), 1e-9) for name, own in taken.items()}

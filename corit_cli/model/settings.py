@@ -8,6 +8,13 @@ from corit_cli.config import Settings, option
 from corit_cli.errors import CoritError
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
+#: Contrast views by name: what their strength is called, and what they do to a picture, for a reader of reports.
+VIEW_WORDS = {
+    "blur": ("SIGMA", "its finest detail is taken away"),
+    "resample": ("FACTOR", "its finest detail is taken away"),
+    "noise": ("SIGMA", "a little noise is added"),
+    "jpeg": ("QUALITY", "it is saved as JPEG"),
+}
 PANEL = "What is read from CLIP"
 #: The reading of a face, which has no part in what is said of a picture as a whole.
 FACE = "face"
@@ -44,7 +51,7 @@ class CoRITSettings(Settings):
 
     views: tuple[str, ...] = option(
         ("blur:1.0",),
-        "Contrast view: blur:SIGMA, resample:FACTOR, noise:SIGMA or jpeg:QUALITY. Repeat for several.",
+        f"Contrast view: {', '.join(f'{name}:{unit}' for name, (unit, _) in VIEW_WORDS.items())}. Repeat for several.",
         flag="--view",
         metavar="NAME:STRENGTH",
         many=True,

@@ -15,11 +15,13 @@ from PIL import Image
 
 from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.stored import Buffer, Stored, opened
+from corit_cli.model.settings import VIEW_WORDS
 from corit_cli.report.drawn import CHANGED, changed
 from corit_cli.report.meaning import meaning, next_steps
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
 from corit_cli.report.words import clock, file_size, looked_at, percent, place, posterior, together
+from corit_cli.texts import without_secrets
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -88,15 +90,6 @@ class About:
         )
 
 
-#: What is done to a picture for the contrast, by kind of view.
-_VIEWS = {
-    "blur": "its finest detail is taken away",
-    "resample": "its finest detail is taken away",
-    "noise": "a little noise is added",
-    "jpeg": "it is saved as JPEG",
-}
-
-
 def method_of(
     settings: CoRITSettings,
     crops: CropConfig,
@@ -122,7 +115,7 @@ def method_of(
     if settings.cgp:
         place = whole if crops.mode == "resize" else native
         sees = "it" if reads else f"{model},"
-        changed = " and when ".join(dict.fromkeys(_VIEWS[view.partition(":")[0]] for view in settings.views))
+        changed = " and when ".join(dict.fromkeys(VIEW_WORDS[view.partition(":")[0]][1] for view in settings.views))
         reads.append(f"how what {sees} sees in {place} changes when {changed}, at {_depths(settings.cgp)}")
     injected = ", after such changes were added to what the model sees" if settings.inject_at else ""
     weighs = "A small head, trained on real and generated pictures, weighs what was read; its output is"
@@ -294,6 +287,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """(folder with its slash, name)."""
+    """(folder with its slash, name), of a URL without what may be secret."""
+    path = without_secrets(path)
     name = os.path.basename(path) or path
     return path[: len(path) - len(name)], name

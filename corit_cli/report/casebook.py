@@ -31,7 +31,7 @@ from corit_cli.report.case import About, details, notes, split_path
 from corit_cli.report.pictures import THUMBNAIL, picture
 from corit_cli.report.timeline import MARKS
 from corit_cli.report.words import at, clock, percent, share
-from corit_cli.texts import printable
+from corit_cli.texts import printable, without_secrets
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -172,7 +172,7 @@ def _environment() -> Environment:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         # Everything that a file brings along passes through here; markup of our own does not.
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: printable(without_secrets(value)) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

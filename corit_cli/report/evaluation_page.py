@@ -13,6 +13,7 @@ from corit_cli.files import write_atomically
 from corit_cli.report.evaluation import cell, grids, thresholds_text
 from corit_cli.report.figure import FAKE, GREY, as_svg, draw
 from corit_cli.report.scores import draw_probabilities, draw_reliability, draw_roc
+from corit_cli.texts import printable
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def page(evaluation: Evaluation, title: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("corit_cli", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("corit_cli", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     e = evaluation
     cards = [(FIGURES[k], cell(k, e.overall.figures[k])) for k in ("auc", "fpr", "recall", "uncertain")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def check_suffix(path: Path) -> None:
 @contextmanager
 def draw(size: tuple[float, float], rows: int = 1, columns: int = 1, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
     """A figure of ``size`` in inches and its axes, as matplotlib's ``subplots`` gives them, to draw in."""
-    with matplotlib.rc_context({"font.size": 9, "font.family": "sans-serif"}):
+    with _settings({"font.size": 9, "font.family": "sans-serif"}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, **subplots)
@@ -59,4 +60,12 @@ def as_svg(figure: Figure, salt: str) -> str:
 
 def _settled(salt: str) -> AbstractContextManager[Any]:
     """Ids in an SVG are random unless a salt settles them."""
-    return matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"})
+    return _settings({"svg.hashsalt": salt, "svg.fonttype": "none"})
+
+
+def _settings(own: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Matplotlib's own settings but for ``own``, whatever a ``matplotlibrc`` says: one may lie in the folder where a
+    command is run, among files of others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that some of them will go
+        return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **own})

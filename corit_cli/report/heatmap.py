@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from corit_cli.files import content_sha256, write_atomically
-from corit_cli.texts import printable
+from corit_cli.texts import printable, without_secrets
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def save_overlay(
     """Write :func:`overlay` to ``path`` as a PNG that says what its ``source`` is called and what is in it. Raises
     CoritError when that cannot be written."""
     drawn, about = overlay(image, heatmap, probability, verdict), PngInfo()
-    about.add_itxt("Source", printable(os.path.basename(source)))
+    about.add_itxt("Source", printable(os.path.basename(without_secrets(source))))
     about.add_text(DIGEST, content_sha256(Path(source)) or "")
     about.add_text("Software", f"corit {__version__}")
     write_atomically(path, lambda temporary: drawn.save(temporary, format="PNG", pnginfo=about))

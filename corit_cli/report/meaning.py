@@ -25,7 +25,7 @@ _STANDS_OUT = {
 _READINGS = {
     "hri": "the picture as the model sees it",
     "native": "its middle at its own size",
-    "cgp": "what changes there without the finest detail",
+    "cgp": "what changes there with the finest detail",
 }
 
 

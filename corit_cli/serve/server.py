@@ -163,3 +163,6 @@ def _log_to_stderr() -> None:
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
+    forms = logging.getLogger("python_multipart")  # warns of what a client got wrong, which its answer says
+    forms.addHandler(logging.NullHandler())
+    forms.propagate = False

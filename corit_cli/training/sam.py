@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ def base_optimizer(
 ) -> torch.optim.Optimizer:
     """What SAM wraps: AdamW (``adamw``) or SGD with momentum 0.9 (``sgd``), over parameters or groups of them.
 
-    ``fused`` runs AdamW's update as one operation, which many small steps want; it rounds otherwise.
+    ``fused`` runs AdamW's update as one operation, which many small steps want; it rounds otherwise. Raises KeyError
+    for another name.
     """
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused or None)
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9)
+    kinds = {"adamw": partial(torch.optim.AdamW, fused=fused or None), "sgd": partial(torch.optim.SGD, momentum=0.9)}
+    return kinds[name](parameters, lr=lr, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ class Recipe(Settings):
     )
     degrade: tuple[str, ...] = option(
         (),
-        "Degrade copies by jpeg, webp, blur, resize, fit, noise or crop, with the range of its strength. Repeatable.",
+        "Degrade copies by jpeg, webp, blur, resize, fit, noise, crop, tonemap, grade, grey, portrait, paint, collage, "
+        "screenshot or rescan, in a range. Repeatable.",
         metavar="NAME:LO-HI",
         many=True,
         panel=DATA,

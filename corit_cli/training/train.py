@@ -84,7 +84,8 @@ def train(
         reading: reads images for the heads (``cluster/reading.py``); None does it here.
         log_dir: folder that TensorBoard is told of every epoch in, besides ``log.csv`` beside the checkpoint.
         record: called whenever there is something to go on with in ``out``, and at the end: to note down the run there.
-        device: auto, cpu or cuda. Under torchrun all processes return the same; the first one saves.
+        device: auto, cpu or cuda. Under torchrun the first process saves; others return the same but for a heatmap's
+            head and notes on the data.
         progress, warn: told of the work, and of what went wrong without ending it.
 
     Raises CoritError for data or settings that do not fit, before images are read if possible.

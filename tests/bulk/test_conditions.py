@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,3 +54,23 @@ def test_one_process_holds_them(tmp_path: Path) -> None:
         check("the table", hold(place, "the table", stack).read(), ABOUT)
         with pytest.raises(CoritError, match="was begun with precision fp32, not bf16"):
             check("the table", place.read_bytes(), {**ABOUT, "precision": "bf16"})
+
+
+def test_what_is_called_so_and_is_something_else_is_kept(tmp_path: Path) -> None:
+    place = beside(tmp_path / "table.csv")
+    for make in (
+        lambda: place.write_bytes(b"\x89PNG"),
+        lambda: place.symlink_to(tmp_path / "precious"),
+        place.mkdir,
+        lambda: os.mkfifo(place),
+    ):
+        (tmp_path / "precious").write_text("{}")
+        make()
+        with pytest.raises(CoritError, match=r"table\.csv"), ExitStack() as stack:
+            hold(place, tmp_path / "table.csv", stack)
+        assert (tmp_path / "precious").read_text() == "{}"
+        if place.is_dir():
+            place.rmdir()
+        else:
+            assert place.is_fifo() or place.is_symlink() or place.read_bytes() == b"\x89PNG"
+            place.unlink()

@@ -232,14 +232,14 @@ def test_an_archive_that_is_away_takes_no_row(folder: str, files: Path) -> None:
 def test_parts_that_other_processes_wrote_are_seen(files: Path) -> None:
     """Where a file system remembers listings, as those of s3:// and gs:// do."""
     remembering = type("Remembering", (fsspec.get_filesystem_class("memory"),), {
-        "protocol": "remembering", "store": {}, "pseudo_dirs": [""], "kept": {},
+        "protocol": "hf", "store": {}, "pseudo_dirs": [""], "kept": {},
         "ls": lambda self, path, detail=True, **more: self.kept.setdefault(
             (path, detail), fsspec.get_filesystem_class("memory").ls(self, path, detail, **more)
         ),
         "invalidate_cache": lambda self, path=None: self.kept.clear(),
     })  # fmt: skip
-    fsspec.register_implementation("remembering", remembering, clobber=True)
-    parts = begin("remembering://out")
+    fsspec.register_implementation("hf", remembering, clobber=True)
+    parts = begin("hf://out")
     parts.write([row(files, 0)])
     assert len(parts.names()) == 1
     parts.write([row(files, 1)])

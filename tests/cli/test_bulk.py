@@ -10,11 +10,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from corit_cli.cli.bulk import Found, Many
+from corit_cli.detection.detector import Detector
+from corit_cli.errors import CoritError
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph, save_tiny_detector
 
@@ -157,10 +160,26 @@ def test_a_bad_line_of_a_list_costs_no_row_before_it(corit, detector: Path, arch
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(lines)
 
 
+def test_arithmetic_that_cannot_be_had_here_is_told_with_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(checkpoint: object, device: str, precision: str) -> None:
+        raise CoritError(f"no {precision}")
+
+    monkeypatch.setattr(Detector, "load", load)
+    (tmp_path / "out.csv.run.json").write_text('{"precision": "int8"}')
+    many = Many(str(tmp_path / "out.csv"), True, False, False, None, None, None, "cpu")
+    with pytest.raises(CoritError, match=r"out\.csv was begun with --precision int8: no int8"):
+        many.load(None, "cpu", "auto")
+    with pytest.raises(CoritError, match=r"^no bf16"):
+        many.load(None, "cpu", "bf16")
+
+
 def test_a_table_that_is_gone_on_with_keeps_its_arithmetic(tmp_path: Path) -> None:
     def many(out: object, resume: bool) -> Many:
         return Many(str(out), resume, False, False, None, None, None, "cpu")
 
+    assert replace(many(tmp_path / "out", True), ray="").precision_of("auto") == "fp32"  # machines may differ
     (tmp_path / "out.csv.run.json").write_text('{"precision": "bf16"}')
     assert many(tmp_path / "out.csv", True).precision_of("auto") == "bf16"
     assert many(tmp_path / "out.csv", True).precision_of("fp32") == "fp32"

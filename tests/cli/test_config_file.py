@@ -70,6 +70,9 @@ def test_what_is_spelled_is_read_back(settings) -> None:
         ("cor-sweep", "rhos = '0.1'", ["did you mean rho?"]),
         ("push", "privat = true", ["did you mean private?"]),
         ("serve", "port = 70000", ["port: "]),
+        ("detect", "frames = " + "[" * 5000, ["is nested too deeply"]),
+        ("detect", "frames = " + "9" * 5000, ["is no TOML", "digits"]),
+        ("detect", f"paths = [0x{'f' * 5000}]", ["is no TOML", "digits"]),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(command: str, text: str, words: list[str], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from corit_cli.cli.inputs import collect
+from corit_cli.model.settings import PRECISIONS
 from tests import hostile
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph
@@ -168,6 +169,7 @@ def test_what_a_file_declares_stands_in_every_output(corit, tmp_path: Path) -> N
 
 def test_json_follows_its_schema(corit, folder: Path) -> None:
     schema = json.loads((Path(__file__).parents[2] / "docs" / "detect.schema.json").read_text())
+    assert ["auto", *schema["properties"]["precision"]["enum"]] == list(PRECISIONS)
     jsonschema.Draft202012Validator.check_schema(schema)
     photograph(3, (300, 240)).save(folder / "b\udcff.jpg")
     for options in ((), ("--faces", "off", "--stability"), ("--faces", "only"), ("--no-provenance", "--list-skipped")):

@@ -60,6 +60,8 @@ def test_a_heatmap_of_an_earlier_run_is_replaced_by_one_of_the_same_file_alone(t
     assert names(maps, [str(file)]) == ["x-2.heatmap.png"]
     (tmp_path / "y.heatmap.png").write_text("somebody's")
     assert names(tmp_path, ["y.png"]) == ["y-2.heatmap.png"]
+    (tmp_path / "z.heatmap.png").symlink_to(tmp_path / "elsewhere")  # which is not there
+    assert names(tmp_path, ["z.png"]) == ["z-2.heatmap.png"]
 
 
 def test_very_long_names_are_cut(tmp_path: Path) -> None:

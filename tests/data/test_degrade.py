@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from corit_cli.config import options_of
 from corit_cli.data import degrade
 from corit_cli.data.degrade import (
     DEGRADATIONS,
@@ -24,6 +26,7 @@ from corit_cli.data.degrade import (
 )
 from corit_cli.data.images import ImageError
 from corit_cli.errors import CoritError
+from corit_cli.training.settings import Recipe
 
 
 def texture(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
@@ -166,6 +169,6 @@ def test_an_image_too_long_for_the_format() -> None:
         webp(Image.new("RGB", (20_000, 1)), 80)
 
 
-def test_every_degradation_has_limits_that_hold_its_default_range() -> None:
-    for name in DEGRADATIONS:
-        parse_degradation(name)
+def test_the_help_of_training_names_them_all() -> None:
+    help = dict(options_of(Recipe))["degrade"].help
+    assert set(DEGRADATIONS) <= set(re.findall(r"\w+", help))

@@ -15,7 +15,7 @@ import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import BmpImagePlugin, Image, ImageCms, MpoImagePlugin
 
 from corit_cli.data import colours, images
 from corit_cli.data.images import FileInfo, ImageError, decode, inspect, read_image, resampled
@@ -167,6 +167,19 @@ def test_a_second_picture_that_is_no_preview_is_noted(tmp_path: Path) -> None:
         assert found.image.size == picture.size
 
 
+def test_of_many_pictures_in_a_file_a_few_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header of each may be as long as the file."""
+    file, picture = tmp_path / "a.jpg", photograph(1, (160, 120))
+    picture.save(file, format="MPO", save_all=True, append_images=[picture] * 2)
+    monkeypatch.setattr(images, "_MOST_BESIDE", 1)
+    passed, seek = [], MpoImagePlugin.MpoImageFile.seek
+    monkeypatch.setattr(MpoImagePlugin.MpoImageFile, "seek", lambda own, at: (passed.append(at), seek(own, at)))
+    assert decode(file).notes == ("1 of 3 pictures in it judged; at least 1 of the others as large",)
+    assert passed == [1]
+    monkeypatch.setattr(images, "_MOST_BESIDE", 2)
+    assert decode(file).notes == ("1 of 3 pictures in it judged; 2 of the others as large",)
+
+
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -314,10 +327,41 @@ def test_a_jpeg_of_endless_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     last = content[content.rindex(b"\xff\xda") : -2]
     path.write_bytes(content[:-2] + 500 * last + content[-2:])
     monkeypatch.setattr(images, "MAX_SCAN_PIXELS", 16 * 200 * 150)
-    with pytest.raises(ImageError, match=r"^damaged \(510 passes over 200 x 150 pixels\)$"):
+    with pytest.raises(ImageError, match=r"^damaged \(more than 16 passes over 200 x 150 pixels\)$"):
         read_image(path)
     path.write_bytes(content[:-2] + 6 * last + content[-2:])
     assert distance(read_image(path), photo(200, 150)) < 5
+
+
+def run_lengths(width: int, height: int) -> bytes:
+    """A BMP of 256 greys, run-length encoded: the first pixel of each row, and the end of the row."""
+    data = (b"\x01\x55" + b"\0\0") * height + b"\0\x01"
+    palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
+    sizes = struct.pack("<IHHI", 54 + len(palette) + len(data), 0, 0, 54 + len(palette))
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 256)
+    return b"BM" + sizes + header + palette + data
+
+
+def test_a_large_run_length_compressed_bmp_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow does that in Python, pixel by pixel where a row ends early."""
+    monkeypatch.setattr(BmpImagePlugin.BmpRleDecoder, "decode", lambda *_: pytest.fail("it is decoded"))
+    large = run_lengths(6_250_000, 32)
+    with Image.open(io.BytesIO(large)) as opened:
+        assert images.held(opened) is opened
+        for function, source in ((read_image, large), (inspect, large), (read_image, opened)):
+            with pytest.raises(ImageError, match=r"^200 megapixels, .* limit of 10 for a run-length compressed BMP"):
+                function(source)
+
+
+def test_a_run_length_compressed_bmp_within_the_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = run_lengths(40, 30)
+    expected = np.zeros((30, 40, 3), np.uint8)
+    expected[:, 0] = 0x55
+    assert (np.asarray(read_image(data)) == expected).all()
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        monkeypatch.setattr(images, "MAX_RUN_PIXELS", 40 * 30 - 1)
+        assert (np.asarray(read_image(opened)) == expected).all()  # as it is decoded already
 
 
 def test_what_follows_a_jpeg_is_not_taken_for_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

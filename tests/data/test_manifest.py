@@ -192,6 +192,15 @@ def test_manifest_errors(tmp_path: Path, name: str, content: str, expected: str)
     assert name in message
 
 
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+@pytest.mark.parametrize("depth", [900, 985, 100_000])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_manifests_of_any_depth_are_one_line(tmp_path: Path, suffix: str, depth: int, opening: str) -> None:
+    closing = {"[": "]"}.get(opening, "}")
+    (tmp_path / f"m{suffix}").write_text(opening * depth + "1" + closing * depth)
+    assert "\n" not in fails(tmp_path / f"m{suffix}")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])
 def test_manifests_of_spreadsheets(tmp_path: Path, encoding: str) -> None:
     touch(tmp_path, "ü.jpg")

@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from corit_cli.data.images import ImageError, decode
 from corit_cli.data.pages import Pages, sample_pages
@@ -99,6 +99,39 @@ def test_frames_walked_over_and_taken_are_bounded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("corit_cli.data.pages.MOST_FRAMES", 5)
     frames, found = sampled(animated("GIF"))
     assert max(frame.number for frame in frames) == 4 and found.warning == "only the first 5 of 7 frames were looked at"
+
+
+def test_of_endless_pages_no_more_are_counted_than_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes more time to be found than the one before it."""
+    data = animated("TIFF")
+    reached, seek = [], TiffImagePlugin.TiffImageFile._seek
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "_seek", lambda own, number: (reached.append(number), seek(own, number))
+    )
+    for most, count, warning in (
+        (4, 5, "only the first 4 of more than 4 pages were looked at"),
+        (6, 7, "only the first 6 of more than 6 pages were looked at"),
+        (7, 7, None),
+        (8, 7, None),
+    ):
+        monkeypatch.setattr("corit_cli.data.pages.MOST_FRAMES", most)
+        reached.clear()
+        frames, found = sampled(data)
+        assert [frame.number for frame in frames] == list(range(min(most, 7)))
+        assert (found.count, found.warning) == (count, warning)
+        assert max(reached) <= most
+
+
+@pytest.mark.parametrize("mode", ["L", "F", "RGBA", "RGB"])
+def test_a_page_is_held_as_it_is_and_as_rgb_and_no_more(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = animated("TIFF", frames=[frame.convert(mode) for frame in FRAMES])
+    copied, copy = [], Image.Image.copy
+    monkeypatch.setattr(Image.Image, "copy", lambda own: (copied.append(own.mode), copy(own))[1])
+    frames, _ = sampled(data)
+    assert copied == (["RGB"] * 7 if mode == "RGB" else [])  # the next one is read into the same pixels
+    for frame, expected in zip(frames, FRAMES, strict=True):
+        grey = expected.convert("L").convert("RGB") if mode in "LF" else expected
+        assert np.abs(np.asarray(frame.image, int) - np.asarray(grey)).max() <= 1
 
 
 def test_a_still_picture_has_one_page() -> None:

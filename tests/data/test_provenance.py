@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from corit_cli.data import metadata
 from corit_cli.data.images import ImageError
 from corit_cli.data.metadata import MAX_TEXT
 from corit_cli.data.provenance import SOURCE_TYPES, Provenance, read_provenance
@@ -410,6 +411,23 @@ def test_bombs_are_bounded(tmp_path: Path) -> None:
         start = time.perf_counter()
         read_provenance(path)
         assert time.perf_counter() - start < 5, name
+
+
+def test_texts_of_one_name_and_further_exif_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may cost as much as a megabyte does."""
+    first, second = (struct.pack("<4sIHHHI4sI", b"II*\0", 8, 1, 0x0110, 2, 4, name, 0) for name in (b"One\0", b"Two\0"))
+    png(tmp_path / "a.png")
+    plain = (tmp_path / "a.png").read_bytes()
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x"))
+    more = chunk(b"eXIf", first) + 50 * chunk(b"eXIf", second) + 50 * text
+    (tmp_path / "a.png").write_bytes(plain[:-12] + more + plain[-12:])
+    asked = []
+    for name in ("exif_values", "_png_text"):
+        read = getattr(metadata, name)
+        monkeypatch.setattr(metadata, name, lambda *what, n=name, r=read: (asked.append(n), r(*what))[1])
+    raw = metadata.gather(tmp_path / "a.png", "PNG")
+    assert raw.exif == {("main", 0x0110): b"One\0"} and raw.texts == {"Comment": "x"}
+    assert asked.count("exif_values") == 1 and asked.count("_png_text") == metadata.MAX_TEXTS
 
 
 def test_an_xmp_packet_that_is_too_large_is_told(tmp_path: Path) -> None:

@@ -49,6 +49,24 @@ def test_bytes_are_fetched_and_copies_go(url: str, tmp_path: Path) -> None:
         fetch("memory://urls/nothing.png")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reference://a.jpg::data:application/json;base64,e30=",
+        "REFERENCE://a.jpg",
+        "zip://a.jpg::data:text/plain;base64,AA==",
+        "zip://a.jpg::reference://b",
+        "data:text/plain,://",
+        "generic://a",
+        "dir::file:///tmp",
+        "simplecache::jupyter://localhost/a.jpg",
+    ],
+)
+def test_kinds_of_urls_that_run_what_they_are_told_to_are_not_opened(url: str) -> None:
+    with pytest.raises(CoritError, match=r"URLs of kind [a-z]+ are not"):
+        file_system(url)
+
+
 def test_an_unknown_scheme_is_the_users_to_mend() -> None:
     with pytest.raises(CoritError, match="nonsense://a cannot be opened"):
         file_system("nonsense://a")

@@ -33,6 +33,13 @@ def test_resize_mode_equals_torchvision(size: tuple[int, int], target: int) -> N
     assert (out[0] == np.asarray(oracle(image))).all()
 
 
+@pytest.mark.parametrize("count", [0, 1001, 10**8])
+def test_windows_are_neither_none_nor_without_end(count: int) -> None:
+    assert len(CropConfig("native", 224, 1000).windows) == 1000
+    with pytest.raises(CoritError, match="crops must be at"):
+        CropConfig("native", 224, count)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     width=st.integers(1, 3000),

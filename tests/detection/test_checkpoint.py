@@ -194,6 +194,12 @@ def test_a_damaged_localizer_is_refused(change: dict[str, torch.Tensor | None], 
         ({"settings": {"cgp": [], "integrate": [2]}}, "reads nothing"),
         ({"crops": {"mode": "sideways"}}, "crop must be both, native or resize, not 'sideways'"),
         ({"common": None}, "KeyError"),
+        ({"common": float("nan")}, "localizer.common cannot be nan"),
+        ({"rare": float("inf")}, "localizer.rare cannot be inf"),
+        ({"rare": "high"}, "localizer.rare cannot be 'high'"),
+        ({"rare": 0.0}, "localizer.common, 0.0, is not below localizer.rare, 0.0"),
+        ({"features": 10**9}, "more weights than there are"),
+        ({"crops": {"mode": "native", "crops": 10**8}}, "crops must be at most 1000"),
     ],
 )
 def test_a_localizer_that_makes_no_sense_is_refused(change: dict, message: str, tmp_path: Path) -> None:
@@ -345,6 +351,104 @@ def test_a_config_that_makes_no_sense_is_damaged(wrong: dict, tmp_path: Path) ->
     with pytest.raises(CoritError, match=r"config\.json is damaged") as error:
         Checkpoint.load(tmp_path / "det")
     assert "\n" not in str(error.value)
+
+
+RATES = {"images": 40, "real_called_fake": 0.05, "fake_called_fake": 1}
+
+
+@pytest.mark.parametrize(
+    ("part", "told", "message"),
+    [
+        ("metrics", {"held_out_sources": RATES | {"images": "x"}}, "metrics.held_out_sources.images cannot be 'x'"),
+        ("metrics", {"held_out_faces": RATES | {"real_called_fake": float("nan")}}, "real_called_fake cannot be nan"),
+        ("metrics", {"held_out_degraded": RATES | {"fake_called_fake": 1e999}}, "fake_called_fake cannot be inf"),
+        ("metrics", {"held_out_strict": RATES | {"images": 10**400}}, "images cannot be 1000"),
+        ("metrics", {"held_out_sources": [1]}, "metrics.held_out_sources cannot be"),
+        ("metrics", {"held_out_sources": {"a\nb": None}}, r"a\\nb cannot be None"),
+        ("metrics", {"localizer": [1]}, "metrics.localizer cannot be"),
+        ("metrics", {"localizer": {"tried_on": 3, "pixel_auc": {"x": {"forged": "y"}}}}, "x.forged cannot be 'y'"),
+        ("metrics", {"localizer": {"tried_on": 3}}, "KeyError: 'pixel_auc'"),
+        ("data", {"sources": ["web"]}, "data.sources cannot be"),
+        ("data", {"sources": {"web": 3}}, "data.sources.web cannot be 3"),
+        ("data", {"sources": {"web": {"train_real": "many"}}}, "data.sources.web.train_real cannot be 'many'"),
+        ("data", {"leaked": [1]}, "data.leaked cannot be"),
+        ("training", {"settings": [1]}, "training.settings cannot be"),
+        ("training", {"tune": 7}, "training.tune cannot be 7"),
+        ("training", {"recipe": {"forge": [7]}}, "training.recipe.forge cannot be"),
+        ("backbone", {"evil": {"a": 1}}, "backbone.evil cannot be"),
+        ("backbone", {"activation": ["gelu"]}, "backbone.activation cannot be"),
+        ("calibration", {"slope": 1e308}, "calibration.slope cannot be 1e"),
+        ("calibration", {"bias": -(10**400)}, "calibration.bias cannot be -1000"),
+        ("faces", {"calibration": {"slope": float("nan")}}, "faces.calibration.slope cannot be nan"),
+        ("crops", {"crops": 10**8}, "crops must be at most 1000"),
+        ("crops", {"crops": 10**400}, "OverflowError"),
+        ("head", {"hri": {"features": 8, "hidden": 10**9, "landmarks": 0}}, "more weights than there are"),
+        ("head", {"cgp": {"features": 4, "hidden": 0, "landmarks": 10**6}}, "more weights than there are"),
+        ("head", {"cgp": {"features": 10**30, "hidden": 0, "landmarks": 0}}, "the size of head.cgp cannot be 1000"),
+        ("head", {f"{k}": {"features": 1, "hidden": 0, "landmarks": 0} for k in range(99)}, "more weights than there"),
+    ],
+)
+def test_what_would_end_a_run_later_is_told_when_it_is_loaded(
+    part: str, told: dict, message: str, tmp_path: Path
+) -> None:
+    checkpoint().save(tmp_path / "det")
+    kept = json.loads((tmp_path / "det" / "config.json").read_text())[part]
+    edit(tmp_path / "det", **{part: (kept or {}) | told})
+    with pytest.raises(CoritError, match=message) as error:
+        Checkpoint.load(tmp_path / "det")
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+def test_what_training_has_on_record_is_loaded(tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.metrics = {"held_out_sources": RATES, "held_out_called_degraded": {"copies": 0.9, "others": 0.0}}
+    found = {"photographs": 3, "forged": 0.75, "original": 0.5}
+    saved.metrics["localizer"] = {"taught_by": 9, "tried_on": 3, "pixel_auc": {"self_blend": found}}
+    saved.data = {"fingerprint": "f", "sources": {"web": {"train_real": 3}}, "unreadable": 0, "leaked": 2}
+    saved.training = {
+        "settings": {"seed": 1},
+        "recipe": {"forge": ["self_blend"]},
+        "tune": {"epochs": [{"held_out": 1}]},
+    }
+    saved.save(tmp_path / "det")
+    loaded = Checkpoint.load(tmp_path / "det")
+    assert (loaded.metrics, loaded.data, loaded.training) == (saved.metrics, saved.data, saved.training)
+
+
+@pytest.mark.parametrize(
+    "name", ["bias", "weights", "degraded_bias", "heads.hri.mean", "heads.hri.scale", "heads.cgp.layers.0.weight",
+             "degradation.layers.0.bias", "localizer.layers.0.bias"]
+)  # fmt: skip
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e30])
+def test_weights_that_are_no_numbers_are_refused(name: str, value: float, tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.head = FusedHead(dict(saved.head.heads), Head(8))
+    saved.localizer = Localizer(Head(8), PLACES, CropConfig("native", 32), 0.0, 1.0)
+    saved.save(tmp_path / "det")
+    tensors = load_file(tmp_path / "det" / "model.safetensors")
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "det" / "model.safetensors")
+    with pytest.raises(CoritError, match=f"does not fit its config.json .{name} is not finite"):
+        Checkpoint.load(tmp_path / "det")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-30])
+def test_features_without_a_spread_are_refused(value: float, tmp_path: Path) -> None:
+    saved = checkpoint()
+    saved.head.heads.hri.scale[0] = value
+    saved.save(tmp_path / "det")
+    with pytest.raises(CoritError, match=r"heads\.hri\.scale"):
+        Checkpoint.load(tmp_path / "det")
+
+
+@pytest.mark.parametrize("depth", [900, 980, 200_000])
+def test_a_config_of_any_depth_is_one_line(depth: int, tmp_path: Path) -> None:
+    checkpoint().save(tmp_path / "det")
+    for text in ("[" * depth, '{"format": 4, "backbone": ' + "[" * depth + "]" * depth + "}"):
+        (tmp_path / "det" / "config.json").write_text(text)
+        with pytest.raises(CoritError, match=r"config\.json is damaged") as error:
+            Checkpoint.load(tmp_path / "det")
+        assert str(error.value).isprintable() and len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "null", '"format"', "{}", '{"format": 2}'])

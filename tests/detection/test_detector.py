@@ -37,6 +37,7 @@ from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor, pool
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
+from corit_cli.model.int8 import available
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings
 from tests.conftest import OneFace, photograph, random_head, random_tower, save_tiny_detector
@@ -636,6 +637,13 @@ def test_a_file_at_a_url_is_fetched_once(detector: Detector, tmp_path: Path, mon
     assert far.probability == near.probability and far.provenance == near.provenance is not None
 
 
+def test_what_is_no_number_is_an_error(detector: Detector, file: Path) -> None:
+    detector.extractor.backbone.tower.blocks[0].proj.weight.data *= 1e38
+    (found,) = detector.predict([file])
+    assert found.probability is None and found.error == "what the detector finds is no number"
+
+
+@pytest.mark.skipif(not available(), reason="this machine's torch does not multiply 8-bit integers")
 def test_the_shipped_detector_says_the_same_in_8_bits() -> None:
     files = [p for p in sorted((Path(__file__).parents[2] / "examples").rglob("*")) if p.suffix in (".jpg", ".png")]
     full, low = (Detector.load(precision=name, device="cpu") for name in ("fp32", "int8"))

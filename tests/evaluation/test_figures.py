@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
+from scipy.optimize import brentq
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample
@@ -56,6 +57,11 @@ def test_figures_equal_sklearn_s() -> None:
     assert list(figures) == list(FIGURES)
     value = {name: e.value for name, e in figures.items()}
     assert value["auc"] == pytest.approx(roc_auc_score(labels, found.logits[0]))
+    assert value["average_precision"] == pytest.approx(average_precision_score(labels, found.logits[0]))
+    fpr, tpr, _ = roc_curve(labels, found.logits[0], drop_intermediate=False)
+    assert value["eer"] == pytest.approx(brentq(lambda x: np.interp(x, fpr, tpr) - (1 - x), 0, 1), abs=1e-9)
+    for false in (0.01, 0.05):
+        assert value[f"tpr_at_fpr_{false}"] == pytest.approx(tpr[fpr <= false].max())
     assert value["brier"] == pytest.approx(brier_score_loss(labels, p))
     truth = np.where(labels == 1, "fake", "real")
     decided = verdicts != "uncertain"

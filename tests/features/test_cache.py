@@ -142,6 +142,23 @@ def test_a_row_of_another_size_is_mended(extractor: Extractor, files: list[Path]
     assert torch.equal(extract(extractor, jobs, cache)[0], first) and sizes == []
 
 
+@pytest.mark.parametrize(
+    "damage", ["z = 7", "z = NULL", "z = 'text'", "z = x''", "z = x'00'", "used = NULL", "used = 'x'"]
+)
+def test_a_damaged_row_is_as_none_and_is_mended(
+    extractor: Extractor, files: list[Path], tmp_path: Path, damage: str
+) -> None:
+    jobs, cache = [Job(f) for f in files], FeatureCache(tmp_path / "cache.sqlite")
+    first, _ = extract(extractor, jobs, cache)
+    cache.close()
+    with sqlite3.connect(tmp_path / "cache.sqlite") as db:
+        db.execute(f"UPDATE features SET {damage}")
+    cache = FeatureCache(tmp_path / "cache.sqlite")
+    assert torch.equal(extract(extractor, jobs, cache)[0], first)
+    sizes = counting(extractor)
+    assert torch.equal(extract(extractor, jobs, cache)[0], first) and sizes == []
+
+
 def test_a_variant_is_another_image(extractor: Extractor, files: list[Path], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache.sqlite")
     variants = [Variant(), Variant(codec=(60, 60)), Variant(degradations=("blur:1-3",), seed=1)]

@@ -75,8 +75,9 @@ def test_a_video_with_images_of_both_classes_is_drawn_whole() -> None:
 def test_differences_are_paired() -> None:
     labels, scores = example()
     a = scores + np.random.default_rng(1).normal(scale=0.05, size=len(scores))
-    assert metrics.auc_difference(labels, scores, 2 * scores + 3).high == 0
-    gap = metrics.auc_difference(labels, scores, a)
+    draws, values = metrics.bootstrap_auc(labels, {"same": 2 * scores + 3, "other": a, "": scores})
+    assert not (draws["same"] - draws[""]).any()
+    gap = metrics.interval(values["other"] - values[""], draws["other"] - draws[""])
     alone = metrics.auc_interval(labels, scores)
     assert gap.high - gap.low < 0.2 * (alone.high - alone.low)
 

@@ -129,6 +129,22 @@ def test_what_is_wrong_with_a_file_is_said(make, message: str, tmp_path: Path) -
         load_backbone(str(path), activation="gelu")
 
 
+@pytest.mark.parametrize("name", ["clip.safetensors", "folder/model.safetensors"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CoritError, match="neither a regular file nor a folder"):
+        load_backbone(str((tmp_path / name).parent if "/" in name else tmp_path / name), activation="gelu")
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    save_file(SMALL_STATE, tmp_path / "clip.safetensors")
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CoritError, match="cannot be read") as error:
+        load_backbone(str(tmp_path / "clip.safetensors"))
+    assert "\n" not in str(error.value)
+
+
 def test_an_activation_that_no_tower_has_is_one_line(tmp_path: Path) -> None:
     save_file(SMALL_STATE, tmp_path / "clip.safetensors")
     with pytest.raises(CoritError, match="activation must be"):

@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corit_cli.errors import CoritError
+from corit_cli.model.settings import VIEW_WORDS
 from corit_cli.model.views import VIEWS, blur, jpeg, parse_view
 from tests.conftest import photograph
+
+
+def test_help_and_reports_have_words_for_each() -> None:
+    assert set(VIEW_WORDS) == set(VIEWS)
 
 
 @settings(max_examples=30, deadline=None)

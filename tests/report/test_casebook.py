@@ -190,6 +190,16 @@ def test_any_name_makes_a_sound_page(tmp_path_factory: pytest.TempPathFactory, n
     assert values[0] == printable(name) and len(values) == 2
 
 
+def test_secrets_of_urls_are_left_out(tmp_path: Path) -> None:
+    about = replace(ABOUT, command="detect https://me:hunter2@host/a.jpg?sig=s3cr3t --html r.html")
+    case = Prediction(
+        "https://me:hunter2@host/a.jpg?sig=s3cr3t", None, None, 0.0, error="https://me:hunter2@host/a.jpg: no"
+    )
+    page = written(tmp_path / "a.html", (case,), about=about)
+    text = (tmp_path / "a.html").read_text()
+    assert "hunter2" not in text and "s3cr3t" not in text and "https://…@host/a.jpg?…" in page.text
+
+
 def test_one_file_has_no_index(path: Path) -> None:
     page = written(path, (full(),))
     assert not page.all("table", "id") and page.all("section", "id") == ["file-1"]
@@ -469,7 +479,7 @@ def test_who_speaks_for_what(tmp_path: Path) -> None:
     parts = {"hri": 1.25, "native": -0.5, "cgp": 0.031}
     text = written(tmp_path / "a.html", (Prediction("a.jpg", 0.9, "fake", 0.0, parts=parts),)).text
     assert (
-        "What speaks for a fake: the picture as the model sees it (+1.25), what changes there without the finest "
+        "What speaks for a fake: the picture as the model sees it (+1.25), what changes there with the finest "
         "detail (+0.03); for a real picture: its middle at its own size (-0.50) (log odds)." in text
     )
     alone = written(tmp_path / "b.html", (Prediction("a.jpg", 0.9, "fake", 0.0, parts={"hri": 1.25}),)).text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import socket
@@ -183,6 +184,21 @@ def test_bodies_that_are_no_form_of_files(running: Running, content: bytes, kind
     answer = running.client.post("/v1/detect", content=content, headers={"content-type": kind})
     assert answer.status_code == status and answer.json()["error"], answer.text
     assert running.service.memory.taken == 0
+
+
+def test_what_reads_forms_logs_nothing_of_its_own(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A form that is none is the client's mistake, and told to the client."""
+    for name in ("corit_cli.serve", "uvicorn", "python_multipart"):
+        logger = logging.getLogger(name)
+        for what, value in (("handlers", [*logger.handlers]), ("level", logger.level), ("propagate", True)):
+            monkeypatch.setattr(logger, what, value)
+    server._log_to_stderr()
+    answer = running.client.post("/v1/detect", content=b"--wrong\r\n", headers={"content-type": TYPE})
+    assert answer.status_code == 400
+    assert not [record for record in caplog.records if record.name.startswith("python_multipart")]
+    assert logging.getLogger("python_multipart.multipart").hasHandlers()  # else Python itself would write it
 
 
 def test_a_full_queue_says_when_to_come_again(serve: Callable[..., Running], gate: Gate) -> None:

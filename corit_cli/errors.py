@@ -3,3 +3,7 @@
 
 class CoritError(Exception):
     """Something the user can put right; the message says what is wrong and what to do."""
+
+
+class NotMultiplied(CoritError):
+    """An arithmetic that cannot be had: on this machine, or of these weights."""

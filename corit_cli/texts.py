@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
-#: Of URLs, but for the queries of those that name files here.
-_USER = re.compile(r"(?<=://)[^/?#\s@]*@")
-_QUERY = re.compile(r"((?<!file)(?<!local)://[^\s'?]*)\?[^\s']*")
+_URL = re.compile(r"://\S*")
+_USER = re.compile(r"://[^/?#]*@")
 #: What a spreadsheet takes for the beginning of a formula, wide or not.
 _FORMULA = "=+\\-@＝＋－＠"
 #: Control characters, line ends and turns of direction of any kind, byte order marks, bytes that are no UTF-8, and what
@@ -72,5 +71,14 @@ def forgive_encodings() -> None:
 
 
 def without_secrets(text: str) -> str:
-    """A text whose URLs, but for those of files here, have "…" for user, password and query, which may be secret."""
-    return _QUERY.sub(r"\1?…", _USER.sub("…@", text)) if "://" in text else text
+    """A text whose URLs have "…" for user, password and, but for those of files here, query, which may be secret."""
+
+    def cut(url: re.Match[str]) -> str:
+        shown = _USER.sub("://…@", url[0])
+        here = text[max(0, url.start() - 5) : url.start()].endswith(("file", "local"))
+        head, mark, query = shown.partition("?")
+        if here or not mark:
+            return shown
+        return f"{head}?…{query[-1:] if query[-1:] in chr(39) + chr(34) else ''}"  # a quote around it stays
+
+    return _URL.sub(cut, text)

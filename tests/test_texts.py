@@ -71,6 +71,9 @@ def test_what_is_printed_holds_no_control_characters(text: str) -> None:
         ("detect 'https://u:p@h/a?x=1' b --html r", "detect 'https://…@h/a?…' b --html r"),
         ("zip://a.jpg::s3://k:s@b/c.zip?q=1", "zip://a.jpg::s3://…@b/c.zip?…"),
         ("file:///tmp/what?.jpg", "file:///tmp/what?.jpg"),
+        ("ftp://u:p@ss@h/a", "ftp://…@h/a"),
+        ("https://h/a?sig=a'b c", "https://h/a?… c"),
+        ("://a" * 100_000, "://a" * 100_000),
         ("who@example.org: what? no URL", "who@example.org: what? no URL"),
     ],
 )

@@ -34,7 +34,9 @@ def begun(table: str) -> dict[str, Any]:
     parts = posixpath.dirname(place)
     folders = [place, posixpath.dirname(parts)] if posixpath.basename(parts) == "parts" else [place]
     for file in (f"{place}.{OF_PARTS}", *(f"{folder}/{OF_PARTS}" for folder in folders)):
-        with suppress(OSError, ValueError, CoritError):
+        if not is_url(file) and not os.path.isfile(file):  # a pipe would be waited for
+            continue
+        with suppress(OSError, ValueError, RecursionError, CoritError):
             found = json.loads(fetch(file) if is_url(file) else Path(file).read_bytes())
             if isinstance(found, dict):
                 return found
@@ -46,6 +48,8 @@ def hold(conditions: Path, table: object, stack: ExitStack) -> IO[bytes]:
     CoritError where another process has it, it cannot be made, or something else is called so."""
     try:
         conditions.parent.mkdir(parents=True, exist_ok=True)
+        if conditions.is_symlink():
+            raise CoritError(f"{conditions}, which is to say how {table} was begun, is a link: name another table")
         handle = os.open(conditions, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         file = stack.enter_context(os.fdopen(handle, "a+b"))
     except OSError as error:
@@ -83,7 +87,7 @@ def check(name: object, kept: bytes, about: dict[str, Any]) -> None:
     told = json.loads(json.dumps(about))
     try:
         found = dict(json.loads(kept))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise CoritError(
             f"{name} does not say how it was begun (its .run.json is missing or damaged): name another"
         ) from None

@@ -20,7 +20,7 @@ from corit_cli.cli.inputs import STDIN, Left, collect
 from corit_cli.cli.options import check_file, opt
 from corit_cli.cli.with_ray import check
 from corit_cli.data.urls import is_url
-from corit_cli.errors import CoritError
+from corit_cli.errors import CoritError, NotMultiplied
 from corit_cli.model.settings import PRECISIONS
 from corit_cli.report.document import as_dict
 
@@ -86,8 +86,8 @@ class Many:
         begun_in = self.precision_of(precision)
         try:
             return Detector.load(checkpoint, device, begun_in)
-        except CoritError as error:
-            if self.resume and begun_in != precision:
+        except NotMultiplied as error:
+            if begun_in != precision:
                 raise CoritError(f"{self.out} was begun with --precision {begun_in}: {error}") from None
             raise
 

@@ -149,7 +149,8 @@ def cor_sweep(
     images = load_samples(data or options.shipped_samples(), warn)
     with working("loading the backbone"):
         loaded = load_backbone(backbone, activation, device)
-    arithmetic = pick_precision(precision, device, loaded) if frozen else "fp32"
+    asked = "fp32" if ray and precision == "auto" else precision  # a cluster's machines may differ
+    arithmetic = pick_precision(asked, device, loaded) if frozen else "fp32"
     config = loaded.tower.config
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
     known = {"baseline": lambda: baseline(config.layers), "hri": corit.plain, "corit": lambda: corit}

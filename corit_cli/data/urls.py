@@ -18,7 +18,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 #: others: a list of files may come from anywhere, and fsspec knows kinds of URLs that run what they are told to.
 STORES = (
     *("file", "local", "memory", "http", "https", "ftp", "sftp"),
-    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"),
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "ssh", "hdfs", "webhdfs"),
 )
 WITHIN = ("zip", "tar", "simplecache")
 #: What file systems call the time of the last change.
@@ -40,9 +40,10 @@ def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system of ``url``, and the path in it. Raises CoritError where it is not installed, known or among
     ``STORES`` and what is ``WITHIN`` them."""
     for link in url.split("::"):
-        kind = (re.match(r"[^:/]*(?=:)", link) or re.match(r"[a-zA-Z]*$", link) or [""])[0].lower()
+        kind = (re.match(r"[^:/]*(?=:)", link) or re.match(r"[\w+.-]*$", link) or [""])[0].lower()
         if kind not in ("", *STORES, *WITHIN):
-            raise CoritError(f"{url} cannot be opened: URLs of kind {kind} are not; give {', '.join(STORES)}")
+            known = ", ".join(STORES + WITHIN)
+            raise CoritError(f"{url} cannot be opened: URLs of kind {kind} are not; there are {known}")
     try:
         from fsspec.core import url_to_fs
 

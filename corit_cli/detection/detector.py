@@ -199,10 +199,10 @@ class Detector:
             return Prediction(name, None, None, item.seconds, item.error)
         seen: Seen = item.about
         each = self._each(item.readings)  # (pictures, R)
-        found = self._fuse(each)  # (pictures,)
-        if not found.isfinite().all():  # of weights so large that the model's own numbers end
-            return Prediction(name, None, None, item.seconds, "what the detector finds is no number")
-        logits = iter(found.tolist())
+        try:
+            logits = iter(self._fuse(each).tolist())
+        except CoritError as error:
+            return Prediction(name, None, None, item.seconds, str(error))
         if seen.pages is not None:
             return self._leafed(name, seen, logits, item.seconds, asked)
         whole = None if asked.faces == "only" else reported(next(logits), self.of_pictures)
@@ -290,12 +290,15 @@ class Detector:
 
     def _fuse(self, each: Tensor) -> Tensor:
         """Logits (pictures,) from what the head's ``each`` says of them: of a picture as a whole, or of the face in it
-        where its window was cut."""
-        if FACE not in self.head.names:
-            return self.head.fuse(each)
-        of_face = each[:, self.head.names.index(FACE)].isfinite()
-        heard = self.head.hearing(each, self.checkpoint.face_readings)  # as each
-        return self.head.fuse(torch.where(of_face[:, None], heard, each))
+        where its window was cut. Raises CoritError where weights are so large that the model's numbers end."""
+        if FACE in self.head.names:
+            of_face = each[:, self.head.names.index(FACE)].isfinite()
+            heard = self.head.hearing(each, self.checkpoint.face_readings)  # as each
+            each = torch.where(of_face[:, None], heard, each)
+        logits = self.head.fuse(each)
+        if not logits.isfinite().all():
+            raise CoritError("what the detector finds is no number")
+        return logits
 
     def _parts(self, logits: Tensor) -> dict[str, float]:
         """What each reading that there is adds to the log odds of one picture, of which the heads say ``logits``."""

@@ -179,8 +179,9 @@ class Extractor:
         return Extractor(self.backbone, settings, self.crops, self.device.type, self.precision)
 
     def on(self, backbone: Backbone) -> Extractor:
-        """An extractor that reads the same from another tower."""
-        return Extractor(backbone, self.settings, self.crops, self.device.type, self.precision)
+        """An extractor that reads the same from another tower, in float32 where that is no longer stored in 8 bits."""
+        precision = "fp32" if self.precision == "int8" and not backbone.digits else self.precision
+        return Extractor(backbone, self.settings, self.crops, self.device.type, precision)
 
     def only(self, numbers: Sequence[int]) -> Extractor:
         """The same extractor with some of its readers, by their ``numbers``."""

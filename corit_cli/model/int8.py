@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from corit_cli.errors import CoritError
+from corit_cli.errors import NotMultiplied
 
 #: The largest activation of a token becomes this, the largest whole number of 16 bits.
 LARGEST = 32767.0
@@ -89,4 +89,4 @@ def available() -> bool:
 
 def _check() -> None:
     if not available():
-        raise CoritError("this machine's torch does not multiply 8-bit integers exactly: give --precision fp32")
+        raise NotMultiplied("this machine's torch does not multiply 8-bit integers exactly: give --precision fp32")

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from corit_cli.errors import CoritError
+from corit_cli.errors import CoritError, NotMultiplied
 from corit_cli.files import cache_dir, is_special, write_atomically
 from corit_cli.model.backbone import QUICK, VisionTower, quick_gelu, silu
 from corit_cli.model.int8 import Int8Linear, available
@@ -46,9 +46,9 @@ def pick_precision(name: str, device: str, backbone: Backbone | None = None) -> 
         raise CoritError(f"unknown precision {name!r}: give {', '.join(PRECISIONS)}")
     if name == "int8":
         if device != "cpu":
-            raise CoritError("8-bit products are a processor's: give --device cpu, or another --precision")
+            raise NotMultiplied("8-bit products are a processor's: give --device cpu, or another --precision")
         if backbone is None or not backbone.digits:
-            raise CoritError("weights that are not stored in 8 bits are not multiplied so: give another --precision")
+            raise NotMultiplied("weights that are not stored in 8 bits are not multiplied so: give another --precision")
     if name != "auto":
         return name
     if device == "cuda":
@@ -62,7 +62,7 @@ def lowered(backbone: Backbone, precision: str) -> VisionTower:
     """The tower of ``backbone`` with the products of its blocks in ``precision``: a copy that shares all other weights.
 
     What runs between blocks, layer norms, embedding and projection stay in float32: contrasts are small differences of
-    tokens, which bf16 could not hold. With int8 weights that are not stored in 8 bits, some of a tuned tower, are
+    tokens, which bf16 could not hold. With int8 weights that are not stored in 8 bits are
     multiplied in float32. Raises ValueError for no such precision, and for int8 where no weight is stored so.
     """
     tower, digits = backbone.tower, backbone.digits if precision == "int8" else {}

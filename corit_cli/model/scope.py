@@ -140,9 +140,9 @@ def tuned_backbone(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Backbon
         for name, tensor in new.items():
             tower.get_parameter(name).copy_(tensor)
     digest = hashlib.sha256(f"{backbone.sha256}{state_sha256(tensors)}".encode()).hexdigest()
-    digits = backbone.digits
-    if not new.keys().isdisjoint(digits):
-        digits = {name: digits[name] for name in digits if name not in new}
+    digits = (
+        backbone.digits if new.keys().isdisjoint(backbone.digits) else {}
+    )  # else hardly any may be left that is run
     return replace(backbone, tower=tower, sha256=digest, digits=digits)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -65,7 +64,6 @@ def _settled(salt: str) -> AbstractContextManager[Any]:
 
 def _settings(own: dict[str, Any]) -> AbstractContextManager[Any]:
     """Matplotlib's own settings but for ``own``, whatever a ``matplotlibrc`` says: one may lie in the folder where a
-    command is run, among files of others."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that some of them will go
-        return matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **own})
+    command is run, among files of others. (To ask for its backend would be to look for one.)"""
+    plain = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    return matplotlib.rc_context(plain | own)

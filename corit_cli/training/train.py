@@ -179,7 +179,8 @@ def prepare(
     loaded = load_backbone(backbone, activation, device)
     crops = replace(crops or CropConfig(), size=loaded.tower.config.image_size)
     recipe = replace(recipe, seed=settings.seed)
-    extractor = Extractor(loaded, reads, crops, device, pick_precision(tuning.precision, device, loaded))
+    asked = "fp32" if tuning.precision == "auto" and how.get("reading") else tuning.precision  # machines may differ
+    extractor = Extractor(loaded, reads, crops, device, pick_precision(asked, device, loaded))
     return Run(samples, extractor, settings=settings, recipe=recipe, **how)
 
 

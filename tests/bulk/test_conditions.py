@@ -38,9 +38,12 @@ def test_they_are_found(places: dict[str, Path]) -> None:
         assert begun(asked) == {}
         file.write_text(json.dumps(ABOUT))
         assert begun(asked) == ABOUT
-        for damage in ("", "[]", "{", "\x00"):
+        for damage in ("", "[]", "{", "\x00", "[" * 200_000):
             file.write_text(damage)
             assert begun(asked) == {}
+        file.unlink()
+        os.mkfifo(file)
+        assert begun(asked) == {} or asked.startswith("file://")
         file.unlink()
 
 
@@ -52,6 +55,8 @@ def test_one_process_holds_them(tmp_path: Path) -> None:
             hold(place, "the table", other)
     with ExitStack() as stack:
         check("the table", hold(place, "the table", stack).read(), ABOUT)
+        with pytest.raises(CoritError, match="does not say how it was begun"):
+            check("the table", b"[" * 200_000, ABOUT)
         with pytest.raises(CoritError, match="was begun with precision fp32, not bf16"):
             check("the table", place.read_bytes(), {**ABOUT, "precision": "bf16"})
 

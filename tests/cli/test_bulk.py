@@ -17,7 +17,7 @@ import pytest
 
 from corit_cli.cli.bulk import Found, Many
 from corit_cli.detection.detector import Detector
-from corit_cli.errors import CoritError
+from corit_cli.errors import CoritError, NotMultiplied
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT, photograph, save_tiny_detector
 
@@ -164,7 +164,7 @@ def test_arithmetic_that_cannot_be_had_here_is_told_with_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(checkpoint: object, device: str, precision: str) -> None:
-        raise CoritError(f"no {precision}")
+        raise NotMultiplied(f"no {precision}")
 
     monkeypatch.setattr(Detector, "load", load)
     (tmp_path / "out.csv.run.json").write_text('{"precision": "int8"}')

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 DRAW = """
+import sys
 from pathlib import Path
 from corit_cli.report.figure import as_svg, draw, save
 with draw((2, 2)) as (figure, axes):
     axes.plot([1, 2])
 save(figure, Path("a.png"))
 print(as_svg(figure, "salt"))
+assert "matplotlib.pyplot" not in sys.modules
 """
 
 

@@ -42,9 +42,10 @@ def test_they_are_found(places: dict[str, Path]) -> None:
             file.write_text(damage)
             assert begun(asked) == {}
         file.unlink()
-        os.mkfifo(file)
-        assert begun(asked) == {} or asked.startswith("file://")
-        file.unlink()
+        if not asked.startswith("file://"):
+            os.mkfifo(file)
+            assert begun(asked) == {}
+            file.unlink()
 
 
 def test_one_process_holds_them(tmp_path: Path) -> None:

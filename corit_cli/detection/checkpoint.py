@@ -19,6 +19,7 @@ from torch import Tensor
 
 from corit_cli.config import restored
 from corit_cli.data.settings import CropConfig
+from corit_cli.detection import sound
 from corit_cli.detection.calibration import Calibration, Thresholds, Verdicts
 from corit_cli.errors import CoritError
 from corit_cli.files import write_together
@@ -38,11 +39,6 @@ READABLE = (2, 3, FORMAT)
 FILES = ("config.json", "model.safetensors")
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
 TOWER, LOCALIZER = "tower.", "localizer."
-#: No weight, and no number of a calibration, that training finds is larger, and no spread of a feature smaller: with
-#: such, a probability would be no number.
-LARGEST, SMALLEST = 1e6, 1e-9
-#: The largest count that a float holds exactly.
-COUNT = 2**53
 
 
 @dataclass(frozen=True)
@@ -208,11 +204,11 @@ class Checkpoint:
     @classmethod
     def _of(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         """From the contents of both files; may raise all that ``load`` catches."""
-        backbone = _table("backbone", config["backbone"])
+        backbone = sound.table("backbone", config["backbone"])
         for name in ("name", "sha256", *backbone):
-            _check(f"backbone.{name}", backbone[name], isinstance(backbone[name], str))
-        _check_records(*(_table(name, config[name]) for name in ("metrics", "data", "training")))
-        _check_tensors(tensors)
+            sound.check(f"backbone.{name}", backbone[name], isinstance(backbone[name], str))
+        sound.check_records(*(sound.table(name, config[name]) for name in ("metrics", "data", "training")))
+        sound.check_tensors(tensors)
         tuned, local = (
             {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
             for prefix in (TOWER, LOCALIZER)
@@ -253,52 +249,8 @@ def _verdicts(about: Mapping[str, Any] | None) -> Verdicts | None:
 
 def _calibration(called: str, about: Mapping[str, Any]) -> Calibration:
     for name, value in about.items():
-        _number(f"{called}.{name}", value)
+        sound.number(f"{called}.{name}", value)
     return restored(Calibration, about)
-
-
-def _check_records(metrics: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
-    """Raise CoritError for what no report, model card or protocol can be made of: they read it when all else is done.
-    What is missing is not on record."""
-    for name in metrics:
-        if name.startswith("held_out"):
-            for key, value in _table(f"metrics.{name}", metrics[name]).items():
-                _number(f"metrics.{name}.{key}", value, 0, COUNT if key == "images" else 1)
-    places = _table("metrics.localizer", metrics.get("localizer") or {})
-    if places:
-        _number("metrics.localizer.tried_on", places["tried_on"], 0, COUNT)
-        for kind, found in _table("metrics.localizer.pixel_auc", places["pixel_auc"]).items():
-            for name in ("forged", "original"):
-                _number(f"metrics.localizer.pixel_auc.{kind}.{name}", found[name], 0, 1)
-    for name, counts in _table("data.sources", data.get("sources", {})).items():
-        for part, count in _table(f"data.sources.{name}", counts).items():
-            _number(f"data.sources.{name}.{part}", count, 0, COUNT)
-    _number("data.leaked", data.get("leaked", 0), 0, COUNT)
-    kept = {name: _table(f"training.{name}", training.get(name) or {}) for name in ("settings", "recipe", "tune")}
-    forge = kept["recipe"].get("forge", [])
-    _check("training.recipe.forge", forge, isinstance(forge, list) and all(isinstance(one, str) for one in forge))
-
-
-def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        least = SMALLEST if name.endswith(".scale") else -LARGEST
-        if not ((tensor.float() >= least) & (tensor.float() <= LARGEST)).all():
-            raise RuntimeError(f"{name} is not finite, or not between {least:g} and {LARGEST:g}")
-
-
-def _table(called: str, value: object) -> dict[str, Any]:
-    _check(called, value, isinstance(value, dict))
-    return value
-
-
-def _number(called: str, value: object, least: float = -LARGEST, most: float = LARGEST) -> None:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    _check(called, value, plain and least <= value <= most)
-
-
-def _check(called: str, value: object, right: bool) -> None:
-    if not right:
-        raise CoritError(f"{called} cannot be {value!r:.60}")
 
 
 def _damaged(folder: Path, error: Exception) -> CoritError:
@@ -314,15 +266,9 @@ def _head(called: str, about: Mapping[str, int], tensors: Mapping[str, Tensor]) 
     """An empty head of a kind that ``tensors`` may be the weights of."""
     features, hidden, landmarks = sizes = [about[name] for name in ("features", "hidden", "landmarks")]
     for size in sizes:
-        _number(f"the size of {called}", size, 0, COUNT)
-    _check_room(landmarks * (features + landmarks) + (hidden or 1) * (landmarks or features), tensors)
+        sound.number(f"the size of {called}", size, 0, sound.COUNT)
+    sound.check_room(landmarks * (features + landmarks) + (hidden or 1) * (landmarks or features), tensors)
     return Head(features, HeadKind(hidden, landmarks))
-
-
-def _check_room(weights: int, tensors: Mapping[str, Tensor]) -> None:
-    """Raise RuntimeError where there are not so many weights, before memory is taken for them."""
-    if weights > sum(tensor.numel() for tensor in tensors.values()):
-        raise RuntimeError("it names more weights than there are")
 
 
 def _fused(
@@ -330,7 +276,7 @@ def _fused(
 ) -> FusedHead:
     if not about:
         raise CoritError("it names no head")
-    _check_room(len(about) << len(about), tensors)
+    sound.check_room(len(about) << len(about), tensors)
     heads = {name: _head(f"head.{name}", one, tensors) for name, one in about.items()}
     fused = FusedHead(heads, None if degradation is None else _head("degradation", degradation, tensors))
     if degradation is not None and degradation["features"] > sum(h.features for n, h in heads.items() if n != FACE):
@@ -353,8 +299,8 @@ def _localizer(about: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -
     if not settings.cgp:
         raise CoritError("its localizer reads nothing")
     common, rare = about["common"], about["rare"]
-    _number("localizer.common", common)
-    _number("localizer.rare", rare)
+    sound.number("localizer.common", common)
+    sound.number("localizer.rare", rare)
     if common >= rare:
         raise CoritError(f"localizer.common, {common}, is not below localizer.rare, {rare}")
     return Localizer(head, settings, crops, float(common), float(rare), tuple(about["forges"]))

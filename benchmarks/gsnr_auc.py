@@ -18,13 +18,13 @@ import numpy as np
 from held_out import Bench, Row, first_of_each
 
 from corit_cli.cli.console import Bars
-from corit_cli.cor.theory import spearman
 from corit_cli.data.manifest import load_samples
 from corit_cli.data.settings import CropConfig
 from corit_cli.features.cache import default_cache_path
 from corit_cli.gsnr.layers import study
 from corit_cli.gsnr.settings import StudySettings
 from corit_cli.gsnr.study import Compared
+from corit_cli.metrics.correlation import spearman
 from corit_cli.model.settings import METHOD, baseline
 from corit_cli.training.settings import TrainSettings
 

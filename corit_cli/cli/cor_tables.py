@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from corit_cli.cor.sweep import Sweep
     from corit_cli.cor.theory import Theory
 
+#: Below so many seeds a bootstrap over them is too narrow.
+FEW_SEEDS = 10
+
 
 def runs_table(runs: Sequence[Run], tests: Criteria) -> Table:
     """One line a model and radius: means, and how many of the runs collapsed."""
@@ -51,6 +54,13 @@ def show_sweep(found: Sweep, shapes: dict[str, Geometry], trained: str, convex: 
     )
     for name, f in found.found.items():
         out.print(f"[bold]COR of {escape(name)}: {escape(str(f.cor))}[/]", soft_wrap=True)
+    seeds = len({r.seed for f in found.found.values() for r in f.runs})
+    if seeds < FEW_SEEDS:
+        out.print(
+            f"Brackets come from resampling {seeds} seeds; of so few they hold the truth less often than 95 times in a "
+            f"hundred: --seeds {FEW_SEEDS} says more.",
+            soft_wrap=True,
+        )
     for name, g in shapes.items():
         _show_geometry(name, g, convex)
     for warning in found.warnings():

@@ -136,7 +136,10 @@ class Share:
 
 @dataclass(frozen=True)
 class COR:
-    """The critical radius with its 95% interval, as far as the radii that were tried tell.
+    """The critical radius with its interval, as far as the radii that were tried tell.
+
+    That is 95% of a bootstrap over seeds, which of fewer than ten of them holds the truth less often, the more
+    gradually runs come to collapse.
 
     Where the crossing was not seen, ``value`` is None and ``side`` says where it must be: ``above`` the largest radius
     or ``below`` the smallest. An end of the interval that lies outside the radii is infinite or zero. ``bracket`` are

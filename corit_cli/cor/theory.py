@@ -20,8 +20,8 @@ from corit_cli.cor.collapse import COR, Criteria, critical_radius, rounded
 from corit_cli.cor.settings import Optimization
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.metrics import gsnr
+from corit_cli.metrics.correlation import Correlation, spearman
 from corit_cli.metrics.gsnr import GSNREstimate, Moments
-from corit_cli.metrics.intervals import Estimate
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
 from corit_cli.progress import Progress, quiet
@@ -36,7 +36,6 @@ DATA_SIZE = (0.75, 0.5, 0.35, 0.25)
 RADII = tuple(rounded(float(r)) for r in np.geomspace(0.05, 20, 9))
 #: Radii added between the two that the cliff lies between.
 BETWEEN = 6
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Theory:
-    """All conditions, Spearman's rank correlation of COR with GSNR over them, and what it was measured on."""
+    """All conditions, and Spearman's rank correlation of COR with GSNR over those of a kind and over all of them, which
+    share images and levels, so that no test of theirs would mean anything."""
 
     conditions: list[Condition]
-    correlation: Estimate
-    by_kind: dict[str, Estimate]
+    correlation: Correlation
+    by_kind: dict[str, Correlation]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -121,7 +121,7 @@ def theory(
     by_kind = {
         kind: rank_correlation([c for c in found if c.kind == kind]) for kind in dict.fromkeys(c.kind for c in found)
     }
-    return Theory(found, rank_correlation(found), by_kind)
+    return Theory(found, rank_correlation(found, independent=False), by_kind)
 
 
 @undisturbed()
@@ -141,7 +141,7 @@ def head_gsnr(
     return gsnr.estimate(moments, clustered=len(set(own)) < len(own))
 
 
-def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
+def rank_correlation(conditions: Sequence[Condition], independent: bool = True) -> Correlation:
     """:func:`spearman` of COR with GSNR.
 
     A COR known only as a bound above (below) all radii ranks above (below) every other; where all runs diverged there
@@ -151,22 +151,5 @@ def rank_correlation(conditions: Sequence[Condition]) -> Estimate:
     return spearman(
         [c.gsnr.value for c in conditions],
         [np.inf if c.cor.side == "above" else c.cor.value or 0.0 for c in conditions],
+        independent,
     )
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Spearman's rank correlation with its 95% bootstrap interval over the pairs; NaN where one side is constant."""
-    from scipy.stats import spearmanr
-
-    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-
-    def rho(i: np.ndarray) -> float:
-        constant = len(set(x[i])) < 2 or len(set(y[i])) < 2
-        return float("nan") if constant else float(spearmanr(x[i], y[i]).statistic)
-
-    rng = np.random.default_rng(0)
-    draws = [rho(rng.integers(len(x), size=len(x))) for _ in range(RESAMPLES)]
-    if np.isnan(draws).all():
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Estimate(rho(np.arange(len(x))), float(low), float(high))

@@ -1,14 +1,14 @@
 """What scores of labelled images come to: figures with intervals, overall, by group, of whole videos, and degraded.
 
 Ranking figures (AUC and the like) go by the head's logits; rates and calibration by the probabilities and thresholds
-that the detector ships with. No threshold is ever chosen on the images under test.
+that the detector ships with. No threshold of a verdict is ever chosen on the images under test; equal error rate and
+TPR at an FPR take theirs from them, by definition.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +27,16 @@ from corit_cli.version import __version__
 if TYPE_CHECKING:
     from corit_cli.detection.checkpoint import Checkpoint
 
+#: The shares of real images called fake that a TPR is told at.
+AT_FPR = (0.01, 0.05)
+#: Named sources from which on intervals are told as sources vary.
+SOURCES = 5
+
 RANKING = {
     "auc": "AUC",
     "average_precision": "average precision",
     "eer": "equal error rate",
-    "tpr_at_fpr_0.01": "TPR at 1% FPR",
-    "tpr_at_fpr_0.05": "TPR at 5% FPR",
+    **{f"tpr_at_fpr_{fpr}": f"TPR at {fpr:.0%} FPR" for fpr in AT_FPR},
 }
 RATES = {
     "fpr": "real images called fake (FPR)",
@@ -46,8 +50,8 @@ FIGURES = {
     "balanced_accuracy": "balanced accuracy (uncertain counts as wrong)",
     "accuracy_decided": "accuracy where there is a verdict",
     **RATES,
-    "ece": "calibration error (ECE)",
-    "brier": "Brier score",
+    "ece": "calibration error (ECE), classes weighing the same",
+    "brier": "Brier score, classes weighing the same",
 }
 
 
@@ -56,13 +60,21 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Subset:
-    """Figures of one set of images, by the names in ``FIGURES``; NaN where a class they need is missing."""
+    """Figures of one set of images, by the names in ``FIGURES``; NaN where images that they need are missing."""
 
     name: str
     real: int
     fake: int
     figures: dict[str, Estimate]
     against: str = ""
+
+
+@dataclass(frozen=True)
+class Overall(Subset):
+    """Figures of all images. Their intervals are for other images of these sources; those of ``as_sources_vary``, none
+    narrower, draw whole sources, and are there where ``SOURCES`` of them have a name."""
+
+    as_sources_vary: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class Evaluation:
 
     scored: Scored
     about: dict[str, Any]
-    overall: Subset
+    overall: Overall
     videos: Subset | None
     tables: list[Table]
     robustness: Robustness | None
@@ -156,61 +168,96 @@ def summarise(checkpoint: Checkpoint, scored: Scored, by: Sequence[str] = ("sour
     )
 
 
-def ranking(roc: Roc) -> dict[str, NDArray]:
-    """The figures of ``RANKING`` (R,) each."""
+def ranking(roc: Roc, reals: float) -> dict[str, NDArray]:
+    """The figures of ``RANKING`` (R,) each. TPR at an FPR is NaN where ``reals``, so many independent real images, are
+    too few for one of them to be called fake."""
+    nothing = np.full(len(roc.fpr), np.nan)
     return {
         "auc": roc.auc,
         "average_precision": roc.average_precision,
         "eer": roc.eer,
-        **{f"tpr_at_fpr_{share}": roc.tpr_at(share) for share in (0.01, 0.05)},
+        **{f"tpr_at_fpr_{fpr}": roc.tpr_at(fpr) if reals >= 1 / fpr else nothing for fpr in AT_FPR},
     }
 
 
-def share(hits: NDArray, units: Sequence | None = None) -> Estimate:
-    """The share of ``hits`` (n,) with its Wilson interval. Frames of videos count as (sum n)^2 / sum n^2 trials, n
-    being the frames of each: one a video where these are equally long."""
-    sizes = np.array(list(Counter(range(len(hits)) if units is None else units).values()), float)
-    trials = sizes.sum() ** 2 / np.square(sizes).sum() if len(hits) else 0
+def rankings(
+    labels: NDArray, scores: Mapping[str, NDArray], units: Sequence[Hashable]
+) -> dict[tuple[str, str], metrics.Sampled]:
+    """The figures of ``RANKING`` of each detector's ``scores`` (n,) on the same images: {(detector, figure): ...}."""
+    reals, fakes = metrics.class_counts(labels, units)
+
+    def figures(weights: NDArray) -> dict[tuple[str, str], NDArray]:
+        rocs = {name: Roc.of(labels, s, weights) for name, s in scores.items()}
+        return {(name, key): value for name, roc in rocs.items() for key, value in ranking(roc, reals).items()}
+
+    found = metrics.bootstrap(figures, labels, units=units)
+    for name in scores:
+        auc = found[name, "auc"]
+        found[name, "auc"] = replace(auc, alone=metrics.newcombe(auc.value, reals, fakes))
+    return found
+
+
+def share(hits: NDArray, units: Sequence[Hashable] | None = None) -> Estimate:
+    """The share of ``hits`` (n,) with its Wilson interval; frames of videos, of ``units``, count as so many trials as
+    :func:`~corit_cli.metrics.intervals.effective_count` says."""
+    trials = metrics.effective_count(range(len(hits)) if units is None else units)
     return metrics.proportion(float(np.mean(hits)) * trials if len(hits) else 0.0, trials)
 
 
-def rates(labels: NDArray, verdicts: NDArray, units: Sequence) -> dict[str, Estimate]:
+def _called(labels: NDArray, verdicts: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
+    """For each of ``RATES`` which images count (n,), and among which (n,)."""
+    real, fake = labels == 0, labels == 1
+    return {
+        "fpr": (verdicts == "fake", real),
+        "recall": (verdicts == "fake", fake),
+        "missed": (verdicts == "real", fake),
+        "uncertain": (verdicts == "uncertain", real | fake),
+    }
+
+
+def rates(labels: NDArray, verdicts: NDArray, units: Sequence[Hashable]) -> dict[str, Estimate]:
     """The figures of ``RATES``."""
-    at = {c: np.flatnonzero(labels == c) for c in (0, 1)}
-
-    def of(label: int, verdict: str) -> Estimate:
-        return share(verdicts[at[label]] == verdict, [units[i] for i in at[label]])
-
-    values = of(0, "fake"), of(1, "fake"), of(1, "real"), share(verdicts == "uncertain", units)
-    return dict(zip(RATES, values, strict=True))
+    called = _called(labels, verdicts).items()
+    return {name: share(hits[of], [units[i] for i in np.flatnonzero(of)]) for name, (hits, of) in called}
 
 
-def overall(scored: Scored) -> Subset:
+def overall(scored: Scored) -> Overall:
     """All figures on all images."""
     labels, logits, units = scored.labels, scored.logits[0], scored.units
     p, verdicts = scored.probabilities[0], scored.verdicts[0]
     right = verdicts == np.where(labels == 1, "fake", "real")
-    decided = verdicts != "uncertain"
+    everything, decided = np.ones(len(labels), bool), verdicts != "uncertain"
+    reals, _ = metrics.class_counts(labels, units)
 
     def figures(weights: NDArray) -> dict[str, NDArray]:
-        def mean(values: NDArray, where: NDArray) -> NDArray:
-            total = weights[:, where].sum(1)
+        def mean(values: NDArray, of: NDArray) -> NDArray:
             with np.errstate(invalid="ignore"):
-                return weights[:, where] @ values[where].astype(np.float64) / total
+                return weights[:, of] @ values[of].astype(np.float64) / weights[:, of].sum(1)
 
-        everything = np.ones(len(labels), bool)
+        def balanced(values: NDArray) -> NDArray:
+            return (mean(values, labels == 0) + mean(values, labels == 1)) / 2
+
         return {
-            **ranking(Roc.of(labels, logits, weights)),
+            **ranking(Roc.of(labels, logits, weights), reals),
             "accuracy": mean(right, everything),
-            "balanced_accuracy": (mean(right, labels == 0) + mean(right, labels == 1)) / 2,
+            "balanced_accuracy": balanced(right),
             "accuracy_decided": mean(right, decided),
-            "brier": mean((p - labels) ** 2, everything),
+            **{name: mean(hits, of) for name, (hits, of) in _called(labels, verdicts).items()},
+            "brier": balanced((p - labels) ** 2),
         }
 
-    found = metrics.bootstrap(figures, labels, units=units)
-    estimates = {k: s.estimate for k, s in found.items()} | rates(labels, verdicts, units)
-    estimates["ece"] = metrics.calibration_interval(labels, p, units)
-    return _subset("all images", labels, {name: estimates[name] for name in FIGURES})
+    def drawn(whole: Sequence[Hashable]) -> dict[str, Estimate]:
+        found = metrics.bootstrap(figures, labels, units=whole)
+        return {k: s.estimate for k, s in found.items()} | {"ece": metrics.calibration_interval(labels, p, whole)}
+
+    found = drawn(units) | rates(labels, verdicts, units)
+    found["auc"] = metrics.auc_interval(labels, logits, units=units)
+    varying, sources = {}, [s.source for s in scored.samples]
+    if len(set(sources) - {""}) >= SOURCES:  # images that name none are drawn as one
+        by_source = drawn(sources)
+        varying = {name: found[name].widened(by_source[name]) for name in FIGURES}
+    real, fake = (int((labels == label).sum()) for label in (0, 1))
+    return Overall("all images", real, fake, {name: found[name] for name in FIGURES}, as_sources_vary=varying)
 
 
 def whole_videos(scored: Scored) -> Subset | None:
@@ -225,8 +272,8 @@ def whole_videos(scored: Scored) -> Subset | None:
     labels = np.array([key[-1] for key in videos])
     scores = np.array([trimmed_mean(scored.logits[0, frames]) for frames in videos.values()])
     units = [units_of([scored.samples[frames[0]]])[0] for frames in videos.values()]
-    found = metrics.bootstrap(lambda w: ranking(Roc.of(labels, scores, w)), labels, units=units)
-    return _subset("videos", labels, {k: s.estimate for k, s in found.items()})
+    found = rankings(labels, {"": scores}, units)
+    return _subset("videos", labels, {figure: found["", figure].estimate for figure in RANKING})
 
 
 def table(scored: Scored, by: str) -> Table:
@@ -292,11 +339,8 @@ def _notes(checkpoint: Checkpoint, scored: Scored, tables: Sequence[Table]) -> l
     if len(np.unique(labels)) < 2:
         kind = "fake" if labels[0] else "real"
         notes.append(f"all {len(labels)} images are {kind}: there are rates for them, but nothing to rank them against")
-    elif not 0.4 <= labels.mean() <= 0.6:
-        notes.append(
-            f"probabilities are meant for files as likely fake as real; {labels.mean():.0%} of these are fake, which "
-            "calibration error and Brier score take for miscalibration"
-        )
+    else:
+        notes += _few(metrics.class_counts(labels, scored.units)[0])
     trained = {
         name
         for name, counts in checkpoint.data.get("sources", {}).items()
@@ -311,4 +355,17 @@ def _notes(checkpoint: Checkpoint, scored: Scored, tables: Sequence[Table]) -> l
     for t in tables:
         if not t.parts:
             notes.append(f"no image names its {t.by}: there is no table by {t.by}")
+    return notes
+
+
+def _few(reals: float) -> list[str]:
+    """What so many independent real images are too few for."""
+    notes = []
+    for fpr in AT_FPR:
+        if reals < 3 / fpr:
+            verb = "cannot be told" if reals < 1 / fpr else "is a rough guess"
+            notes.append(
+                f"TPR at {fpr:.0%} FPR {verb}: its threshold takes at least {1 / fpr:.0f} independent real images, and "
+                f"{3 / fpr:.0f} to be of use; these count as {reals:.0f}"
+            )
     return notes

@@ -17,10 +17,9 @@ from corit_cli.data.manifest import Sample
 from corit_cli.data.splits import units_of
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
-from corit_cli.evaluation.figures import RANKING, ranking, rates
+from corit_cli.evaluation.figures import RANKING, rankings, rates
 from corit_cli.evaluation.groups import comparable
 from corit_cli.metrics.intervals import Estimate, Sampled
-from corit_cli.metrics.ranking import Roc
 from corit_cli.texts import uncell
 
 _SCORE = ("score", "probability")
@@ -193,12 +192,7 @@ def compare(scored: Scored, peer: Scores) -> Peer:
     samples, where = [scored.samples[i] for i in kept], where[kept]
     units = units_of(samples)
     labels, scores = scored.labels[kept], {"ours": scored.logits[0, kept], "theirs": peer.scores[where]}
-
-    def figures(weights: NDArray) -> dict[tuple[str, str], NDArray]:
-        rocs = {name: Roc.of(labels, s, weights) for name, s in scores.items()}
-        return {(name, figure): value for name, roc in rocs.items() for figure, value in ranking(roc).items()}
-
-    found = metrics.bootstrap(figures, labels, units=units)
+    found = rankings(labels, scores, units)
     ours, theirs = ({f: found[name, f].estimate for f in RANKING} for name in scores)
     verdicts, threshold = None, ""
     if peer.verdicts is not None:

@@ -7,7 +7,7 @@ the tower's last block, trained on the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,8 +57,9 @@ class Protocol:
     """All groups, the means over them, groups that were passed over and forgeries that no head here was taught by,
     each with the reason.
 
-    The means' intervals draw the images of these groups anew; those of ``as_groups_vary`` (of ``ours``, ``probe`` and
-    ``difference``) take the groups for a sample of all there are, which is what an unknown source is drawn from.
+    The means' intervals draw the images of these groups anew. Those of ``as_groups_vary`` (of ``ours``, ``probe`` and
+    ``difference``) are for the mean over all groups that these are a sample of, and those of ``one_new_group`` for one
+    more of them. Where groups ``share_images``, both allow for what these have in common, and are wider than need be.
     """
 
     name: str
@@ -67,6 +68,8 @@ class Protocol:
     probe: Estimate
     difference: Estimate
     as_groups_vary: dict[str, Estimate]
+    one_new_group: dict[str, Estimate]
+    share_images: bool
     passed_over: dict[str, str]
     untaught: tuple[str, ...] = ()
 
@@ -218,24 +221,52 @@ def _run(
     progress: Progress,
 ) -> Protocol:
     advance = progress(name, len(groups) * len(kinds))
-    labels = np.array([s.label for s in samples])
     masks = {group: held.mask for group, held in groups.items()}
     scores = {
         kind: held_out_logits(heads_without(data, settings, masks, advance), clean, masks)
         for kind, (data, clean, settings) in kinds.items()
     }
+    return summed(name, samples, groups, passed_over, scores)
+
+
+def summed(
+    name: str,
+    samples: Sequence[Sample],
+    groups: Mapping[str, Group],
+    passed_over: dict[str, str],
+    scores: Mapping[str, Mapping[str, NDArray]],
+) -> Protocol:
+    """What held-out ``scores`` come to: (n,) for each group, of ``ours`` and of the ``probe``."""
+    labels, masks = np.array([s.label for s in samples]), {group: held.mask for group, held in groups.items()}
     found = metrics.bootstrap_groups(labels, scores, masks, units_of(samples))
 
-    def triple(of: Sequence[str]) -> tuple[Estimate, Estimate, Estimate]:
-        ours, probe = (Sampled.mean([found[kind, group] for group in of]) for kind in scores)
-        return ours.estimate, probe.estimate, (ours - probe).estimate
+    def triple(of: Sequence[str]) -> dict[str, Sampled]:
+        ours, probe = (Sampled.mean([found[kind, group] for group in of]) for kind in ("ours", "probe"))
+        return {"ours": ours, "probe": probe, "difference": ours - probe}
+
+    def estimates(of: Sequence[str]) -> dict[str, Estimate]:
+        return {figure: s.estimate for figure, s in triple(of).items()}
 
     table = []
     for group, held in groups.items():
         real, fake = (int((labels[held.mask] == c).sum()) for c in (0, 1))
-        table.append(HeldOut(group, real, fake, *triple([group]), held.against))
-    varying = {
-        figure: metrics.mean_interval(np.array([getattr(held, figure).value for held in table]))
-        for figure in ("ours", "probe", "difference")
-    }
-    return Protocol(name, table, *triple(list(groups)), varying, passed_over)
+        table.append(HeldOut(group, real, fake, **estimates([group]), against=held.against))
+    means, share_images = triple(list(groups)), bool((sum(mask.astype(int) for mask in masks.values()) > 1).any())
+
+    def over(interval: Callable[..., Estimate]) -> dict[str, Estimate]:
+        found = {}
+        for figure, mean in means.items():
+            each = np.array([getattr(held, figure).value for held in table])
+            shared = float(mean.draws.var()) if share_images else 0.0
+            found[figure] = interval(each, shared, (-1.0 if figure == "difference" else 0.0, 1.0))
+        return found
+
+    return Protocol(
+        name,
+        table,
+        **estimates(list(groups)),
+        as_groups_vary=over(metrics.mean_interval),
+        one_new_group=over(metrics.prediction_interval),
+        share_images=share_images,
+        passed_over=passed_over,
+    )

@@ -1,14 +1,15 @@
-"""95% intervals: bootstraps of rankings and calibration, Wilson, Student and jackknife.
+"""95% intervals: bootstraps of rankings and calibration, Newcombe, Wilson, Student and jackknife.
 
-Every interval of a ranking is a percentile bootstrap that resamples real and fake images separately, so each resample
-keeps both classes at their sizes. Frames of one video are resampled together where ``units`` says which they are.
-Resamples are told as weights: how often each image was drawn. Sums of such whole numbers are exact in float32 below
-2^24, which no number of images comes near.
+The AUC of one group has Newcombe's interval. Means over groups, differences and other figures of a ranking have a
+percentile bootstrap that resamples real and fake images separately, so each resample keeps both classes at their sizes.
+Frames of one video are resampled together where ``units`` says which they are. Resamples are told as weights: how often
+each image was drawn. Sums of such whole numbers are exact in float32 below 2^24, which no number of images comes near.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from corit_cli.metrics.ranking import Array, Ranks, calibration_gaps
+from corit_cli.metrics.ranking import Array, Ranks, auc, calibration_gaps
 
 #: One group's name an image, or the images (numbers or a mask) of each group, which may then share some.
 Groups = Sequence[str] | Mapping[str, NDArray]
@@ -24,6 +25,8 @@ Key = TypeVar("Key", bound=Hashable)
 RESAMPLES = 2000
 #: Weights in memory at a time: all resamples of five hundred images, one of a million. No figure depends on it.
 BLOCK = 1_000_000
+#: Standard errors on either side of a normal figure's 95% interval.
+REACH = 1.959964
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,25 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def widened(self, other: Estimate) -> Estimate:
+        """The same figure with the narrowest interval that holds both; NaN ends where either has them."""
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Estimate(self.value, float(low), float(high))
+
 
 # --- bootstrap ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A figure with its bootstrap distribution ``draws`` (RESAMPLES,). Figures that share their resamples pair up."""
+    """A figure with its bootstrap distribution ``draws`` (RESAMPLES,). Figures that share their resamples pair up.
+
+    ``alone`` is the figure with a better interval than percentiles of the draws, where there is one.
+    """
 
     value: float
     draws: Array
+    alone: Estimate | None = None
 
     def __sub__(self, other: Sampled) -> Sampled:
         return Sampled(self.value - other.value, self.draws - other.draws)
@@ -56,12 +68,14 @@ class Sampled:
         """The mean of figures that share their resamples; NaN of none."""
         if not parts:
             return cls(float("nan"), np.full(RESAMPLES, np.nan))
+        if len(parts) == 1:
+            return parts[0]
         return cls(float(np.mean([p.value for p in parts])), np.mean([p.draws for p in parts], axis=0))
 
     @property
     def estimate(self) -> Estimate:
         """The figure with its 95% interval."""
-        return interval(self.value, self.draws)
+        return self.alone or interval(self.value, self.draws)
 
 
 def _masks(groups: Groups | None, count: int) -> dict[str, NDArray[np.bool_]]:
@@ -78,14 +92,11 @@ def _masks(groups: Groups | None, count: int) -> dict[str, NDArray[np.bool_]]:
     return {str(name): names == name for name in np.unique(names)}
 
 
-def resample(
-    labels: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None, seed: int = 0
-) -> Iterator[NDArray[np.float32]]:
-    """How often each image is drawn in each resample: blocks (r, n), RESAMPLES rows in all.
-
-    Whole ``units`` (one name an image, such as its video) are drawn. Units whose images are of the same classes in the
-    same ``groups`` are drawn among themselves, so that a group keeps its classes at their numbers of units.
-    """
+def _strata(
+    labels: Array, groups: Groups | None, units: Sequence[Hashable] | None
+) -> tuple[NDArray[np.intp], list[NDArray[np.intp]]]:
+    """The number of each image's unit, (n,), and the units that are drawn among themselves: those whose images are of
+    the same classes in the same groups."""
     count = len(labels)
     belongs = np.stack([*_masks(groups, count).values(), np.asarray(labels) == 1], axis=1)  # (n, groups + 1)
     # Codes sort by group, fakes first; strata by the codes that their units hold.
@@ -95,13 +106,24 @@ def resample(
     absent = np.ones((owner.max() + 1, len(kinds)), bool)  # (U, codes)
     absent[owner, codes.ravel()] = False
     _, stratum = np.unique(absent, axis=0, return_inverse=True)
-    strata = [np.flatnonzero(stratum.ravel() == k) for k in range(stratum.max() + 1)]
+    return owner, [np.flatnonzero(stratum.ravel() == k) for k in range(stratum.max() + 1)]
+
+
+def resample(
+    labels: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None, seed: int = 0
+) -> Iterator[NDArray[np.float32]]:
+    """How often each image is drawn in each resample: blocks (r, n), RESAMPLES rows in all.
+
+    Whole ``units`` (one name an image, such as its video) are drawn. Units whose images are of the same classes in the
+    same ``groups`` are drawn among themselves, so that a group keeps its classes at their numbers of units.
+    """
+    owner, strata = _strata(labels, groups, units)
     # Each stratum has random numbers of its own, so that the size of a block changes nothing.
     streams = [np.random.default_rng([seed, k]) for k in range(len(strata))]
-    rows = max(1, min(RESAMPLES, BLOCK // count))
+    rows = max(1, min(RESAMPLES, BLOCK // len(labels)))
     for start in range(0, RESAMPLES, rows):
         size = min(rows, RESAMPLES - start)
-        drawn = np.empty((size, len(absent)), np.float32)
+        drawn = np.empty((size, owner.max() + 1), np.float32)
         for rng, chosen in zip(streams, strata, strict=True):
             shape = size, len(chosen)
             picks = rng.integers(len(chosen), size=shape) + np.arange(0, size * len(chosen), len(chosen))[:, None]
@@ -118,11 +140,11 @@ def bootstrap(
 ) -> dict[Key, Sampled]:
     """Distributions of ``figures``, a function of image weights (R, n) that returns an array (R,) for each name.
 
-    The figures' values are those at weight one. Where ``units`` are given without groups and a class is a single one,
-    nothing can be resampled: the draws are NaN. See :func:`resample` for the rest.
+    The figures' values are those at weight one. Without groups, where no unit of a class has another to be drawn
+    instead, such as where a class is a single video, the draws are NaN. See :func:`resample` for the rest.
     """
     values = figures(np.ones((1, len(labels)), np.float32))
-    if units is not None and groups is None and _lone(np.asarray(labels), units, np.ones(len(labels), bool)):
+    if groups is None and _fixed(np.asarray(labels), _varying(labels, groups, units)):
         return {key: Sampled(float(value[0]), np.full(RESAMPLES, np.nan)) for key, value in values.items()}
     blocks = [figures(weights) for weights in resample(labels, groups, units, seed)]
     return {key: Sampled(float(value[0]), np.concatenate([b[key] for b in blocks])) for key, value in values.items()}
@@ -137,12 +159,13 @@ def bootstrap_groups(
 ) -> dict[tuple[str, str], Sampled]:
     """AUC of each detector in each group, all on the same resamples: {(detector, group): ...}.
 
-    A detector's scores are (n,), or such an array for each group where its scores depend on that.
-    Where ``units`` are given and a class of a group is a single one, nothing can be resampled: its draws are NaN. A
-    group of one class is NaN altogether.
+    A detector's scores are (n,), or such an array for each group where its scores depend on that. By itself each AUC
+    has the interval of :func:`newcombe`. Where no unit of a class of a group has another to be drawn instead, the
+    group's draws are NaN. A group of one class is NaN altogether.
     """
     labels, masks = np.asarray(labels), _masks(groups, len(labels))
-    fixed = {group for group, mask in masks.items() if units is not None and _lone(labels[mask], units, mask)}
+    varies = _varying(labels, masks, units)
+    fixed = {group for group, mask in masks.items() if _fixed(labels[mask], varies[mask])}
     ranks = {
         (name, group): Ranks.of(labels, np.asarray(s[group] if isinstance(s, Mapping) else s), np.flatnonzero(mask))
         for group, mask in masks.items()
@@ -150,15 +173,33 @@ def bootstrap_groups(
     }
     ranked = {key: r for key, r in ranks.items() if len(r.reals) and len(r.fakes)}
     found = bootstrap(lambda weights: {key: r.auc(weights) for key, r in ranked.items()}, labels, masks, units, seed)
-    nothing = np.full(RESAMPLES, np.nan)
-    values = {key: found[key].value if key in found else float("nan") for key in ranks}
-    return {k: Sampled(v, nothing if k[1] in fixed or k not in found else found[k].draws) for k, v in values.items()}
+    nothing = Sampled(float("nan"), np.full(RESAMPLES, np.nan))
+    counts = {group: class_counts(labels[mask], _of(units, mask)) for group, mask in masks.items()}
+    result = {}
+    for name, group in ranks:
+        one = found.get((name, group), nothing)
+        draws = nothing.draws if group in fixed else one.draws
+        result[name, group] = Sampled(one.value, draws, newcombe(one.value, *counts[group]))
+    return result
 
 
-def _lone(labels: Array, units: Sequence[Hashable], mask: NDArray[np.bool_]) -> bool:
-    """Whether some class among the images of ``mask`` comes from one unit."""
-    owners = [units[i] for i in np.flatnonzero(mask)]
-    return any(len({u for u, y in zip(owners, labels, strict=True) if y == c}) == 1 for c in np.unique(labels))
+def _varying(labels: Array, groups: Groups | None, units: Sequence[Hashable] | None) -> NDArray[np.bool_]:
+    """Which images (n,) are drawn now more often and now less: not those whose unit is all of its stratum."""
+    owner, strata = _strata(labels, groups, units)
+    varies = np.zeros(owner.max() + 1, bool)
+    for chosen in strata:
+        varies[chosen] = len(chosen) > 1
+    return varies[owner]
+
+
+def _fixed(labels: Array, varies: NDArray[np.bool_]) -> bool:
+    """Whether there is a class of which no image ``varies`` (n,)."""
+    return any(not varies[labels == label].any() for label in np.unique(labels))
+
+
+def _of(units: Sequence[Hashable] | None, mask: NDArray[np.bool_]) -> list[Hashable] | None:
+    """The units of the images under ``mask`` (n,)."""
+    return None if units is None else [units[i] for i in np.flatnonzero(mask)]
 
 
 def bootstrap_auc(
@@ -184,27 +225,98 @@ def interval(value: float, distribution: Array) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def mean_interval(values: Array) -> Estimate:
-    """The mean of values (n,), such as sources' AUCs, with Student's 95% interval over what they are a sample of.
+def mean_interval(values: Array, shared: float = 0.0, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """The mean of values (n,), such as sources' AUCs, with Student's 95% interval for the mean over all sources that
+    these are a sample of. It does not say where one more of them may lie: see :func:`prediction_interval`.
 
-    NaN ends for fewer than two values.
+    ``shared`` is the bootstrap's variance of the mean, where the values share images: their spread does not show what
+    such images have in common. The part that each value has to itself is then counted twice, so that the interval is
+    wider than it need be. It ends at ``bounds``. NaN ends for fewer than two values.
     """
+    return _student(values, 0, shared, bounds)
+
+
+def prediction_interval(
+    values: Array, shared: float = 0.0, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
+    """The mean of values (n,) with the interval in which one new value of their kind lies with a probability of 95%,
+    if they are spread normally; the rest as in :func:`mean_interval`."""
+    return _student(values, 1, shared, bounds)
+
+
+def _student(values: Array, more: int, shared: float, bounds: tuple[float, float]) -> Estimate:
+    """The mean of values (n,), and Student's interval for what differs from it by the variance of ``more`` of them."""
     from scipy.special import stdtrit
 
     values = np.asarray(values, dtype=np.float64)
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Estimate(mean, float("nan"), float("nan"))
-    reach = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / n**0.5)
-    return Estimate(mean, mean - reach, mean + reach)
+    reach = stdtrit(n - 1, 0.975) * np.sqrt(values.var(ddof=1) * (1 / n + more) + shared)
+    low, high = np.clip([mean - reach, mean + reach], *bounds)
+    return Estimate(mean, float(low), float(high))
+
+
+# --- AUC of one group -----------------------------------------------------------------------------
+
+
+def effective_count(units: Sequence[Hashable]) -> float:
+    """How many independent images those with ``units`` (n,) count as: (sum n)^2 / sum n^2, n being the images of each
+    unit. That is one a unit where these are equally large, as if the images of a unit were all alike (Kish 1965, Survey
+    Sampling)."""
+    sizes = np.array(list(Counter(units).values()), float)
+    return float(sizes.sum() ** 2 / np.square(sizes).sum()) if len(sizes) else 0.0
+
+
+def class_counts(labels: Array, units: Sequence[Hashable] | None = None) -> tuple[float, float]:
+    """The :func:`effective_count` of real images and of fakes; without ``units`` their numbers."""
+    labels = np.asarray(labels)
+    units = range(len(labels)) if units is None else units
+    reals, fakes = (effective_count(_of(units, labels == label)) for label in (0, 1))
+    return reals, fakes
+
+
+def newcombe(value: float, reals: float, fakes: float) -> Estimate:
+    """The AUC of one group of images with its 95% interval (Newcombe 2006, Statistics in Medicine 25, part 2, method
+    5): all areas that lie within 1.96 of their own standard errors from ``value``.
+
+    The standard errors are Hanley's and McNeil's, symmetric in the classes, for numbers of independent images as
+    :func:`class_counts` gives them. Percentiles of a bootstrap cover the truth of few images too seldom, and are one
+    point where the classes do not overlap. NaN ends where a class is at most one image.
+    """
+    if math.isnan(value) or min(reals, fakes) <= 1:
+        return Estimate(value, float("nan"), float("nan"))
+    more = (reals + fakes) / 2 - 1
+
+    def near(area: float) -> bool:
+        variance = area * (1 - area) / (reals * fakes) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area)))
+        return abs(area - value) <= REACH * math.sqrt(variance)
+
+    return Estimate(value, _furthest(value, 0.0, near), _furthest(value, 1.0, near))
+
+
+def _furthest(inside: float, bound: float, holds: Callable[[float], bool]) -> float:
+    """The last figure on the way from ``inside`` to ``bound`` for which something ``holds``, by bisection."""
+    for _ in range(40):
+        middle = (inside + bound) / 2
+        if holds(middle):
+            inside = middle
+        else:
+            bound = middle
+    return inside
 
 
 def auc_interval(
     labels: Array, scores: Array, groups: Groups | None = None, units: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """AUC (or mean of the groups' AUCs) with its interval; whole ``units``, such as videos, are resampled."""
-    distributions, values = bootstrap_auc(labels, {"": scores}, groups, units=units)
-    return interval(values[""], distributions[""])
+    """AUC with the interval of :func:`newcombe`, or the mean of the groups' AUCs with that of the bootstrap, which
+    resamples whole ``units``, such as videos."""
+    if groups is None:
+        return newcombe(auc(labels, scores), *class_counts(labels, units))
+    return Sampled.mean(list(bootstrap_groups(labels, {"": scores}, groups, units).values())).estimate
+
+
+# --- calibration and shares -----------------------------------------------------------------------
 
 
 def calibration_interval(
@@ -233,30 +345,33 @@ def calibration_interval(
         return Estimate(value, float("nan"), float("nan"))
     shape = gaps / value if value else np.full(bins, 1 / bins)
 
-    def furthest(bound: float, explains: Callable[[Array], bool]) -> float:
-        """The last error on the way from the value to ``bound`` of which the draws with that error ``explains`` it."""
-        inside = value
-        for _ in range(40):
-            middle = (inside + bound) / 2
-            if explains(abs(middle * shape + noise).sum(1)):
-                inside = middle
-            else:
-                bound = middle
-        return inside
+    def draws(error: float) -> Array:
+        """What gaps of that error come to with this noise, (RESAMPLES,)."""
+        return abs(error * shape + noise).sum(1)
 
-    low = furthest(0.0, lambda draws: np.percentile(draws, 97.5) >= value)
-    return Estimate(value, low, furthest(1.0, lambda draws: np.percentile(draws, 2.5) <= value))
+    low = _furthest(value, 0.0, lambda error: np.percentile(draws(error), 97.5) >= value)
+    return Estimate(value, low, _furthest(value, 1.0, lambda error: np.percentile(draws(error), 2.5) <= value))
 
 
 def proportion(successes: float, total: float) -> Estimate:
     """A share with its 95% Wilson interval; all NaN when there is nothing to count."""
     if not total:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    z2 = 1.959964**2
+    z2 = REACH**2
     p = successes / total
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = np.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
     return Estimate(p, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+
+
+def ratio(hits: float, total: float, others: float, of: float) -> Estimate:
+    """How many times as large a share ``hits`` of ``total`` is as ``others`` of ``of``, with Katz's 95% interval in the
+    logarithm (Katz et al. 1978, Biometrics 34); all NaN where either counts nothing."""
+    if not (hits and others):
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    value = (hits / total) / (others / of)
+    reach = REACH * math.sqrt(1 / hits - 1 / total + 1 / others - 1 / of)
+    return Estimate(value, value * math.exp(-reach), value * math.exp(reach))
 
 
 def plain(value: Any) -> Any:

@@ -33,20 +33,26 @@ def average_precision(labels: Array, scores: Array) -> float:
 
 
 def expected_calibration_error(labels: Array, probabilities: Array, bins: int = 10) -> float:
-    """Mean |share of fakes - mean probability| over equal-width bins, weighted by their counts (Naeini et al. 2015)."""
+    """Mean |share of fakes - mean probability| over equal-width bins, weighted by their counts (Naeini et al. 2015),
+    where either class counts one half, since probabilities are meant for even odds. NaN unless both are present: what
+    the other would have got is half of it."""
     return float(abs(calibration_gaps(labels, probabilities, np.ones((1, len(labels))), bins)).sum())
 
 
 def calibration_gaps(labels: Array, probabilities: Array, weights: Array, bins: int = 10) -> Array:
     """The share of fakes less the mean probability in each bin, times the bin's share of all weight.
 
-    Returns (R, bins), a row for each row of ``weights`` (R, n). Their absolute values add up to the calibration error.
+    Returns (R, bins), a row for each row of ``weights`` (R, n), which say what an image counts within its class; either
+    class weighs one half, and without one of them all is NaN. Absolute values add up to the calibration error.
     """
-    probabilities = _numbers(probabilities).astype(float)
+    labels, probabilities = np.asarray(labels), _numbers(probabilities).astype(float)
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
     gaps = np.zeros((len(index), bins))
     gaps[np.arange(len(index)), index] = labels - probabilities
-    return weights @ gaps / weights.sum(1, keepdims=True)
+    both = (weights[:, labels == label] for label in (0, 1))
+    with np.errstate(invalid="ignore"):
+        real, fake = (w @ gaps[labels == label] / w.sum(1, keepdims=True) for label, w in enumerate(both))
+    return (real + fake) / 2
 
 
 def _numbers(scores: Array) -> Array:

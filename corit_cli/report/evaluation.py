@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from corit_cli.evaluation.figures import FIGURES, RANKING, RATES, Evaluation, Subset
+from corit_cli.evaluation.figures import FIGURES, RANKING, RATES, Evaluation, Overall, Subset
 from corit_cli.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ class Grid:
 
 
 def number(e: Estimate, signed: bool = False) -> str:
-    """A figure with its interval; a dash where there is none, [–] where one class of a group is a single video."""
+    """A figure with its interval; a dash where there is none, [–] where nothing tells how it varies, such as where a
+    class is a single video."""
     if not math.isfinite(e.value):
         return "–"
-    f = "+.3f" if signed else ".3f"
+    f = _form(signed)
     bounds = f" [{e.low:{f}}, {e.high:{f}}]" if math.isfinite(e.low) else " [–]"
     return f"{e.value:{f}}{bounds}"
 
@@ -50,11 +51,22 @@ def cell(name: str, e: Estimate) -> str:
     return percent(e) if name in PERCENT else number(e)
 
 
+def ends(e: Estimate, signed: bool = False, name: str = "") -> str:
+    """The interval alone, of a figure called ``name`` in ``FIGURES``; a dash where there is none."""
+    if not math.isfinite(e.low):
+        return "–"
+    f = _form(signed)
+    return f"{100 * e.low:.0f} to {100 * e.high:.0f}%" if name in PERCENT else f"{e.low:{f}} to {e.high:{f}}"
+
+
+def _form(signed: bool) -> str:
+    return "+.3f" if signed else ".3f"
+
+
 def grids(evaluation: Evaluation) -> list[Grid]:
     """All tables, in reading order."""
     e = evaluation
-    rows = [[FIGURES[name], cell(name, value)] for name, value in e.overall.figures.items()]
-    found = [Grid(f"All images: {_counts(e.overall)}", ["figure", "value [95% interval]"], rows)]
+    found = [_overall_grid(e.overall)]
     if e.videos is not None:
         rows = [[RANKING[name], number(value)] for name, value in e.videos.figures.items()]
         note = "A video's score is the trimmed mean of its frames' logits."
@@ -69,6 +81,19 @@ def grids(evaluation: Evaluation) -> list[Grid]:
 
 def _counts(part: Subset) -> str:
     return f"{part.real} real, {part.fake} fake"
+
+
+def _overall_grid(found: Overall) -> Grid:
+    rows = [[FIGURES[name], cell(name, value)] for name, value in found.figures.items()]
+    columns, notes = ["figure", "value [95% interval]"], []
+    if found.as_sources_vary:
+        columns.append("as sources vary")
+        rows = [[*row, ends(found.as_sources_vary[name], name=name)] for row, name in zip(rows, FIGURES, strict=True)]
+        notes.append(
+            "Brackets are for other images of these sources; as sources vary, which is never narrower, for images of "
+            "all sources that these are a sample of."
+        )
+    return Grid(f"All images: {_counts(found)}", columns, rows, notes)
 
 
 def _group_grid(table: Table) -> Grid:
@@ -126,20 +151,29 @@ def _peer_grid(peer: Peer) -> Grid:
 
 
 def _protocol_grid(protocol: Protocol) -> Grid:
-    def line(of: HeldOut | Protocol) -> list[str]:
-        return cells(of.ours, of.probe, of.difference)
+    def line(name: str, real: str, fake: str, of: HeldOut | Protocol) -> list[str]:
+        return [name, real, fake, number(of.ours), number(of.probe), number(of.difference, signed=True)]
 
-    def cells(ours: Estimate, probe: Estimate, difference: Estimate) -> list[str]:
-        return [number(ours), number(probe), number(difference, signed=True)]
+    def vary(name: str, of: dict[str, Estimate]) -> list[str]:
+        return [name, "", "", *(ends(e, signed=figure == "difference") for figure, e in of.items())]
 
-    rows = [[g.name, str(g.real), str(g.fake), *line(g)] for g in protocol.groups]
+    rows = [line(g.name, str(g.real), str(g.fake), g) for g in protocol.groups]
     notes = ["Each group is scored by a head trained as this detector's was, on all the others."]
-    rows.append([f"mean of {len(protocol.groups)}", "", "", *line(protocol)])
+    rows.append(line(f"mean of {len(protocol.groups)}", "", "", protocol))
     if len(protocol.groups) > 1:
-        rows.append(["the same, as groups vary", "", "", *cells(**protocol.as_groups_vary)])
+        kind = protocol.name.removeprefix("leave-").removesuffix("-out")
+        rows.append(vary("the same, as groups vary", protocol.as_groups_vary))
+        rows.append(vary(f"one new {kind}", protocol.one_new_group))
         notes.append(
-            "The mean's first interval is for other images of these groups, the second, Student's, for other groups."
+            "The mean's interval in brackets is for other images of these groups; as groups vary, Student's, for the "
+            f"mean over all groups that these are a sample of. One new {kind}, measured on as many images as one of "
+            "these, lies within the last row with a probability of 95%, if groups are spread normally."
         )
+        if protocol.share_images:
+            notes.append(
+                "Groups share real images, which both allow for by the variance that drawing images anew gives the "
+                "mean: they are wider than need be."
+            )
     borrowed = [g.name for g in protocol.groups if g.against == "a third of all real images"]
     if borrowed:
         notes.append(f"Against a third of all real images, held out as well: {', '.join(borrowed)}.")

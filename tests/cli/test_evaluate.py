@@ -81,7 +81,9 @@ def test_json_has_everything_and_the_same_bytes(evaluate, dataset: Path, tmp_pat
     assert found["peers"][0]["difference"]["low"] < found["peers"][0]["difference"]["high"]
     (protocol,) = found["protocols"]
     assert protocol["name"] == "leave-generator-out" and len(protocol["groups"]) == 2 and protocol["passed_over"] == {}
-    assert set(protocol["as_groups_vary"]) == {"ours", "probe", "difference"}
+    for kind in ("as_groups_vary", "one_new_group"):
+        assert set(protocol[kind]) == {"ours", "probe", "difference"}
+    assert protocol["share_images"] is False and found["overall"]["as_sources_vary"] == {}
 
 
 def test_csv_and_page_are_written_besides(evaluate, tmp_path: Path) -> None:

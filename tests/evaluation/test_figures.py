@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,9 @@ def scored(
 
 
 def test_figures_equal_sklearn_s() -> None:
-    found = scored()
+    found = scored(240, fake=0.4)
     labels, p, verdicts = found.labels, found.probabilities[0], found.verdicts[0]
+    alike = np.where(labels == 1, 1 / 96, 1 / 144)
     figures = summarise(checkpoint(), found).overall.figures
     assert list(figures) == list(FIGURES)
     value = {name: e.value for name, e in figures.items()}
@@ -62,10 +64,11 @@ def test_figures_equal_sklearn_s() -> None:
     assert value["eer"] == pytest.approx(brentq(lambda x: np.interp(x, fpr, tpr) - (1 - x), 0, 1), abs=1e-9)
     for false in (0.01, 0.05):
         assert value[f"tpr_at_fpr_{false}"] == pytest.approx(tpr[fpr <= false].max())
-    assert value["brier"] == pytest.approx(brier_score_loss(labels, p))
+    assert value["brier"] == pytest.approx(brier_score_loss(labels, p, sample_weight=alike))
+    assert value["brier"] != pytest.approx(brier_score_loss(labels, p), abs=1e-4)
     truth = np.where(labels == 1, "fake", "real")
     decided = verdicts != "uncertain"
-    assert 0 < decided.sum() < 80
+    assert 0 < decided.sum() < 240
     assert value["accuracy"] == pytest.approx((verdicts == truth).mean())
     assert value["accuracy_decided"] == pytest.approx((verdicts == truth)[decided].mean())
     # Uncertain as the wrong answer, which is what a two-way verdict would have to give.
@@ -75,7 +78,10 @@ def test_figures_equal_sklearn_s() -> None:
     assert value["recall"] == (p[labels == 1] >= 0.7).mean()
     assert value["missed"] == (p[labels == 1] <= 0.3).mean()
     assert value["uncertain"] == ((p > 0.3) & (p < 0.7)).mean()
-    assert value["ece"] == metrics.expected_calibration_error(labels, p)
+    bins = np.minimum((10 * p).astype(int), 9)
+    gaps = [abs((alike * (labels - p))[bins == b].sum()) for b in range(10)]
+    assert value["ece"] == pytest.approx(sum(gaps) / 2)
+    assert figures["auc"] == metrics.auc_interval(labels, found.logits[0])
     for e in figures.values():
         assert e.low <= e.value + 1e-9 and e.value - 1e-9 <= e.high and e.low < e.high <= 1
 
@@ -98,6 +104,52 @@ def test_by_source_and_generator() -> None:
     ]
     small = summarise(checkpoint(), scored(60, sources="abcd")).tables[0]
     assert len(small.parts) == 4 and small.counted == [] and small.worst is None and np.isnan(small.mean_auc.value)
+
+
+def test_figures_as_sources_vary() -> None:
+    few = summarise(checkpoint(), scored(sources="abcd")).overall
+    assert few.as_sources_vary == {}
+    found = scored(200, sources="abcdef")
+    # What is said of an image hangs on its source: images draw a far narrower interval than sources do.
+    of_source = np.array(["abcdef".index(s.source) for s in found.samples])
+    found.logits[0] += 2.5 * np.array([-2, -1, 0, 0, 1, 2])[of_source]
+    found.probabilities[0] = 1 / (1 + np.exp(-found.logits[0]))
+    overall = summarise(checkpoint(), found).overall
+    assert list(overall.as_sources_vary) == list(FIGURES)
+    for name, e in overall.as_sources_vary.items():
+        own = overall.figures[name]
+        assert np.isnan(own.value) or (e.value == own.value and e.low <= own.low and own.high <= e.high), name
+    for name in ("fpr", "recall"):
+        own, e = overall.figures[name], overall.as_sources_vary[name]
+        assert e.high - e.low > 1.5 * (own.high - own.low), name
+    # By hand: whole sources are drawn.
+    real, called = found.labels == 0, found.verdicts[0] == "fake"
+    counts = np.array([[(called & real & (of_source == k)).sum(), (real & (of_source == k)).sum()] for k in range(6)])
+    drawn = counts[np.random.default_rng(1).integers(6, size=(4000, 6))].sum(1)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    e = overall.as_sources_vary["fpr"]
+    assert (e.low, e.high) == pytest.approx((low, high), abs=0.04)
+
+
+def test_figures_whose_real_images_are_of_one_source_do_not_tell_how_sources_vary() -> None:
+    found = scored(120, sources="abcdef")
+    found.samples = [replace(s, source=s.source if s.label else "only") for s in found.samples]
+    overall = summarise(checkpoint(), found).overall
+    assert np.isnan(overall.as_sources_vary["auc"].low) and np.isfinite(overall.figures["auc"].low)
+
+
+@pytest.mark.parametrize(("reals", "missing", "rough"), [(15, 2, 0), (20, 1, 1), (60, 1, 0), (100, 0, 1), (300, 0, 0)])
+def test_a_tpr_at_an_fpr_takes_enough_real_images(reals: int, missing: int, rough: int) -> None:
+    found = summarise(checkpoint(), scored(2 * reals))
+    there = [found.overall.figures[f"tpr_at_fpr_{fpr}"].value for fpr in (0.01, 0.05)]
+    assert np.isnan(there).sum() == missing and np.isnan(there[:missing]).all()
+    notes = [note for note in found.notes if note.startswith("TPR at")]
+    assert sum("cannot be told" in note for note in notes) == missing
+    assert sum("rough guess" in note for note in notes) == rough
+    assert all(f"these count as {reals}" in note for note in notes)
+    # Frames of a video count as one.
+    films = summarise(checkpoint(), scored(2 * reals, frames=5))
+    assert np.isnan(films.overall.figures["tpr_at_fpr_0.01"].value) == (reals < 500)
 
 
 def test_frames_of_a_video_are_drawn_and_scored_together() -> None:
@@ -151,7 +203,8 @@ def test_robustness_is_on_images_that_took_every_chain() -> None:
 def test_one_class_has_rates_and_a_note(fake: float, there: str, missing: str) -> None:
     found = summarise(checkpoint(), scored(30, ("jpeg-75",), fake=fake))
     figures = found.overall.figures
-    assert np.isfinite(figures[there].value) and np.isnan(figures[missing].value) and np.isnan(figures["auc"].value)
+    assert np.isfinite(figures[there].value) and np.isnan(figures[missing].value)
+    assert np.isnan([figures[name].value for name in ("auc", "ece", "brier", "tpr_at_fpr_0.05")]).all()
     assert any("nothing to rank them against" in note for note in found.notes)
     assert np.isfinite(found.robustness.chains[0].changed.value)
 
@@ -160,12 +213,13 @@ def test_notes_say_what_a_reader_must_know() -> None:
     found = scored(fake=0.2, sources="")
     found.errors = [(found.samples[0], "truncated")]
     notes = summarise(checkpoint(), found).notes
-    for words in ("1 of 81 images could not be read", "20% of these are fake", "no image names its source"):
+    for words in ("1 of 81 images could not be read", "no image names its source"):
         assert any(words in note for note in notes), words
+    assert not any("are fake" in note for note in notes)
     trained = checkpoint(sources={"a": {"train_real": 3}, "b": {"val_fake": 2}, "c": {"train_fake": 1}})
-    (note,) = summarise(trained, scored()).notes
+    (note,) = summarise(trained, scored(600)).notes
     assert "trained on images of 1 of these sources (a)" in note
-    assert summarise(checkpoint(), scored()).notes == []
+    assert summarise(checkpoint(), scored(600)).notes == []
 
 
 def as_json(found: Evaluation) -> str:

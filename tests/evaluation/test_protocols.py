@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from corit_cli import metrics
@@ -15,7 +16,8 @@ from corit_cli.data.settings import CropConfig
 from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.evaluation import protocols
-from corit_cli.evaluation.protocols import check, leave_out, recipe_of, run
+from corit_cli.evaluation.groups import Group
+from corit_cli.evaluation.protocols import check, leave_out, recipe_of, run, summed
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.fusion import FusedHead
@@ -80,7 +82,10 @@ def test_heads_never_see_what_they_are_tested_on(detector: Detector, data: list[
     assert found.difference.value == pytest.approx(found.ours.value - found.probe.value)
     for figure in ("ours", "probe", "difference"):
         values = np.array([getattr(g, figure).value for g in found.groups])
-        assert found.as_groups_vary[figure] == metrics.mean_interval(values)
+        bounds = (-1 if figure == "difference" else 0, 1)
+        assert found.as_groups_vary[figure] == metrics.mean_interval(values, bounds=bounds)
+        assert found.one_new_group[figure] == metrics.prediction_interval(values, bounds=bounds)
+    assert not found.share_images
     assert found.ours.value != found.probe.value
 
 
@@ -131,6 +136,27 @@ def test_videos_are_borrowed_whole() -> None:
     groups, _ = leave_out(made, "leave-generator-out", 0)
     chosen = groups["gan"].mask[:60].reshape(10, 6)
     assert (chosen == chosen[:, :1]).all() and chosen[:, 0].sum() == 3
+
+
+def test_what_groups_share_is_no_certainty() -> None:
+    """Ten generators, equally hard, against the same twenty real images: their AUCs rise and fall together."""
+    made = [Sample(Path(f"{i}"), int(i >= 20), "a", f"g{i // 20}" if i >= 20 else "") for i in range(220)]
+    labels, rng = np.array([s.label for s in made]), np.random.default_rng(0)
+    groups = {f"g{k}": Group((labels == 0) | np.array([s.generator == f"g{k}" for s in made])) for k in range(1, 11)}
+    truth, hits = 0.85, {"shared": 0, "alone": 0}
+    for _ in range(30):
+        scores = rng.normal(size=220) + labels * norm.ppf(truth) * 2**0.5
+        found = summed(
+            "leave-generator-out", made, groups, {}, {k: dict.fromkeys(groups, scores) for k in ("ours", "probe")}
+        )
+        assert found.share_images and found.difference.value == found.as_groups_vary["difference"].high == 0
+        shared = found.as_groups_vary["ours"]
+        alone = metrics.mean_interval(np.array([g.ours.value for g in found.groups]))
+        hits["shared"] += shared.low <= truth <= shared.high
+        hits["alone"] += alone.low <= truth <= alone.high
+        assert found.one_new_group["ours"].low < shared.low
+        assert found.groups[0].ours == metrics.auc_interval(labels[:40], scores[:40])
+    assert hits["shared"] >= 27 and hits["alone"] < 20
 
 
 def test_the_recipe_is_the_checkpoint_s(detector: Detector) -> None:

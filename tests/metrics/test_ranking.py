@@ -75,8 +75,18 @@ def test_ranks_equal_sklearn_on_resampled_arrays(rows: Rows, seed: int) -> None:
 
 def test_calibration_error_by_hand() -> None:
     labels, p = np.array([0, 1, 1, 1]), np.array([0.02, 0.04, 0.9, 1.0])
-    # The first bin holds 0.5 fakes against 0.03, the last 1.0 against 0.95.
-    assert metrics.expected_calibration_error(labels, p) == pytest.approx(0.5 * 0.47 + 0.5 * 0.05)
+    # The real image weighs 3/6, each fake 1/6. The first bin holds 1/4 of fakes against .025, the last all against .95.
+    assert metrics.expected_calibration_error(labels, p) == pytest.approx(4 / 6 * 0.225 + 2 / 6 * 0.05)
+
+
+@given(st.integers(0, 99), st.integers(2, 9))
+def test_calibration_error_does_not_depend_on_how_many_are_fake(seed: int, times: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, p = np.arange(40) % 2, rng.uniform(size=40)
+    more = np.where(labels == 1, times, 1)
+    found = metrics.expected_calibration_error(labels.repeat(more), p.repeat(more))
+    assert found == pytest.approx(metrics.expected_calibration_error(labels, p))
+    assert np.isnan(metrics.expected_calibration_error(np.ones(40), p))
 
 
 def test_one_class_has_no_ranking() -> None:

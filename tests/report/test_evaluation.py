@@ -27,7 +27,9 @@ def example(name: str = "rival") -> Evaluation:
     e = Estimate(0.75, 0.5, 0.875)
     varying = {"ours": e, "probe": e, "difference": Estimate(0.125, -0.5, 0.75)}
     group = HeldOut("gan", 9, 8, e, e, Estimate(0.125, -0.25, 0.5), "a third of all real images")
-    found.protocols = [Protocol("leave-generator-out", [group, group], e, e, e, varying, {"vae": "too few"})]
+    new = {**varying, "ours": Estimate(0.75, 0.25, 1.0)}
+    passed_over = {"vae": "too few"}
+    found.protocols = [Protocol("leave-generator-out", [group, group], e, e, e, varying, new, True, passed_over)]
     return found
 
 
@@ -78,19 +80,36 @@ def test_every_table_is_rectangular_and_there() -> None:
         assert words in notes
     assert "Against a third of all real images, held out as well: gan" in notes
     assert found[4].rows[1][0] == "jpeg-75" and found[4].rows[1][2][0] in "+-"
+    assert [row[0] for row in found[6].rows[2:]] == ["mean of 2", "the same, as groups vary", "one new generator"]
+    assert found[6].rows[3][3:] == ["0.500 to 0.875", "0.500 to 0.875", "-0.500 to +0.750"]
+    assert found[6].rows[4][3] == "0.250 to 1.000" and "Groups share real images" in notes
+
+
+def test_figures_as_sources_vary_have_a_column() -> None:
+    assert grids(example())[0].columns == ["figure", "value [95% interval]"]
+    found = summarise(checkpoint(), scored(sources="abcdef"))
+    grid = grids(found)[0]
+    assert grid.columns[2] == "as sources vary" and "a sample of" in grid.notes[0]
+    cells = {row[0]: row[2] for row in grid.rows}
+    auc, fpr = (found.overall.as_sources_vary[name] for name in ("auc", "fpr"))
+    assert cells["AUC"] == f"{auc.low:.3f} to {auc.high:.3f}"
+    assert cells["real images called fake (FPR)"] == f"{100 * fpr.low:.0f} to {100 * fpr.high:.0f}%"
+    assert cells["TPR at 1% FPR"] == "–"
 
 
 def test_a_page_holds_all_of_it_and_asks_for_nothing() -> None:
     text = page(example(), "Detector on pictures")
     parsed = Page(text)
     assert not parsed.open
-    assert parsed.tags.count("svg") == 4 and parsed.tags.count("table") == 7
+    assert parsed.tags.count("svg") == 4 and parsed.tags.count("table") == 8
+    assert parsed.tags.count("main") == 1 and 'scope="row"' in text and text.count('role="region" tabindex="0"') == 8
     assert not {"script", "link", "img", "iframe"} & set(parsed.tags)
     loaded = re.findall(r"""(?:src|href)\s*=\s*["'](?!#)([^"']*)|url\((?!#)([^)]*)\)|@import""", text)
     assert not loaded
     for grid in grids(example()):
         for cells in grid.rows:
             assert all(cell in parsed.text for cell in cells)
+    assert "ROC curve: AUC" in text and "medians real" in text
     assert "width=device-width" in text and "@media print" in text
 
 

@@ -43,6 +43,8 @@ def test_curves_bear_their_area() -> None:
     called = found.verdicts[0] == "fake"
     point = [float(called[found.labels == label].mean()) for label in (0, 1)]
     assert any(line.get_xydata().tolist() == [point] for line in axes.lines)
+    styles = {line.get_label().partition(":")[0]: line.get_linestyle() for line in axes.lines}
+    assert styles["this detector"] == "-" and styles["linear probe, last layer"] == "--"
 
 
 def test_histograms_count_every_image() -> None:
@@ -50,13 +52,21 @@ def test_histograms_count_every_image() -> None:
     with draw((4, 4)) as (_, axes):
         draw_probabilities(axes, found)
     assert sum(bar.get_height() for container in axes.containers for bar in container) == 80
+    fake, real = (container[0] for container in axes.containers)
+    assert real.get_hatch() and not fake.get_hatch()  # where colours cannot be told apart
+    assert fake.get_fill() and real.get_facecolor()[3] == 0
+    assert fake.get_edgecolor()[3] == real.get_edgecolor()[3] == 1
 
 
 def test_reliability_sets_what_is_said_against_what_is() -> None:
-    found = scored(200)
+    found = scored(200, fake=0.25)
     with draw((4, 4)) as (_, axes):
         draw_reliability(axes, found)
     points = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "o"]
-    p = found.probabilities[0]
+    p, weights = found.probabilities[0], np.where(found.labels == 1, 3, 1)  # the classes weigh the same
     bins = np.minimum((10 * p).astype(int), 9)
-    assert points == [[p[bins == b].mean(), found.labels[bins == b].mean()] for b in np.unique(bins)]
+    expected = [
+        [np.average(values[bins == b], weights=weights[bins == b]) for values in (p, found.labels)]
+        for b in np.unique(bins)
+    ]
+    np.testing.assert_allclose(points, expected)

@@ -28,6 +28,8 @@ class Commands(Plain, TyperGroup):
         try:
             if sys.stdout is None:
                 raise CoritError("standard output is closed: there is nowhere to write to")
+            if sys.platform == "win32":
+                raise CoritError("corit runs on Linux and macOS; on Windows use WSL")
             return super().invoke(ctx)
         except CoritError as error:
             message, code = str(error), 2

@@ -30,8 +30,13 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 VERDICT_STYLE = {"fake": "bold red", "real": "green", "uncertain": "yellow"}
-#: Where there is no terminal, seconds between two lines on how far the work is.
+#: Where nothing can be drawn anew, seconds between two lines on how far the work is.
 EVERY = 30
+
+
+def live() -> bool:
+    """Whether standard error is a terminal on which what was shown can be drawn anew; rich shows nothing on others."""
+    return err.is_terminal and not err.is_dumb_terminal
 
 
 class RateColumn(ProgressColumn):
@@ -85,22 +90,20 @@ def _span(seconds: float) -> str:
 class Bars(AbstractContextManager["Bars"]):
     """Shows the stages of the work, as ``progress.py`` has them, on standard error.
 
-    On a terminal a bar a stage, with count, rate and remaining time, that disappears at the end. Elsewhere, every
-    ``EVERY`` seconds, a line for each stage that got on, and for the latest one if none did. The last note of every
-    stage stays in either case.
+    Where that can be drawn (:func:`live`) a bar a stage, with count, rate and remaining time, that disappears at the
+    end. Elsewhere, every ``EVERY`` seconds, a line for each stage that got on, and for the latest one if none did. The
+    last note of every stage stays in either case.
     """
 
     def __init__(self) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn()
-        self.bars = RichProgress(
-            *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
-        )
+        self.bars = RichProgress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not live())
         self._stages: list[Stage] = []
         self._over = threading.Event()
 
     def __enter__(self) -> Bars:
         self.bars.start()
-        if not err.is_terminal:
+        if not live():
             threading.Thread(target=self._tell_on, daemon=True).start()
         return self
 
@@ -137,7 +140,7 @@ class Bars(AbstractContextManager["Bars"]):
 @contextmanager
 def working(title: str) -> Iterator[None]:
     """Shows that something is being done whose parts nobody counts."""
-    if err.is_terminal:
+    if live():
         with err.status(title):
             yield
     else:

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.live import Live
 
 from corit_cli.cli import config_file, forecast, options, with_ray
-from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
+from corit_cli.cli.console import Bars, err, escape, live, print_json, warn, working
 from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
 from corit_cli.cor.settings import BLOCKS, HEADS, Optimization
@@ -249,7 +249,7 @@ def kept_runs() -> Path:
 
 @contextmanager
 def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
-    """Bars below a table of runs by model and radius, on a terminal; else one line a run."""
+    """Bars below a table of runs by model and radius, where that can be drawn; else one line a run."""
     bars, runs = Bars(), []
 
     def picture() -> Group:
@@ -263,10 +263,10 @@ def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
 
     def show(run: Run) -> None:
         runs.append(run)
-        live.update(picture())
+        display.update(picture())
 
-    if err.is_terminal:
-        with Live(picture(), console=err, refresh_per_second=2, transient=True) as live:
+    if live():
+        with Live(picture(), console=err, refresh_per_second=2, transient=True) as display:
             yield bars, show
     else:
         with bars:

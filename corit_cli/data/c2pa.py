@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -54,8 +55,7 @@ class Manifest:
 
 
 def read_manifest(file: Stored, content: bytes | None) -> Manifest | None:
-    """What the manifest ``content`` of a ``file`` says, by the package c2pa-python where it is installed; of bytes in
-    memory it is not checked."""
+    """What the manifest ``content`` of a ``file`` says, by the package c2pa-python where it is installed."""
     if content is None:
         return None
     names = re.findall(rb"digitalsourcetype/([A-Za-z]{4,64})", content)
@@ -64,11 +64,11 @@ def read_manifest(file: Stored, content: bytes | None) -> Manifest | None:
         import c2pa
     except ImportError:
         return Manifest(checked=False, source_types=named)
-    if isinstance(file, Buffer):
-        return Manifest(checked=False, source_types=named)
+    # Of bytes recent versions tell the format themselves; older ones raise.
+    asset = (None, io.BytesIO(file)) if isinstance(file, Buffer) else (os.fspath(file),)
     try:
         quiet = c2pa.Settings.from_dict({"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}})
-        with c2pa.Context(quiet) as context, c2pa.Reader(os.fspath(file), context=context) as reader:
+        with c2pa.Context(quiet) as context, c2pa.Reader(*asset, context=context) as reader:
             return _validated(json.loads(reader.json()))
     except Exception:  # of another library's native code, on files that may be hostile
         return Manifest(checked=False, source_types=named)

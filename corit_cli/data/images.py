@@ -26,7 +26,7 @@ from PIL import Image
 
 from corit_cli.data import jpeg, mend
 from corit_cli.data.colours import to_rgb
-from corit_cli.data.kinds import IMAGE, Kind, sniff
+from corit_cli.data.kinds import IMAGE, VIDEO, Kind, sniff
 from corit_cli.data.stored import Buffer, Stored
 from corit_cli.errors import CoritError
 
@@ -270,6 +270,8 @@ def _unchecked(source: Source) -> AbstractContextManager[Image.Image]:
     elif not source:
         raise ImageError("file is empty")
     kind = sniff(source)
+    if kind is not None and kind.media == VIDEO and isinstance(source, Buffer):
+        raise ImageError(f"{kind.name}, which cannot be read from memory: run corit detect on the file")
     if kind is not None and kind.media != IMAGE:
         raise ImageError(kind.refusal if kind.remedy else f"{kind.name}, not an image")
     try:

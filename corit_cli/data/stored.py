@@ -49,6 +49,11 @@ def called(path: str | os.PathLike[str]) -> str:
         return name
 
 
+def paths_in_memory() -> bool:
+    """Whether files in memory have a path here, by which videos are read (Linux)."""
+    return hasattr(os, "memfd_create") and os.path.isdir(_DESCRIPTORS)
+
+
 class Held:
     """A file in memory, which no other program finds and nothing outlives, of a name that ends in ``suffix``.
 
@@ -59,7 +64,7 @@ class Held:
     def __init__(self, suffix: str = "") -> None:
         self.size = 0
         self._bytes: bytearray | None = None
-        if hasattr(os, "memfd_create") and os.path.isdir(_DESCRIPTORS):
+        if paths_in_memory():
             self._descriptor = os.memfd_create(f"held{suffix}", os.MFD_CLOEXEC)
         else:
             self._bytes = bytearray()

@@ -204,7 +204,7 @@ def _read_config(folder: Path) -> dict:
     for name in ("open_clip_config.json", "config.json"):
         if not (folder / name).is_file():
             continue
-        config = json.loads((folder / name).read_text())
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
         if "model_cfg" in config:  # open_clip
             model, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
             vision = model.get("vision_cfg", {})

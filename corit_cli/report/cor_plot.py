@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from corit_cli.cor.sweep import Found, Sweep
-from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
+from corit_cli.report.figure import GREY, LOOKS, QUIET, Look, check_suffix, draw, save
 from corit_cli.report.gsnr_plot import MODELS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SPREAD = 1.04
 
 
 def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
-    """Validation AUC above, final training loss below. Hollow dots are runs that collapsed, crosses diverged ones.
+    """Validation AUC above, final training loss below. Hollow marks are runs that collapsed, crossed ones diverged.
 
     The radius 0 stands apart on the left. Raises CoritError unless ``path`` ends in .png or .svg.
     """
@@ -31,11 +31,11 @@ def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
         radii = sorted({r.rho for arm in arms for r in arm.runs if r.rho > 0})
         zero = radii[0] / 2.2 if radii else 1.0  # where radius 0 is drawn
         for number, arm in enumerate(arms):
-            _arm(upper, lower, arm, found, COLOURS[number % len(COLOURS)], SPREAD ** (number - len(arms) / 2), zero)
+            _arm(upper, lower, arm, found, LOOKS[number % len(LOOKS)], SPREAD ** (number - len(arms) / 2), zero)
         upper.axhspan(1 - found.tests.null_auc, found.tests.null_auc, color=GREY, alpha=0.12, lw=0)
-        upper.text(zero, 0.5, " random guessing", va="center", color=GREY, fontsize=8)
+        upper.text(zero, 0.5, " random guessing", va="center", color=QUIET, fontsize=8)
         lower.axhline(found.tests.chance, color=GREY, lw=0.8)
-        lower.text(zero, found.tests.chance, " a constant guess", va="top", color=GREY, fontsize=8)
+        lower.text(zero, found.tests.chance, " a constant guess", va="top", color=QUIET, fontsize=8)
         upper.set(ylabel="validation AUC", ylim=(min(0.4, upper.get_ylim()[0]), 1.02))
         lower.set(ylabel="final training loss", xlabel="SAM radius \N{GREEK SMALL LETTER RHO}", xscale="log")
         lower.set_ylim(bottom=0)
@@ -44,34 +44,38 @@ def cor_plot(found: Sweep, path: Path, title: str = "") -> None:
         lower.minorticks_off()
         handles, labels = upper.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+            figure.legend(
+                handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8, handlelength=4
+            )
         if title:
             upper.set_title(title, fontsize=9)
     save(figure, path)
 
 
-def _arm(upper: Axes, lower: Axes, arm: Found, found: Sweep, colour: str, shift: float, zero: float) -> None:
-    """One model's dots, the means through them, and its cliff."""
+def _arm(upper: Axes, lower: Axes, arm: Found, found: Sweep, look: Look, shift: float, zero: float) -> None:
+    """One model's marks, the means through them, and its cliff."""
     runs = [r for r in arm.runs if not r.shuffled]
-    name = MODELS.get(arm.name, arm.name)
+    line = {"color": look.colour, "ls": look.line, "lw": 1}
+    upper.plot([], [], marker=look.mark, ms=4, label=f"{MODELS.get(arm.name, arm.name)}: COR {arm.cor}", **line)
     for axes, value in ((upper, "auc"), (lower, "loss")):
-        for outcome, style in (("trained", {"mfc": colour}), ("collapsed", {"mfc": "white"})):
+        for outcome, style in (("trained", {"mfc": look.colour}), ("collapsed", {"mfc": "white"})):
             chosen = [r for r in runs if found.tests.outcome(r) == outcome]
             x = [(r.rho or zero) * shift for r in chosen]
             y = [getattr(r, value) for r in chosen]
-            axes.plot(x, y, ls="", marker="o", ms=4, mec=colour, alpha=0.75, **style)
+            axes.plot(x, y, ls="", marker=look.mark, ms=4, mec=look.colour, alpha=0.75, **style)
         radii = sorted({r.rho for r in runs if r.rho > 0})
         at = [[getattr(r, value) for r in runs if r.rho == rho] for rho in radii]
         means = [np.mean([y for y in ys if math.isfinite(y)] or [math.nan]) for ys in at]
-        label = f"{name}: COR {arm.cor}" if axes is upper else None
-        axes.plot(radii, means, color=colour, lw=1, label=label)
+        axes.plot(radii, means, **line)
         broken = [r for r in runs if found.tests.outcome(r) == "diverged"]
         edge = 0.5 if axes is upper else found.tests.chance
-        axes.plot([(r.rho or zero) * shift for r in broken], [edge] * len(broken), ls="", marker="x", color=colour)
+        for mark, size in ((look.mark, 6), ("x", 3.5)):
+            x = [(r.rho or zero) * shift for r in broken]
+            axes.plot(x, [edge] * len(broken), ls="", marker=mark, ms=size, mec=look.colour, mfc="white")
         if arm.cor.value is not None:
             high = arm.cor.high if math.isfinite(arm.cor.high) else max(radii)
-            axes.axvspan(max(arm.cor.low, radii[0]), high, color=colour, alpha=0.13, lw=0)
-            axes.axvline(arm.cor.value, color=colour, lw=0.8, ls="--")
+            axes.axvspan(max(arm.cor.low, radii[0]), high, color=look.colour, alpha=0.13, lw=0)
+            axes.axvline(arm.cor.value, **line)
 
 
 def _ticks(radii: list[float], zero: float) -> list[float]:
@@ -83,22 +87,28 @@ def _ticks(radii: list[float], zero: float) -> list[float]:
 
 
 def theory_plot(found: Theory, path: Path) -> None:
-    """COR against GSNR, one mark a condition with both intervals; radii known only as bounds are arrows."""
+    """COR against GSNR, one mark a condition with both intervals; radii known only as bounds have an arrow."""
     check_suffix(path)
     with draw((5.6, 4.0)) as (figure, axes):
-        for colour, kind in zip(COLOURS[1:], found.by_kind, strict=False):
+        for look, kind in zip(LOOKS, found.by_kind, strict=False):
+            line = {"color": look.colour, "ls": look.line, "lw": 0.8, "alpha": 0.5}
             for c in (c for c in found.conditions if c.kind == kind and (c.cor.value or c.cor.side)):
                 radii = [s.rho for s in c.cor.shares]
                 y = c.cor.value or (max(radii) if c.cor.side == "above" else min(radii))
-                marker = "o" if c.cor.value else "^" if c.cor.side == "above" else "v"
-                axes.plot([c.gsnr.low, c.gsnr.high], [y, y], color=colour, lw=0.8, alpha=0.5)
+                axes.plot([c.gsnr.low, c.gsnr.high], [y, y], **line)
                 if c.cor.value:
                     ends = [max(c.cor.low, min(radii)), min(c.cor.high, max(radii))]
-                    axes.plot([c.gsnr.value] * 2, ends, color=colour, lw=0.8, alpha=0.5)
-                axes.plot(c.gsnr.value, y, marker=marker, ms=4.5, color=colour, ls="")
-            axes.plot([], [], marker="o", ls="", color=colour, label=f"{kind}: {found.by_kind[kind]}")
+                    axes.plot([c.gsnr.value] * 2, ends, **line)
+                else:
+                    to = 0, 12 if c.cor.side == "above" else -12
+                    arrow = {"arrowstyle": "<-", "color": look.colour, "shrinkA": 0, "shrinkB": 0}
+                    axes.annotate("", (c.gsnr.value, y), to, textcoords="offset points", arrowprops=arrow)
+                axes.plot(c.gsnr.value, y, marker=look.mark, ms=4.5, color=look.colour, ls="")
+            label = f"{kind}: {found.by_kind[kind]}"
+            axes.plot([], [], marker=look.mark, color=look.colour, ls=look.line, lw=0.8, label=label)
         axes.axvline(0, color=GREY, lw=0.8)
+        axes.margins(y=0.12)  # arrows stay inside
         axes.set(xlabel="GSNR of the head's parameters (debiased)", ylabel="COR", yscale="log")
         axes.set_title(f"Spearman's correlation {found.correlation}", fontsize=9)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, handlelength=4)
     save(figure, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,22 @@ from corit_cli.errors import CoritError
 from corit_cli.files import write_atomically
 
 REAL, FAKE, GREY = "#2a7f62", "#c0392b", "#888888"
-COLOURS = ("#6b6b6b", "#c0392b", "#2a7f62", "#2c5f9e")
+#: Of texts: grey that is dark enough to be read.
+QUIET = "#595959"
 SUFFIXES = (".png", ".svg")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What tells a series from others: its colour, and where colours cannot be told apart its line and its mark."""
+
+    colour: str
+    line: str
+    mark: str
+
+
+#: Of the series of one chart, in order.
+LOOKS = (Look("#6b6b6b", "-", "o"), Look("#c0392b", "--", "s"), Look("#2a7f62", "-.", "D"), Look("#2c5f9e", ":", "P"))
 
 
 def check_suffix(path: Path) -> None:

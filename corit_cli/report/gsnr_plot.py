@@ -10,12 +10,13 @@ from matplotlib.lines import Line2D
 from corit_cli.gsnr.settings import stage
 from corit_cli.gsnr.study import Row, Study
 from corit_cli.metrics.gsnr import INDISTINCT
-from corit_cli.report.figure import COLOURS, GREY, check_suffix, draw, save
+from corit_cli.report.figure import GREY, LOOKS, check_suffix, draw, save
 
 MODELS = {"baseline": "baseline (last layer's class token)", "corit": "CoRIT"}
 HEADS = {"baseline": "class token", "corit": "class token's contrast"}
 PARTS = {"params": "", "head": "", "cls": ", class token", "patches": ", patches"}
-STYLES = {"params": "-", "head": "-", "cls": "-", "patches": "--"}
+#: How wide the line of a part is, and how large its marks are.
+SIZES = {"params": (1.5, 4.5), "head": (1.5, 4.5), "cls": (1.5, 4.5), "patches": (0.7, 3)}
 #: Where the largest estimate is this many times the median size, a linear axis would flatten the rest.
 WIDE = 20
 #: How many times the largest estimate a linear axis reaches.
@@ -42,7 +43,8 @@ def gsnr_plot(study: Study, path: Path) -> None:
             axes.set_xlabel("layer")
         hollow = Line2D([], [], ls="", marker="o", ms=4.5, mec=GREY, mfc="white", mew=1.2, label=INDISTINCT)
         handles, _ = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles=[*handles, hollow], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        place = {"loc": "outside lower center", "ncols": len(states), "handlelength": 4}
+        figure.legend(handles=[*handles, hollow], frameon=False, fontsize=8, **place)
     save(figure, path)
 
 
@@ -51,24 +53,22 @@ def _panel(axes: Axes, rows: list[Row], depth: int) -> None:
     ticks = {row.layer: depth + 1.5 if row.layer == "head" else int(row.layer) for row in rows}
     _scale(axes, rows)
     axes.axhline(0, color=GREY, lw=0.8)
-    for model, colour in zip(models, COLOURS, strict=False):
+    for model, look in zip(models, LOOKS, strict=False):
         for part in dict.fromkeys(row.part for row in rows):
+            width, size = SIZES[part]
             line = [row for row in rows if (row.model, row.part) == (model, part)]
             # Side by side, so that the intervals of two models do not hide each other.
             shift = 0.12 * (2 * models.index(model) - len(models) + 1)
             depths = [(ticks[row.layer] + shift, row.estimate) for row in line if row.layer != "head"]
-            style = {
-                "color": colour,
-                "ls": STYLES[part],
-                "lw": 1.5,
-                "label": f"{(HEADS if part == 'head' else MODELS).get(model, model)}{PARTS[part]}",
-            }
+            style = {"color": look.colour, "ls": look.line, "lw": width}
             axes.plot([x for x, _ in depths], [e.value for _, e in depths], **style)
+            name = f"{(HEADS if part == 'head' else MODELS).get(model, model)}{PARTS[part]}"
+            axes.plot([], [], marker=look.mark, ms=size, label=name, **style)
             for row in line:
                 x, e = ticks[row.layer] + shift, row.estimate
-                axes.plot([x, x], [e.low, e.high], color=colour, lw=1, alpha=0.7)
-                face = colour if e.significant else "white"
-                axes.plot(x, e.value, "o", ms=4.5, mec=colour, mfc=face, mew=1.2, zorder=3)
+                axes.plot([x, x], [e.low, e.high], color=look.colour, lw=1, alpha=0.7)
+                face = look.colour if e.significant else "white"
+                axes.plot(x, e.value, look.mark, ms=size, mec=look.colour, mfc=face, mew=1.2, zorder=3)
     axes.set_xticks(sorted(ticks.values()), [str(k) for k in sorted(ticks, key=lambda k: ticks[k])])
 
 

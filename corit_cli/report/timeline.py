@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 MOMENT = 480  # longer side of a moment's picture in pixels
 MARKS = 6  # shapes that tell faces in a video apart
-MOST_POINTS = 300  # of one line of a timeline
+MOST_POINTS = 300  # of one line of a timeline, and rows of its table
+T = TypeVar("T")
 
 
 @dataclass
@@ -57,14 +58,19 @@ def timeline(
             if track.thumbnail is None and moment.frame in frames:
                 track.thumbnail = cut_out(frames[moment.frame], face.box)
     for track in tracks.values():
-        track.points = thin(track.points)
-    points = thin(whole)
+        track.points = thin(track.points, _probability)
+    points = thin(whole, _probability)
+    scores = [p for _, p in whole] + [face.probability for moment in video.moments for face in moment.faces]
     return {
         "points": points,
         "segments": list(pairwise(points)),
         "tracks": sorted(tracks.values(), key=lambda track: track.number),
         "ticks": [(second / end, clock(second).removesuffix(".0")) for second in ticks(end)],
         "levels": levels(thresholds.real, thresholds.fake),
+        "frames": len(video.moments),
+        "rows": thin(video.moments, lambda moment: peak(moment) or 0.0),
+        "lowest": min(scores, default=None),
+        "highest": max(scores, default=None),
         "moments": [_moment(i, m, end, frames) for i, m in enumerate(video.suspicious(), 1)],
     }
 
@@ -82,12 +88,16 @@ def _moment(number: int, moment: Moment, end: float, frames: Mapping[int, Image.
     }
 
 
-def thin(points: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most ``most`` of the (time, probability) points, in order: of neighbours the most probable."""
+def _probability(point: tuple[float, float]) -> float:
+    return point[1]
+
+
+def thin(points: Sequence[T], probability: Callable[[T], float], most: int = MOST_POINTS) -> Sequence[T]:
+    """At most ``most`` of the points, in order: of neighbours the most probable."""
     if len(points) <= most:
         return points
     cuts = [i * len(points) // most for i in range(most + 1)]
-    return [max(points[a:b], key=lambda point: point[1]) for a, b in pairwise(cuts)]
+    return [max(points[a:b], key=probability) for a, b in pairwise(cuts)]
 
 
 def ticks(end: float) -> list[float]:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from corit_cli.data.stored import paths_in_memory
 from corit_cli.detection.asked import FACES, Asked
 from corit_cli.detection.detector import Detector
 from corit_cli.detection.verdicts import Prediction
@@ -143,9 +144,9 @@ class Service:
         return Response(text, media_type="text/html", headers=headers)
 
     def health(self) -> Response:
-        """Whether files can be looked at, and whether that takes a token."""
+        """Whether files can be looked at, videos among them, and whether that takes a token."""
         return (
-            JSONResponse({"status": "ok", "token": self._guarded})
+            JSONResponse({"status": "ok", "token": self._guarded, "videos": paths_in_memory()})
             if self.scorer.alive
             else _error(503, "the detector does not run")
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,11 +21,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from corit_cli.errors import CoritError
 from corit_cli.serve.app import Service
 from corit_cli.serve.limits import Limits
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None
 
 #: Seconds in which a request's head must have come, and in which some of an answer must have been taken.
 HEAD, STALLED = 10.0, 30.0
@@ -118,8 +114,6 @@ class Server(uvicorn.Server):
 
 def affordable(limits: Limits) -> Limits:
     """Raises the number of files that this process may open as far as that goes, and the limits lowered to it."""
-    if resource is None:
-        return limits
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.uploads + 2 * limits.connections + SPARE
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -29,6 +29,14 @@ def test_help_lists_the_commands_that_exist(corit) -> None:
         assert command in result.stdout
 
 
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    for arguments in (["detect", "a.jpg"], ["train", "--help"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "on Windows use WSL" in result.stderr
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+
+
 def help_text(command: str, columns: int, flag: str = "--help") -> list[str]:
     result = CliRunner().invoke(app, [command, flag], env={"COLUMNS": str(columns)})
     assert result.exit_code == 0

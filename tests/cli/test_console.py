@@ -122,6 +122,18 @@ def test_a_total_may_become_known_on_the_way(pipe: io.StringIO, clock: list[floa
     assert pipe.getvalue().splitlines() == ["detecting: 20, 2.0/s", "detecting: 30 of 50, 3.0/s, 0:00:07 left"]
 
 
+def test_a_terminal_that_draws_nothing_anew_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, width=60, highlight=False, force_terminal=True, _environ={"TERM": "dumb"})
+    monkeypatch.setattr(console, "err", terminal)
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    deadline = time.monotonic() + 20
+    with working("loading the backbone"):
+        while "\n" not in written.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert written.getvalue().startswith("loading the backbone: 0:00:00 so far\n")
+
+
 def test_on_a_terminal_bars_go_when_the_work_is_done_and_notes_of_epochs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     terminal = Console(file=written, width=120, highlight=False, force_terminal=True, _environ={"TERM": "xterm"})

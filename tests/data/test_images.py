@@ -249,12 +249,13 @@ def test_a_caller_s_picture_is_not_shared(tmp_path: Path) -> None:
     [
         (b"", "file is empty"),
         (b"this is a note", "not an image that can be read"),
+        (b"\0\0\0\x18ftypisom" + bytes(16), "an MP4 video, which cannot be read from memory: run corit detect"),
         (np.zeros((40, 40, 3)), "must be \\(H, W, 3\\) of uint8, not \\(40, 40, 3\\) of float64"),
         (np.zeros((40, 40), np.uint8), "must be \\(H, W, 3\\) of uint8, not \\(40, 40\\) of uint8"),
         (np.zeros((40, 40, 4), np.uint8), "must be"),
         (np.zeros((0, 40, 3), np.uint8), "must be"),
     ],
-    ids=["empty", "text", "float", "grey", "alpha", "nothing"],
+    ids=["empty", "text", "video", "float", "grey", "alpha", "nothing"],
 )
 def test_what_in_memory_is_no_picture(source: bytes | np.ndarray, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):

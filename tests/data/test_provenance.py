@@ -369,6 +369,17 @@ def test_a_checked_manifest_follows_its_parents(tmp_path: Path, monkeypatch: pyt
     assert signed.verified and "An Organisation" in signed.ground
 
 
+def test_a_manifest_of_bytes_is_checked_as_that_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_with_manifest(tmp_path / "a.jpg", manifest())
+    content = (tmp_path / "a.jpg").read_bytes()
+    fake_package(monkeypatch, store("Valid"))
+    given: list[tuple] = []
+    monkeypatch.setattr(sys.modules["c2pa"], "Reader", lambda *what, context: given.append(what) or context)
+    assert read_provenance(content).c2pa == read_provenance(tmp_path / "a.jpg").c2pa
+    (kind, stream), path = given
+    assert kind is None and stream.read() == content and path == (str(tmp_path / "a.jpg"),)
+
+
 def test_an_invalid_manifest_claims_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_with_manifest(tmp_path / "a.jpg", manifest())
     fake_package(monkeypatch, store("Invalid"))

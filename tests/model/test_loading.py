@@ -145,6 +145,23 @@ def test_a_configuration_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", '{"model_type": "clip", "by": "J\u00fcrgen"}'.encode("latin-1")])
+def test_a_configuration_that_is_no_utf8_is_one_line(content: bytes, tmp_path: Path) -> None:
+    save_file(SMALL_STATE, tmp_path / "clip.safetensors")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CoritError, match="cannot be read") as error:
+        load_backbone(str(tmp_path / "clip.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    save_file(SMALL_STATE, tmp_path / "clip.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "clip", "by": "J\u00fcrgen"}', encoding="utf-8")
+    script = f"from corit_cli.model.loading import load_backbone; load_backbone({str(tmp_path / 'clip.safetensors')!r})"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", script], env=os.environ | plain, check=True)
+
+
 def test_an_activation_that_no_tower_has_is_one_line(tmp_path: Path) -> None:
     save_file(SMALL_STATE, tmp_path / "clip.safetensors")
     with pytest.raises(CoritError, match="activation must be"):

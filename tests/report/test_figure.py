@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from corit_cli.report.figure import LOOKS
+
 DRAW = """
 import sys
 from pathlib import Path
@@ -28,3 +30,7 @@ def test_settings_of_a_folder_s_own_change_nothing(tmp_path: Path) -> None:
         run = subprocess.run([sys.executable, "-c", DRAW], cwd=folder, capture_output=True, text=True, check=True)
         found.append((run.stdout, (folder / "a.png").read_bytes()))
     assert found[0] == found[1]
+
+
+def test_every_look_is_told_apart_without_colours() -> None:
+    assert len({look.line for look in LOOKS}) == len({look.mark for look in LOOKS}) == len(LOOKS)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from corit_cli.errors import CoritError
 from corit_cli.gsnr.study import Row, Study
 from corit_cli.metrics.gsnr import GSNREstimate
-from corit_cli.report.gsnr_plot import gsnr_plot
+from corit_cli.report.figure import LOOKS
+from corit_cli.report.gsnr_plot import SIZES, gsnr_plot
 
 
 def row(model: str, layer: str, value: float, half: float = 0.005, state: str = "fitted", **other: str) -> Row:
@@ -47,6 +49,19 @@ def test_points_within_reach_of_zero_are_hollow(tmp_path: Path):
     white = re.compile(r"fill: #ffffff; stroke: #(?:6b6b6b|c0392b)")
     assert len(white.findall(svg(example(), tmp_path))) == 3  # baseline layers 0 to 2: 0, .002, .004 give or take .005
     assert not white.findall(svg(Study(rows=[row("corit", str(k), 0.02) for k in range(3)]), tmp_path))
+
+
+def test_models_are_told_apart_without_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr("corit_cli.report.gsnr_plot.save", lambda figure, _: drawn.append(figure))
+    gsnr_plot(example(), tmp_path / "plot.svg")
+    shown = {
+        name: {
+            (line.get_linestyle(), line.get_marker()) for line in drawn[0].axes[0].lines if line.get_color() == colour
+        }
+        for name, colour in (("baseline", LOOKS[0].colour), ("corit", LOOKS[1].colour))
+    }
+    assert {("-", "None"), ("-", "o")} <= shown["baseline"] and {("--", "None"), ("--", "s")} <= shown["corit"]
 
 
 def test_a_wide_range_is_drawn_on_a_logarithmic_axis(tmp_path: Path):
@@ -87,6 +102,7 @@ def test_tokens_are_told_apart(tmp_path: Path):
     rows = example(part="cls").rows + example(part="patches").rows
     text = svg(Study(rows=rows), tmp_path)
     assert "CoRIT, class token" in text and "CoRIT, patches" in text
+    assert SIZES["cls"] != SIZES["patches"]
 
 
 def test_other_suffixes_are_refused_and_leave_nothing(tmp_path: Path):

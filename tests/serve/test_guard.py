@@ -78,7 +78,7 @@ def test_what_fails_is_answered_as_all_else_is(
 
 
 def test_what_is_open_without_a_token(guarded: Running) -> None:
-    assert guarded.client.get("/health").json() == {"status": "ok", "token": True}
+    assert guarded.client.get("/health").json() == {"status": "ok", "token": True, "videos": True}
     assert guarded.client.get("/").status_code == guarded.client.get("/page/page.js").status_code == 200
 
 

@@ -105,7 +105,7 @@ def test_hostile_files_get_a_result_or_an_error(running: Running, detector: Dete
         assert answer.status_code == 200
         rows += answer.json()["results"]
     assert rows == said_by_predict(detector, files, tmp_path / "again")
-    assert running.client.get("/health").json() == {"status": "ok", "token": False}
+    assert running.client.get("/health").json() == {"status": "ok", "token": False, "videos": True}
     for address in ("/", "/health"):  # as what watches a service asks
         answer = running.client.head(address)
         assert answer.status_code == 200 and answer.content == b""
@@ -216,6 +216,7 @@ def test_the_page_and_what_it_loads(running: Running) -> None:
         assert place.startswith("/page/")
         found = running.client.get(place)
         assert found.status_code == 200 and found.headers["x-content-type-options"] == "nosniff"
+    assert page.text.count('class="videos"') == 2 and "video/*," in page.text  # what the script drops elsewhere
     assert not re.search(r"<script>|<style>|\son\w+=|style=", page.text)  # the policy would not run them
     for place in ("/", "/page/casebook.css", "/page/page.js"):
         given = {name: "/etc/passwd" for name in ("file", "path", "self")}  # gives no file but its own

@@ -141,7 +141,8 @@ def test_where_no_file_can_be_in_memory_bytes_are(
     running = serve()
     assert running.detect(("a.png", PICTURE)).json() == usual
     film = running.detect(("a.mp4", b"\0\0\0\x18ftypisom" + bytes(100))).json()["results"][0]
-    assert film["error"] == "an MP4 video, not an image"
+    assert film["error"] == "an MP4 video, which cannot be read from memory: run corit detect on the file"
+    assert running.client.get("/health").json()["videos"] is False
     assert running.client.post("/v1/report", files=form(("a.png", PICTURE))).status_code == 200
 
 

@@ -4,7 +4,7 @@ const find = (id) => document.getElementById(id);
 const AT_ONCE = 2; // files on their way: while one is looked at, the next is sent
 const PATIENCE = 20; // times that a busy service is asked again
 const cards = [];
-const guarded = fetch("/health").then((answer) => answer.json()).then((health) => health.token).catch(() => false);
+const health = fetch("/health").then((answer) => answer.json()).catch(() => ({}));
 let token = "";
 let working = 0;
 
@@ -48,7 +48,7 @@ async function report(files, heatmap, tell) {
   if (!heatmap) options.set("heatmap", "false");
   for (const name of ["strict", "stability"]) if (find(name).checked) options.set(name, "true");
   for (let tries = 0; ; tries++) {
-    if (!token && (await guarded)) {
+    if (!token && (await health).token) {
       tell("Waiting for a token");
       await askForToken();
     }
@@ -80,11 +80,22 @@ function askForToken() {
       event.preventDefault();
       token = find("token").value.trim();
       form.hidden = true;
+      find("files").focus();
       asking = null;
       resolve();
     };
   });
   return asking;
+}
+
+/** At a click the work begins; until it is done the button does nothing, but keeps the focus. */
+function onClick(button, work) {
+  button.addEventListener("click", async () => {
+    if (button.hasAttribute("aria-disabled")) return;
+    button.setAttribute("aria-disabled", "true");
+    await work();
+    button.removeAttribute("aria-disabled");
+  });
 }
 
 // --- a file on the page ---
@@ -94,9 +105,9 @@ class Card {
     this.file = file;
     this.state = "waiting";
     this.item = find("card").content.cloneNode(true).firstElementChild;
-    this.find("bdi").textContent = file.name || "pasted picture";
-    this.find(".save").addEventListener("click", () => this.save());
-    this.find(".heat").addEventListener("click", () => this.map());
+    this.name = this.find("bdi").textContent = file.name || "pasted picture";
+    onClick(this.find(".save"), () => this.save());
+    onClick(this.find(".heat"), () => this.map());
     this.tell("Waiting");
     find("results").append(this.item);
   }
@@ -117,6 +128,7 @@ class Card {
       return true;
     } catch (error) {
       this.tell(`No answer: ${error.message}.`);
+      this.said = `${this.name}: no answer, ${error.message}`;
       return false;
     }
   }
@@ -138,36 +150,41 @@ class Card {
     const short = first < 0 ? parts : parts.slice(0, first);
     this.find("h2").after(...short, this.find(".doing"));
     for (const old of this.item.querySelectorAll(".found > :not(h2, .doing)")) if (!short.includes(old)) old.remove();
-    this.find(".more").replaceChildren(this.find("summary"), ...(first < 0 ? [] : parts.slice(first)));
+    this.find(".more").replaceChildren(this.find(".more > summary"), ...(first < 0 ? [] : parts.slice(first)));
     this.find(".more").hidden = first < 0;
     this.tell("");
     slide(this.item);
     const picture = this.find(".more .photograph img");
     if (picture) Object.assign(this.find(".mini"), { src: picture.src, hidden: false });
     this.find(".actions").hidden = false;
-    this.find(".heat").hidden = !this.find(".more .single") || Boolean(this.find(".timeline"));
+    if (!this.find(".more .single") || this.find(".timeline")) this.hideHeat();
     const called = this.find(".called").textContent.trim();
     const probability = this.find(".probability")?.textContent.trim();
-    this.said = [this.find("bdi").textContent, [called, probability].filter(Boolean).join(", ")].join(": ");
+    this.said = [this.name, [called, probability].filter(Boolean).join(", ")].join(": ");
   }
 
-  async busy(button, work) {
-    const words = button.textContent;
-    button.disabled = true;
-    const done = await work();
-    button.disabled = false;
-    button.textContent = words;
+  /** Hide the heatmap's button; a focus on it moves to the summary. */
+  hideHeat() {
+    const focused = document.activeElement === this.find(".heat");
+    this.find(".heat").hidden = true;
+    if (focused) this.find(".more > summary").focus();
+  }
+
+  /** Ask for the report with a heatmap, and tell how that goes; whether it went well. */
+  async draw() {
+    say(`${this.name}: the heatmap is being drawn.`);
+    const done = await this.ask(true);
+    if (!done) say(`${this.said}.`);
     return done;
   }
 
   /** Have the heatmap drawn, and open it. */
   async map() {
-    say("The heatmap is being drawn.");
-    if (!(await this.busy(this.find(".heat"), () => this.ask(true)))) return say(this.find(".doing").textContent);
+    if (!(await this.draw())) return;
     this.find(".more").open = true;
     const slider = this.find(".pair input");
     say(slider ? "The heatmap is there." : "There is no heatmap of this file.");
-    this.find(".heat").hidden = true;
+    this.hideHeat();
     if (!slider) return;
     slider.focus({ preventScroll: true });
     this.find(".pair").scrollIntoView({ block: "center" });
@@ -176,8 +193,8 @@ class Card {
   /** Save the report, with all that belongs into it. */
   async save() {
     const drawn = this.whole || this.find(".heat").hidden;
-    if (!drawn && !(await this.busy(this.find(".save"), () => this.ask(true)))) return;
-    download(this.text, this.find("bdi").textContent);
+    if (!drawn && !(await this.draw())) return;
+    download(this.text, this.name);
   }
 }
 
@@ -236,13 +253,17 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") add([...(event.dataTransfer?.files ?? [])]);
   });
 }
-find("save-all").addEventListener("click", async (event) => {
-  event.target.disabled = true;
+onClick(find("save-all"), async () => {
+  say("One report on all files is being made.");
   try {
     const judged = cards.filter((card) => card.state === "judged");
     download(await report(judged.map((card) => card.file), true, say), `${judged.length} files`);
   } catch (error) {
     say(`No report: ${error.message}.`);
   }
-  event.target.disabled = false;
+});
+health.then((told) => {
+  if (told.videos !== false) return;
+  for (const words of document.querySelectorAll(".videos")) words.remove();
+  find("files").accept = find("files").accept.replace("video/*,", "");
 });

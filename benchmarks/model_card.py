@@ -1,5 +1,5 @@
 """The tables of docs/model-card.md: what heads like the shipped detector's say of its training images, each source by
-heads that never saw it, as thresholds were fitted on.
+heads that never saw it and by thresholds that were fitted to the others.
 
 python benchmarks/model_card.py MANIFEST [--cache FILE]
 """
@@ -17,11 +17,12 @@ import torch
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
-from corit_cli.detection.calibration import Verdicts, strict_threshold
+from corit_cli.detection.calibration import strict_threshold
 from corit_cli.detection.detector import Detector
 from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import FeatureCache, default_cache_path
+from corit_cli.training.operating import OperatingPoint
 from corit_cli.training.run import Run
 
 
@@ -34,14 +35,16 @@ def rate(hits: np.ndarray) -> str:
 
 
 def as_sources_vary(hits: np.ndarray, sources: np.ndarray) -> str:
-    """The 95% bootstrap interval of a share of all images when it is the sources that are drawn, in percent."""
+    """The 95% bootstrap interval of a share of all images when it is the sources that are drawn, in percent, never
+    within that of independent images: where none is hit no resampling changes that."""
     names = np.unique(sources)
     if len(names) < 2:
         return "–"
     counts = np.array([[hits[sources == name].sum(), (sources == name).sum()] for name in names])  # (sources, 2)
     drawn = counts[np.random.default_rng(0).integers(0, len(names), (2000, len(names)))].sum(1)  # (2000, 2)
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    return f"{low:.0%} to {high:.0%}"
+    images = metrics.proportion(int(hits.sum()), hits.size)
+    return f"{min(low, images.low):.0%} to {max(high, images.high):.0%}"
 
 
 def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.ndarray) -> str:
@@ -62,11 +65,13 @@ def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.
 
 @dataclass(frozen=True)
 class Judged:
-    """Images, as they are or degraded, with logits (n,) by heads that never saw their source."""
+    """Images, as they are or degraded, with logits (n,) by heads that never saw their source, and what they are called
+    (n,) by thresholds that were fitted to the other folds."""
 
     samples: list[Sample]
     logits: np.ndarray
     touched: np.ndarray
+    called: np.ndarray
 
     @property
     def labels(self) -> np.ndarray:
@@ -79,28 +84,38 @@ class Judged:
     def where(self, mask: np.ndarray) -> Judged:
         """Some of them, by a mask (n,)."""
         numbers = np.flatnonzero(mask)
-        return Judged([self.samples[i] for i in numbers], self.logits[mask], self.touched[mask])
+        return Judged([self.samples[i] for i in numbers], self.logits[mask], self.touched[mask], self.called[mask])
 
 
-def judge(detector: Detector, samples: list[Sample], cache: FeatureCache) -> tuple[Judged, Judged, np.ndarray | None]:
-    """The images that the detector was trained on, by heads trained as its own without their source; the faces in them;
-    and how likely each image was degraded, where the detector tells that, (n,)."""
+def judge(
+    detector: Detector, samples: list[Sample], cache: FeatureCache
+) -> tuple[Judged, Judged | None, np.ndarray | None]:
+    """The images that the detector was trained on, by heads trained as its own without their source; the faces in them,
+    where it judges these; and how likely each image was degraded, where it tells that, (n,)."""
     settings, recipe = recipe_of(detector.checkpoint)
     refit = bool(detector.checkpoint.training.get("refit"))
     run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=refit, cache=cache)
     part = sorted([*run.train_part, *(run.val_part if refit else ())])
     found = run.read().of(part).data.held_out(run.folds(part), settings)
     images = [samples[i] for i in found.samples]
-    ways = (), detector.extractor.face_readings
-    whole, faces = (Judged(images, found.fused(*readings).numpy(), found.touched.numpy()) for readings in ways)
+    targets = settings.target_fpr, settings.target_fnr
+
+    def judged(*readings: str) -> Judged:
+        logits = found.fused(*readings)
+        seen = logits.isfinite()
+        some = [images[k] for k in seen.nonzero().squeeze(1).tolist()]
+        labels, folds, touched = (of[seen] for of in (found.labels, found.folds, found.touched))
+        point = OperatingPoint.fit(logits[seen], labels, [s.source for s in some], folds, touched, targets)
+        return Judged(some, logits[seen].numpy(), touched.numpy(), point.called())
+
     told = None if detector.head.degradation is None else detector.head.degraded(found.logits).numpy()
-    return whole, faces.where(np.isfinite(faces.logits)), told
+    faces = None if detector.checkpoint.faces is None else judged(*detector.extractor.face_readings)
+    return judged(), faces, told
 
 
-def verdict_table(title: str, judged: Judged, by: Verdicts) -> None:
+def verdict_table(title: str, judged: Judged) -> None:
     """Print how images of either class are called."""
-    p = by.calibration(torch.from_numpy(judged.logits)).double().numpy().round(6)
-    said = np.array([by.thresholds.verdict(one) for one in p])
+    said = judged.called
     print(f"\n| {title} | called real | uncertain | called fake |\n|---|---|---|---|")
     for label, kind in enumerate(("real", "fake")):
         own = judged.labels == label
@@ -155,7 +170,7 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     plain = judged.where(~judged.touched)
     labels, sources = plain.labels, plain.sources
     probabilities = checkpoint.calibration(torch.from_numpy(plain.logits)).double().numpy().round(6)
-    verdicts = np.array([t.verdict(p) for p in probabilities])
+    verdicts = plain.called
     print(f"\nFake from {t.fake:.3f} (--strict: {t.strict:.3f}), real up to {t.real:.3f}, uncertain between:\n")
     print("| source | real / fake | AUC [95%] | AP | right at 0.5 | real called fake | fake called fake | uncertain |")
     print("|---|---|---|---|---|---|---|---|")
@@ -177,12 +192,12 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         )
         print(f"of copies and of {others} of the others.")
     for title, state in (("as they are", ~judged.touched), ("degraded copies", judged.touched)):
-        verdict_table(title, judged.where(state), Verdicts(checkpoint.calibration, t))
-    if checkpoint.faces is not None:
+        verdict_table(title, judged.where(state))
+    if checkpoint.faces is not None and faces is not None:
         at = checkpoint.faces.thresholds
         print(f"\nFaces: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f}.")
         for title, state in (("largest face, as it is", ~faces.touched), ("in degraded copies", faces.touched)):
-            verdict_table(title, faces.where(state), checkpoint.faces)
+            verdict_table(title, faces.where(state))
     operating_points(detector, plain, kinds_of(manifest))
 
 

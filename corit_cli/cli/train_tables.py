@@ -42,6 +42,7 @@ def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
 
 def print_outcome(trained: Trained, folder: Path) -> None:
     """What the validation images say, as ``corit evaluate`` puts it, then error rates and where things are."""
+    from corit_cli.detection.calibration import STRICT, fewest
     from corit_cli.evaluation.figures import summarise
     from corit_cli.evaluation.peers import Scores, compare
     from corit_cli.report.evaluation import grids
@@ -59,7 +60,8 @@ def print_outcome(trained: Trained, folder: Path) -> None:
         err.print(f"[yellow]warning:[/] {leaked} of these images were trained on: the figures above are too good")
     held_out = trained.checkpoint.metrics["held_out_sources"]
     thresholds = trained.checkpoint.thresholds
-    where = f"On training sources held out in turn ({held_out['images']} images)"
+    images = f"{held_out['real']} real and {held_out['fake']} fake images"
+    where = f"On training sources held out in turn ({images}), each judged by thresholds from the others"
     if trained.checkpoint.training.get("refit"):
         out.print("Then trained again on all images, these included; that detector is what is saved.")
     tuning = trained.checkpoint.training.get("tune")
@@ -69,13 +71,19 @@ def print_outcome(trained: Trained, folder: Path) -> None:
             f"Tuned {tuning['scope']}: the loss on training images set aside was {before:.3f} before and "
             f"{kept:.3f} after epoch {tuning['epoch']}, whose weights are kept."
         )
-        where = f"On these ({held_out['images']} images), which the backbone was not tuned on"
+        where = f"On these ({images}), which chose the epoch, so that it is somewhat too good"
     out.print(
         f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. {where}, "
         f"{held_out['real_called_fake']:.1%} of real images were called fake and {held_out['fake_called_fake']:.1%} "
         f"of fakes; {held_out['real_called_uncertain']:.1%} and {held_out['fake_called_uncertain']:.1%} were left "
         "uncertain."
     )
+    few = fewest(STRICT)
+    if held_out["real"] < few:
+        err.print(
+            f"[yellow]note:[/] with {held_out['real']} real images no threshold keeps false alarms at {STRICT:.0%}, as "
+            f"--strict is to: that takes {few} of them"
+        )
     places = trained.checkpoint.metrics.get("localizer")
     if places:
         found = ", ".join(f"{k} {v['forged']:.3f} ({v['original']:.3f})" for k, v in places["pixel_auc"].items())

@@ -51,6 +51,13 @@ def find_faults(samples: Sequence[Sample], train_part: Sequence[int], val_part: 
     if both:
         pairs = [" and ".join(str(samples[i].path) for i in group[:2]) for group in both]
         found.words.append(f"{len(both)} images stand in both classes: {_first(pairs)}")
+    apart = [group for group in contents if len({samples[i].source for i in group}) > 1]
+    if apart:
+        pairs = [" and ".join(sorted({samples[i].source or "no source" for i in group})) for group in apart]
+        found.words.append(
+            f"{len(apart)} images stand in several sources, so that none of these is unknown when it is held out: "
+            f"{_first(list(dict.fromkeys(pairs)))}"
+        )
     train, val = set(train_part), set(val_part)
     leaks = [[i for i in group if i in val] for group in contents if train & set(group)]
     leaked = [i for group in leaks for i in group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -129,13 +130,16 @@ def fit_thresholds(
 
 
 def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> float:
-    """The lowest threshold that a share of at most ``target`` of ``scores`` (n,) reaches, by two counts.
+    """The lowest threshold that a new one like the ``scores`` (n,) reaches with a chance of at most ``target``.
 
-    A quantile of the pooled scores keeps its promise on those sources alone: a source of its own kind exceeds it more
-    often. So the share aimed at is lowered until ``target`` also holds when every source is judged by the quantile of
-    the others, over all images together, not in each source. Where even the highest of the others' scores is
-    exceeded too often, no threshold keeps the promise, and the highest of all is returned. With one source only the
-    pooled quantile is left.
+    A new score is as likely to rank anywhere among n others, so that it lies above the k + 1st largest of them with a
+    chance of (k + 1) / (n + 1): k of them may reach the threshold (conformal prediction; Vovk et al. 2005), none where
+    they are fewer than :func:`fewest`, which cannot keep the promise.
+
+    A quantile of the pooled scores keeps it on those sources alone: a source of its own kind exceeds it more often. So
+    fewer are allowed until a share of ``target`` also holds when every source is judged by the quantile of the others,
+    over all images together, not in each source. Where even the highest of the others' scores is exceeded too often, no
+    threshold keeps the promise, and the highest of all is returned. With one source only the pooled quantile is left.
     """
     order, names = np.sort(scores), np.unique(sources)
     judged = [(np.sort(scores[own]), np.sort(scores[~own])) for own in (sources == name for name in names)]
@@ -147,11 +151,16 @@ def strict_threshold(scores: np.ndarray, sources: np.ndarray, target: float) -> 
         over = sum(len(own) - np.searchsorted(own, _above(others, share)) for own, others in judged)
         return over <= target * len(order)
 
-    low, high = 0, int(target * len(order))  # the count that others exceed a threshold by only grows
+    low, high = 0, max(0, int(target * (len(order) + 1) + 1e-9) - 1)  # what others exceed it by only grows
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if kept(middle) else (low, middle - 1)
     return _above(order, low / len(order))
+
+
+def fewest(target: float) -> int:
+    """How many scores it takes for a threshold that new ones reach with a chance of at most ``target``, above 0."""
+    return math.ceil(1 / target - 1e-9) - 1
 
 
 def _above(order: np.ndarray, share: float) -> float:

@@ -12,6 +12,8 @@ from corit_cli.errors import CoritError
 #: No weight, and no number of a calibration, that training finds is larger, and no spread of a feature smaller: with
 #: such, a probability would be no number.
 LARGEST, SMALLEST = 1e6, 1e-9
+#: Of error rates how many images they are of; older checkpoints have one number for both classes.
+_COUNTS = ("real", "fake", "images")
 #: The largest count that a float holds exactly.
 COUNT = 2**53
 
@@ -22,7 +24,7 @@ def check_records(metrics: Mapping[str, Any], data: Mapping[str, Any], training:
     for name in metrics:
         if name.startswith("held_out"):
             for key, value in table(f"metrics.{name}", metrics[name]).items():
-                number(f"metrics.{name}.{key}", value, 0, COUNT if key == "images" else 1)
+                number(f"metrics.{name}.{key}", value, 0, COUNT if key in _COUNTS else 1)
     places = table("metrics.localizer", metrics.get("localizer") or {})
     if places:
         number("metrics.localizer.tried_on", places["tried_on"], 0, COUNT)

@@ -17,7 +17,7 @@ from corit_cli.data.images import ImageError, inspect
 from corit_cli.data.stored import Buffer, Stored, opened
 from corit_cli.model.settings import VIEW_WORDS
 from corit_cli.report.drawn import CHANGED, changed
-from corit_cli.report.meaning import meaning, next_steps
+from corit_cli.report.meaning import meaning, next_steps, of_several_faces
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
 from corit_cli.report.words import clock, file_size, looked_at, percent, place, posterior, together
@@ -170,7 +170,7 @@ def details(
         "meaning": meaning(p, about),
         "together": together(p),
         "next_steps": next_steps(p),
-        "priors": [] if p.probability is None else [(prior, posterior(p.probability, prior)) for prior in PRIORS],
+        "priors": _posteriors(p),
         "photograph": photograph,
         "overlay": overlay,
         "no_heatmap": no_heatmap,
@@ -180,6 +180,13 @@ def details(
         "timeline": timeline(p.video, t, frames, about.faces) if p.video and p.video.kind != "pages" else None,
         "facts": _facts(p, p.path if file is None else file, image, t),
     }
+
+
+def _posteriors(p: Prediction) -> list[tuple[float, float]]:
+    """Shares of fakes among comparable files, each with the probability that it makes of the file's."""
+    if p.probability is None or of_several_faces(p):
+        return []
+    return [(prior, posterior(p.probability, prior)) for prior in PRIORS]
 
 
 def notes(p: Prediction) -> list[str]:

@@ -27,6 +27,7 @@ from PIL import Image
 from corit_cli.data.stored import Stored
 from corit_cli.errors import CoritError
 from corit_cli.files import is_special, unwritable, write_atomically
+from corit_cli.report import rates
 from corit_cli.report.case import About, details, notes, split_path
 from corit_cli.report.pictures import THUMBNAIL, picture
 from corit_cli.report.timeline import MARKS
@@ -134,6 +135,7 @@ class Page:
         script = _source(self._environment, "casebook.js")
         return self._environment.get_template("casebook.html.j2").generate(
             about=self.about,
+            rates=rates.rows(self.about.held_out),
             counts=[(kind, self._counts[kind]) for kind in VERDICTS],
             total=len(self._sections),
             name=self._first,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corit_cli.data.declared import CAMERA
+from corit_cli.report.rates import KINDS, in_words, rate, times
 from corit_cli.report.words import share
 
 if TYPE_CHECKING:
@@ -59,26 +60,30 @@ def meaning(p: Prediction, about: About) -> list[str]:
             f"The picture looks saved again, shrunk or otherwise degraded ({share(p.degraded)} by the detector's "
             "estimate); the likelier that is, the more it is weighed as such pictures are."
         )
-    rates, images = about.held_out_faces if p.of_faces else about.held_out, "images"
+    rates, copies = about.held_out_faces if p.of_faces else about.held_out, ""
     if not p.of_faces and p.degraded is not None and p.degraded >= DEGRADED and about.held_out_degraded:
-        rates, images = about.held_out_degraded, "degraded copies of images"
-    real, fake = rates.get(f"real_called_{by_score}"), rates.get(f"fake_called_{by_score}")
-    if real is None or fake is None:
+        rates, copies = about.held_out_degraded, ", all of them in degraded copies"
+    if any(rate(rates, kind, by_score) is None for kind in KINDS):
         return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
-    seen = f"{rates['images']:,.0f} {images}" if "images" in rates else images
     call = "left" if by_score == "uncertain" else "called"
+    real, fake = (in_words(rates, kind, by_score) for kind in KINDS)
     sentences.append(
-        f"At these thresholds the detector {call} {share(real)} of real images and {share(fake)} of fakes {by_score}, "
-        f"on {seen} from sources it had never seen."
+        f"Of sources that were held out, the detector {call} {real} and {fake} {by_score}{copies}. Brackets hold what "
+        "chance allows for so many images; from one source to the next such shares differ by more."
     )
-    if p.verdict == by_score != "uncertain" and real > 0 and fake > 0:
-        often, seldom = (fake, real) if by_score == "fake" else (real, fake)
-        if often > seldom:
-            whose, others = ("fakes", "real images") if by_score == "fake" else ("real images", "fakes")
-            sentences.append(
-                f"To be called {by_score} was {often / seldom:.1f} times as common among {whose} as among {others}: "
-                "evidence to be weighed with all else that is known of the file."
-            )
+    if of_several_faces(p):
+        sentences.append(
+            "These are shares of single faces. This file shows several and is judged by the one most like a fake, so a "
+            "real file is called fake more often than that."
+        )
+    decided = p.verdict == by_score != "uncertain" and not of_several_faces(p)
+    ratio = times(rates, by_score) if decided else None
+    if ratio is not None and ratio.low > 1:
+        whose, others = ("fakes", "real images") if by_score == "fake" else ("real images", "fakes")
+        sentences.append(
+            f"To be called {by_score} was {ratio.low:.3g} to {ratio.high:.3g} times as common among {whose} as among "
+            f"{others}: evidence to be weighed with all else that is known of the file."
+        )
     if p.video is not None:
         whole = any(moment.probability is not None for moment in p.video.moments)
         parts = "its frames" if whole else "the frames of the face most like a fake"
@@ -87,6 +92,13 @@ def meaning(p: Prediction, about: About) -> list[str]:
             "without the most extreme ones."
         )
     return sentences
+
+
+def of_several_faces(p: Prediction) -> bool:
+    """Whether a file's probability is the highest of several faces', of which error rates and odds of single ones do
+    not hold."""
+    tracks = p.video.tracks if p.video is not None else {}
+    return p.of_faces and max(len(p.faces or ()), len(tracks)) > 1
 
 
 def _speakers(parts: Mapping[str, float]) -> str:
@@ -141,10 +153,10 @@ def _mend(error: str) -> str:
 def footer(about: About, card: Path | None) -> str:
     """One line under a table: what uncertain means, how often the detector is wrong, where to read on: what to do, and
     in the model ``card`` what the detector cannot."""
-    rates = about.held_out
+    accused, missed = rate(about.held_out, "real", "fake"), rate(about.held_out, "fake", "real")
     wrong = "How often it errs on unknown sources is not on record."
-    if "real_called_fake" in rates and "fake_called_real" in rates:
-        real, fake = share(rates["real_called_fake"]), share(rates["fake_called_real"])
-        wrong = f"On unknown sources it called {real} of real files fake and {fake} of fakes real."
+    if accused is not None and missed is not None:
+        real, fake = share(accused.value), share(missed.value)
+        wrong = f"Of sources held out it called {real} of real files fake and {fake} of fakes real."
     limits = f"; limits: {card}" if card else ""
     return f"uncertain: the detector does not decide. {wrong} What to do next: --explain, or --html report.html{limits}"

@@ -16,7 +16,6 @@ from corit_cli.data.forge import parse_forge
 from corit_cli.data.manifest import Sample, describe
 from corit_cli.data.splits import group_folds, group_split
 from corit_cli.data.variants import ORIGINAL
-from corit_cli.detection.calibration import Thresholds, Verdicts, fit_calibration, fit_thresholds
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
@@ -28,6 +27,7 @@ from corit_cli.progress import Progress, quiet
 from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
 from corit_cli.training.log import Log, unlogged
+from corit_cli.training.operating import OperatingPoint, has_both
 from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
 from corit_cli.training.settings import Recipe, TrainSettings
 
@@ -235,45 +235,40 @@ def outcome(
     """The checkpoint, calibrated on what heads say of images ``held_out`` from them, and what it and the probe say of
     the validation images, whose features are ``z_val`` (v, F). Raises CoritError when one class was held out only."""
     settings, extractor = run.settings, run.extractor
-    labels, touched = held_out.labels.numpy(), held_out.touched.numpy()
-    if len(np.unique(labels[~touched])) < 2:
+    labels, touched, folds = held_out.labels, held_out.touched, held_out.folds
+    if not has_both(labels, ~touched):
         raise CoritError("the held-out folds have only one class: give more images, or fewer --folds")
-    logits = held_out.fused()
-    calibration = fit_calibration(logits, held_out.labels)
-    probabilities = calibration(logits).double().numpy()
-    sources = np.array([run.samples[i].source for i in held_out.samples])
+    sources = [run.samples[i].source for i in held_out.samples]
     targets = settings.target_fpr, settings.target_fnr
-    thresholds = fit_thresholds(probabilities, labels, sources, *targets, touched)
+    pictures = OperatingPoint.fit(held_out.fused(), labels, sources, folds, touched, targets)
     metrics: dict[str, Any] = {
-        "held_out_sources": _rates(thresholds, probabilities[~touched], labels[~touched]),
-        "held_out_strict": _rates(thresholds.strictly(), probabilities[~touched], labels[~touched]),
+        "held_out_sources": pictures.rates(~touched),
+        "held_out_strict": pictures.rates(~touched, strict=True),
     }
-    if len(np.unique(labels[touched])) == 2:
-        metrics["held_out_degraded"] = _rates(thresholds, probabilities[touched], labels[touched])
+    if has_both(labels, touched):
+        metrics["held_out_degraded"] = pictures.rates(touched)
     if head.degradation is not None and touched.any():
-        told = head.degraded(held_out.logits).numpy() > 0.5
-        shares = {"copies": float(told[touched].mean()), "others": float(told[~touched].mean())}
+        told = head.degraded(held_out.logits) > 0.5
+        shares = {"copies": float(told[touched].double().mean()), "others": float(told[~touched].double().mean())}
         metrics["held_out_called_degraded"] = shares
     faces = None
     if FACE in head.names:
         alone = held_out.fused(*extractor.face_readings)
-        seen = alone.isfinite().numpy()  # (n,)
-        clean = seen & ~touched
-        if len(np.unique(labels[clean])) == 2:
-            calibrated = fit_calibration(alone[seen], held_out.labels[seen])
-            chances = calibrated(alone).double().numpy()
-            found = fit_thresholds(chances[seen], labels[seen], sources[seen], *targets, touched[seen])
-            faces = Verdicts(calibrated, found)
-            metrics["held_out_faces"] = _rates(found, chances[clean], labels[clean])
-            metrics["held_out_faces_strict"] = _rates(found.strictly(), chances[clean], labels[clean])
+        seen = alone.isfinite()  # (n,)
+        if has_both(labels, seen & ~touched):
+            shown = [source for source, there in zip(sources, seen.tolist(), strict=True) if there]
+            found = OperatingPoint.fit(alone[seen], labels[seen], shown, folds[seen], touched[seen], targets)
+            faces, clean = found.verdicts, ~touched[seen]
+            metrics["held_out_faces"] = found.rates(clean)
+            metrics["held_out_faces_strict"] = found.rates(clean, strict=True)
     backbone = extractor.backbone
     checkpoint = Checkpoint(
         head=head,
         backbone={"name": backbone.name, "sha256": backbone.sha256, "activation": backbone.tower.config.activation},
         settings=extractor.settings,
         crops=extractor.crops,
-        calibration=calibration,
-        thresholds=thresholds,
+        calibration=pictures.verdicts.calibration,
+        thresholds=pictures.verdicts.thresholds,
         faces=faces,
         face_readings=extractor.face_readings,
         training={
@@ -281,6 +276,7 @@ def outcome(
             "recipe": asdict(run.recipe),
             "refit": run.refit,
             "precision": extractor.precision,
+            "judged_by": "thresholds of the other folds",
             **(training or {}),
         },
         data=describe(run.samples, run.train_part, run.val_part) | {"unreadable": len(images.errors)},
@@ -291,18 +287,8 @@ def outcome(
     with torch.inference_mode():
         logits = head(z_val)[None]  # (1, v)
         probe_logits = None if probe is None else probe(images.z_probe_val).double().numpy()
-    validation = Scored.of(images.val, (), logits, calibration, thresholds)
+    validation = Scored.of(images.val, (), logits, checkpoint.calibration, checkpoint.thresholds)
     return Trained(checkpoint, validation, probe_logits, images.errors)
-
-
-def _rates(thresholds: Thresholds, probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """How many images there are, and the share of each class that got each verdict."""
-    verdicts = np.array([thresholds.verdict(p) for p in probabilities.round(6)])
-    return {"images": len(labels)} | {
-        f"{kind}_called_{verdict}": float((verdicts[labels == label] == verdict).mean())
-        for label, kind in ((0, "real"), (1, "fake"))
-        for verdict in ("real", "uncertain", "fake")
-    }
 
 
 def of_probe(settings: TrainSettings) -> TrainSettings:

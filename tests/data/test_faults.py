@@ -51,6 +51,12 @@ def test_an_image_in_both_classes_is_told_and_all_of_them_are_refused(tmp_path: 
         find_faults(files(tmp_path, [("a", 0), ("a", 1), ("d", 1)]), [0, 1, 2], [])
 
 
+def test_an_image_in_several_sources_is_told(tmp_path: Path) -> None:
+    named = zip(files(tmp_path, [("a", 0), ("a", 0), ("b", 0), ("b", 0), ("c", 1)]), "xyzzx", strict=True)
+    (said,) = find_faults([replace(s, source=source) for s, source in named], [0, 1, 2, 3, 4], []).words
+    assert said.startswith("1 images stand in several sources") and said.endswith("x and y")
+
+
 def test_a_class_that_shows_nothing_is_refused(tmp_path: Path) -> None:
     samples = []
     for number in range(8):

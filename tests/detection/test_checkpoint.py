@@ -353,16 +353,16 @@ def test_a_config_that_makes_no_sense_is_damaged(wrong: dict, tmp_path: Path) ->
     assert "\n" not in str(error.value)
 
 
-RATES = {"images": 40, "real_called_fake": 0.05, "fake_called_fake": 1}
+RATES = {"real": 30, "fake": 40, "images": 70, "real_called_fake": 0.05, "fake_called_fake": 1}
 
 
 @pytest.mark.parametrize(
     ("part", "told", "message"),
     [
-        ("metrics", {"held_out_sources": RATES | {"images": "x"}}, "metrics.held_out_sources.images cannot be 'x'"),
+        ("metrics", {"held_out_sources": RATES | {"real": "x"}}, "metrics.held_out_sources.real cannot be 'x'"),
         ("metrics", {"held_out_faces": RATES | {"real_called_fake": float("nan")}}, "real_called_fake cannot be nan"),
         ("metrics", {"held_out_degraded": RATES | {"fake_called_fake": 1e999}}, "fake_called_fake cannot be inf"),
-        ("metrics", {"held_out_strict": RATES | {"images": 10**400}}, "images cannot be 1000"),
+        ("metrics", {"held_out_strict": RATES | {"fake": 10**400}}, "fake cannot be 1000"),
         ("metrics", {"held_out_sources": [1]}, "metrics.held_out_sources cannot be"),
         ("metrics", {"held_out_sources": {"a\nb": None}}, r"a\\nb cannot be None"),
         ("metrics", {"localizer": [1]}, "metrics.localizer cannot be"),

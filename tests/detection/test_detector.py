@@ -107,11 +107,11 @@ def test_parts_are_the_readings_shares_of_the_log_odds(detector: Detector, file:
 def test_strictly_is_another_threshold_and_its_rates(detector: Detector, file: Path) -> None:
     (found,) = detector.predict([file])
     p = found.probability
-    metrics = {"held_out_sources": {"images": 1}, "held_out_strict": {"images": 2}}
+    metrics = {"held_out_sources": {"real": 1}, "held_out_strict": {"real": 2}}
     checkpoint = replace(detector.checkpoint, thresholds=Thresholds(0, p, min(1.0, p + 0.01)), metrics=metrics)
     lenient = Detector(checkpoint, detector.extractor)
     assert [next(d.predict([file])).verdict for d in (lenient, lenient.strictly())] == ["fake", "uncertain"]
-    assert lenient.strictly().checkpoint.metrics["held_out_sources"] == {"images": 2}
+    assert lenient.strictly().checkpoint.metrics["held_out_sources"] == {"real": 2}
 
 
 def test_paths_are_given_back_as_they_were_given(detector: Detector, file: Path, monkeypatch) -> None:

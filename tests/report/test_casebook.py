@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,7 +41,8 @@ from tests.conftest import photograph
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 HELD_OUT = {
-    "images": 1073,
+    "real": 573,
+    "fake": 500,
     "real_called_real": 0.4186,
     "real_called_uncertain": 0.5326,
     "real_called_fake": 0.0489,
@@ -241,6 +243,15 @@ def test_headings_descend_and_pictures_have_texts(tmp_path: Path, path: Path) ->
     assert len(ids) == len(set(ids))
 
 
+def test_what_scrolls_is_reached_by_the_keyboard_and_named(path: Path) -> None:
+    settings = {"workflow": "node " * 200, "seed": "7"}
+    page = written(path, (replace(full(), provenance=replace(full().provenance, parameters=settings)),))
+    scrolling = [attributes for tag, attributes in page.tags if tag == "code" and "tabindex" in attributes]
+    assert scrolling == [{"role": "region", "tabindex": "0", "aria-label": "workflow"}]  # not what is short
+    styles = (Path(casebook.__file__).parent / "casebook.css").read_text()
+    assert re.findall(r"([^\n{]+) \{[^}]*overflow: auto", styles) == [".parameters code"]
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of #rrggbb, by WCAG 2."""
     channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
@@ -282,13 +293,14 @@ def test_every_figure_of_a_picture_is_told(tmp_path: Path, path: Path) -> None:
 
 def test_verdicts_are_explained_by_the_rates_of_unknown_sources(path: Path) -> None:
     text = written(path, (Prediction("a.jpg", 0.9, "fake", 0.0),)).text
-    assert "called 4.9% of real images and 17% of fakes fake, on 1,073 images from sources it had never seen" in text
-    assert "3.5 times as common among fakes" in text  # 0.1721 / 0.0489
+    assert "called 4.9% [3.4%, 7.0%] of 573 real images and 17% [14%, 21%] of 500 fakes fake." in text
+    assert "2.34 to 5.3 times as common among fakes" in text  # around 0.1721 / 0.0489
     text = written(path, (Prediction("a.jpg", 0.1, "real", 0.0),)).text
-    assert "called 42% of real images and 9.8% of fakes real" in text
-    assert "4.3 times as common among real images" in text  # 0.4186 / 0.0980
+    assert "called 42% [38%, 46%] of 573 real images and 9.8% [7.5%, 13%] of 500 fakes real." in text
+    assert "3.22 to 5.67 times as common among real images" in text  # around 0.4186 / 0.0980
     text = written(path, (Prediction("a.jpg", 0.5, "uncertain", 0.0),)).text
-    assert "left 53% of real images and 73% of fakes uncertain" in text and "times as common" not in text
+    assert "left 53% [49%, 57%] of 573 real images and 73% [69%, 77%] of 500 fakes uncertain." in text
+    assert "times as common" not in text
 
 
 def test_a_verdict_that_was_settled_says_why(path: Path) -> None:
@@ -390,14 +402,39 @@ def test_a_video_without_scores_or_length_is_drawn(path: Path) -> None:
     video = VideoVerdict(0.0, 25.0, (Moment(0, 0.0, None),), {})
     page = written(path, (Prediction("clip.mp4", 0.5, "uncertain", 0.0, video=video),))
     assert "Over time" in page.text and "suspicious" not in page.text
+    assert "1 frame from 0:00.0 to 0:00.0. The table" in label_of_timeline(page) and "0:00.0 – –" in page.text
+
+
+def label_of_timeline(page: Page) -> str:
+    (label,) = (label for label in page.all("svg", "aria-label") if "against time" in label)
+    return label
+
+
+def test_a_table_holds_the_figures_of_a_timeline(path: Path) -> None:
+    page = written(path, (film(),))
+    label = "Probability of fake against time, 6 frames from 0:00.0 to 0:05.0: lowest 10.0%, highest 95.2%."
+    assert label_of_timeline(page) == f"{label} The table below holds the figures."
+    assert "The figures of 6 frames Probability of fake. timewhole framefaces" in page.text
+    for row in ("0:00.0 10.0% face 1 95.2%", "0:03.0 40.0% face 2 65.1%", "0:05.0 60.0% face 2 45.1%"):
+        assert row in page.text
+
+
+def test_a_long_table_is_thinned_and_says_so(path: Path) -> None:
+    peaks = {30, 631}
+    moments = tuple(Moment(i, i / 10, 0.9 if i in peaks else 0.1) for i in range(1000))
+    page = written(path, (replace(film(), video=VideoVerdict(100.0, 10.0, moments, {})),))
+    assert "The figures of 1,000 frames, 300 of which are listed" in page.text and "Of neighbouring frames" in page.text
+    assert "1,000 frames from 0:00.0 to 1:39." in label_of_timeline(page)
+    rows = [time for time in re.findall(r'<tr><th scope="row">(\d+:\d\d\.\d)</th>', page.source)]
+    assert len(rows) == 300 and {"0:03.0", "1:03.1"} <= set(rows)
 
 
 def test_long_videos_are_thinned_to_their_peaks() -> None:
     points = [(i / 5000, (i * 7919 % 5000) / 5000) for i in range(5000)]
-    few = thin(points, 100)
+    few = thin(points, itemgetter(1), 100)
     assert len(few) == 100 and set(few) <= set(points) and few == sorted(few)
     assert max(few, key=lambda p: p[1]) == max(points, key=lambda p: p[1])
-    assert thin(points[:7], 100) == points[:7]
+    assert thin(points[:7], itemgetter(1), 100) == points[:7]
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -452,14 +489,14 @@ def test_about_is_read_from_a_checkpoint() -> None:
         sha256="d" * 64,
         origin=f"hf-hub:user/name@{'0' * 40}",
         thresholds=Thresholds(0.2, 0.7),
-        metrics={"held_out_sources": HELD_OUT, "held_out_degraded": {"images": 5}},
+        metrics={"held_out_sources": HELD_OUT, "held_out_degraded": {"real": 5}},
         settings=CoRITSettings(cgp=(4, 5, 6), integrate=(9,)),
         crops=CropConfig(),
     )
     east = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
-    assert about.held_out_degraded == {"images": 5}
+    assert about.held_out_degraded == {"real": 5}
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00" and about.detector == checkpoint.origin
     assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2, degradation=True, pixels=True)
     assert "how degraded a picture looks" in about.method
@@ -489,11 +526,20 @@ def test_who_speaks_for_what(tmp_path: Path) -> None:
 def test_a_degraded_picture_is_told_the_rates_of_degraded_copies() -> None:
     about = replace(ABOUT, held_out_degraded=HELD_OUT | {"real_called_fake": 0.05, "fake_called_fake": 0.35})
     picture = Prediction("a.jpg", 0.9, "fake", 0.0, parts={"hri": 1.0}, degraded=0.8)
-    assert "7.0 times as common" in " ".join(meaning(picture, about))
-    assert "on 1,073 degraded copies of images" in " ".join(meaning(picture, about))
+    said = " ".join(meaning(picture, about))
+    assert "of 500 fakes fake, all of them in degraded copies." in said and "4.8 to 10.2 times as common" in said
     for other in (replace(picture, degraded=0.2), replace(picture, degraded=None)):
-        assert "3.5 times as common" in " ".join(meaning(other, about))
-    assert "3.5 times as common" in " ".join(meaning(picture, ABOUT))  # nothing else is known
+        assert "2.34 to 5.3 times as common" in " ".join(meaning(other, about))
+    assert "2.34 to 5.3 times as common" in " ".join(meaning(picture, ABOUT))  # nothing else is known
+
+
+def test_of_several_faces_no_ratio_and_no_odds_of_a_single_one_are_told(tmp_path: Path) -> None:
+    about = replace(ABOUT, held_out_faces=HELD_OUT)
+    one = Prediction("a.jpg", 0.9, "fake", 0.0, faces=(face(0.9, "fake"),))
+    for file, alone in ((one, True), (replace(one, faces=one.faces * 2), False)):
+        text = written(tmp_path / "a.html", (file,), about=about).text
+        assert ("times as common" in text) == ("fakes in 100" in text) == alone
+        assert ("judged by the one most like a fake" in text) != alone
 
 
 @pytest.mark.parametrize("kind", ["video", "animation"])

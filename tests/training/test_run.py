@@ -69,7 +69,8 @@ def test_refit_validates_as_before_and_keeps_a_detector_of_all_images(dataset: P
     kept, expected = found.checkpoint, whole.checkpoint
     for name, head in kept.head.heads.items():
         torch.testing.assert_close(head.state_dict(), expected.head.heads[name].state_dict(), atol=1e-5, rtol=1e-4)
-    assert kept.metrics["held_out_sources"]["images"] == len(samples) > len(found.validation.samples)
+    rates = kept.metrics["held_out_sources"]
+    assert rates["real"] + rates["fake"] == len(samples) > len(found.validation.samples)
     assert kept.sha256 != trained.checkpoint.sha256
     assert kept.training["refit"] and not trained.checkpoint.training["refit"]
 
@@ -181,7 +182,7 @@ def test_faces_are_a_reading_that_some_images_lack(
     assert asked == [(), checkpoint.face_readings] and checkpoint.face_readings == e.face_readings
     assert checkpoint.head.names == ["hri", "cgp", "face"] and np.isfinite(found.validation.logits).all()
     rates = checkpoint.metrics
-    assert 0 < rates["held_out_faces"]["images"] < rates["held_out_sources"]["images"]
+    assert 0 < rates["held_out_faces"]["real"] < rates["held_out_sources"]["real"]
     assert checkpoint.faces.calibration != checkpoint.calibration
     checkpoint.save(tmp_path / "det")
     again = Checkpoint.load(tmp_path / "det")

@@ -284,7 +284,8 @@ def test_the_tower_never_sees_what_is_set_aside(tmp_path: Path, monkeypatch: pyt
     val = {s.path for s in found.validation.samples}
     assert not aside & trained and not (aside | trained) & val and len(aside | trained | val) == len(samples)
     said = found.checkpoint.training["tune"]["set_aside"]
-    assert said["images"] == len(aside) == found.checkpoint.metrics["held_out_sources"]["images"]
+    rates = found.checkpoint.metrics["held_out_sources"]
+    assert said["images"] == len(aside) == rates["real"] + rates["fake"]
     assert set(said["sources"]) == {s.source for s in samples if s.path in aside}
 
 

@@ -1,0 +1,60 @@
+"""How often a detector was right and wrong when it was trained, as a checkpoint has it on record, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from corit_cli.report.words import share
+
+if TYPE_CHECKING:
+    from corit_cli.metrics.intervals import Estimate
+
+KINDS = {"real": "real images", "fake": "fakes"}
+#: Images of either class that must have got a verdict before its share among the ones is held against the others'.
+FEWEST = 10
+
+
+def rate(rates: Mapping[str, float], kind: str, verdict: str) -> Estimate | None:
+    """The share of ``real`` or ``fake`` images that got a ``verdict``, with its 95% interval where their number is on
+    record; None where the share is not."""
+    from corit_cli.metrics.intervals import Estimate, proportion
+
+    value, count = rates.get(f"{kind}_called_{verdict}"), rates.get(kind)
+    if value is None:
+        return None
+    return proportion(value * count, count) if count else Estimate(value, float("nan"), float("nan"))
+
+
+def in_words(rates: Mapping[str, float], kind: str, verdict: str) -> str:
+    """Such as "3.5% [2.8%, 4.4%] of 1,897 real images"."""
+    return f"{_percents(rate(rates, kind, verdict))} of {_named(rates, kind)}"
+
+
+def rows(rates: Mapping[str, float]) -> list[tuple[str, list[str]]]:
+    """A table: real images and fakes, and which share was called real, uncertain and fake; none where no rate is on
+    record."""
+    verdicts = ("real", "uncertain", "fake")
+    return [(_named(rates, kind), [_percents(rate(rates, kind, v)) for v in verdicts]) for kind in KINDS if rates]
+
+
+def _named(rates: Mapping[str, float], kind: str) -> str:
+    return f"{rates[kind]:,.0f} {KINDS[kind]}" if kind in rates else KINDS[kind]
+
+
+def _percents(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    return share(found.value) + ("" if found.low != found.low else f" [{share(found.low)}, {share(found.high)}]")
+
+
+def times(rates: Mapping[str, float], verdict: str) -> Estimate | None:
+    """How many times as common a verdict ``fake`` was among fakes as among real images, or ``real`` the other way
+    round. None where numbers are not on record, or too small to tell."""
+    from corit_cli.metrics.intervals import ratio
+
+    other = "real" if verdict == "fake" else "fake"
+    hits, others = (rates.get(f"{kind}_called_{verdict}", 0) * rates.get(kind, 0) for kind in (verdict, other))
+    if min(hits, others) < FEWEST - 0.5:  # they are whole numbers, to rounding
+        return None
+    return ratio(hits, rates[verdict], others, rates[other])

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corit_cli.detection.calibration import fewest, strict_threshold
+from corit_cli.training.operating import OperatingPoint
+
+TARGETS = (0.05, 0.05)
+
+
+def point(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, touched: np.ndarray | None = None):
+    none = np.zeros(len(labels), bool)
+    return OperatingPoint.fit(
+        torch.from_numpy(scores),
+        torch.from_numpy(labels),
+        [f"source {fold}" for fold in folds],
+        torch.from_numpy(folds),
+        torch.from_numpy(none if touched is None else touched),
+        TARGETS,
+    )
+
+
+def test_a_fold_is_judged_by_thresholds_that_it_had_no_part_in() -> None:
+    rng = np.random.default_rng(0)
+    labels, folds = np.arange(400) % 2, np.arange(400) // 100
+    scores = 2.0 * labels + rng.standard_normal(400)
+    odd = scores + 3 * ((labels == 0) & (folds == 0))  # real images of one fold look like fakes
+    everything = torch.ones(400, dtype=torch.bool)
+    first = torch.from_numpy(folds == 0)
+    plain, told = (point(s, labels, folds).rates(everything) for s in (scores, odd))
+    assert plain["real"] == plain["fake"] == 200 and plain["real_called_fake"] < 0.1
+    assert told["real_called_fake"] > 0.15  # nearly all of that fold's, of which its own threshold would let 5% pass
+    assert point(odd, labels, folds).rates(first)["real"] == 50
+    for kind in ("real", "fake"):
+        assert sum(told[f"{kind}_called_{v}"] for v in ("real", "uncertain", "fake")) == pytest.approx(1)
+
+
+def test_strict_thresholds_accuse_fewer_and_miss_as_many() -> None:
+    rng = np.random.default_rng(1)
+    labels, folds = np.arange(4000) % 2, rng.integers(0, 8, 4000)
+    found = point(labels + rng.standard_normal(4000), labels, folds)
+    everything = torch.ones(4000, dtype=torch.bool)
+    usual, strict = found.rates(everything), found.rates(everything, strict=True)
+    assert strict["real_called_fake"] < 0.02 < usual["real_called_fake"]
+    assert strict["fake_called_real"] == usual["fake_called_real"]
+
+
+def test_where_a_fold_has_all_of_a_class_all_images_set_its_thresholds() -> None:
+    labels, folds = np.array([0, 0, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
+    found = point(np.array([0.0, 0.1, 2.0, 2.1, 0.2, 0.3]), labels, folds)
+    assert found.without[1] == found.verdicts.thresholds
+    assert found.rates(torch.ones(6, dtype=torch.bool))["fake_called_fake"] == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([20, 40, 100]), st.sampled_from([0.05, 0.1]))
+def test_new_images_exceed_a_threshold_no_more_often_than_promised(seed: int, count: int, target: float) -> None:
+    # Uniform scores: the chance of a new one to reach the threshold is 1 - threshold.
+    drawn = np.random.default_rng(seed).random((200, count))
+    one = np.repeat("a", count)
+    chances = np.array([1 - strict_threshold(scores, one, target) for scores in drawn])
+    assert chances.mean() <= target + 4 * chances.std() / len(chances) ** 0.5 + 1e-9
+    assert count >= fewest(target)
+
+
+def test_how_many_images_a_promise_takes() -> None:
+    assert [fewest(target) for target in (0.5, 0.05, 0.01)] == [1, 19, 99]

@@ -158,7 +158,7 @@ def operating_points(detector: Detector, judged: Judged, kinds: dict[Path, str])
 
 def main(manifest: Path, cache: FeatureCache) -> None:
     """Print the data by source, then the detector's tables."""
-    detector = Detector.load()
+    detector = Detector.load(precision="fp32")  # as it was trained
     checkpoint = detector.checkpoint
     t, everything = checkpoint.thresholds, load_samples(manifest)
     print("| source | real | fake |\n|---|---|---|")

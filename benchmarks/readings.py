@@ -59,7 +59,7 @@ def say(
 def main(arguments: argparse.Namespace) -> None:
     """Print the tables."""
     samples = load_samples(arguments.manifest)
-    bench, detector = Bench(samples, arguments.cache), Detector.load()
+    bench, detector = Bench(samples, arguments.cache), Detector.load(precision="fp32")
     checkpoint = detector.checkpoint
     settings, recipe = recipe_of(checkpoint)
     run = Run(samples, detector.extractor, settings, recipe, probe=False, refit=True, cache=bench.cache)

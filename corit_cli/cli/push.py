@@ -44,7 +44,7 @@ def push_detector(folder: Path, repository: str, private: bool, dry_run: bool = 
 
     repository = check_name(repository)
     checkpoint = Checkpoint.load(folder)
-    trained_with = json.loads((folder / "config.json").read_text())["corit"]
+    trained_with = json.loads((folder / "config.json").read_text()).get("corit", "of an unknown version")
     files: dict[str, Path | bytes] = {"README.md": detector_card(checkpoint, repository, trained_with).encode()}
     files |= {name: folder / name for name in FILES}
     err.print(f"{'Would upload' if dry_run else 'Uploading'} to {repository} on the Hub:")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
     """Say before training what besides the pixels tells the classes apart."""
     from corit_cli.data.audit import audit
-    from corit_cli.data.images import ImageError, inspect
+    from corit_cli.data.images import inspect
+    from corit_cli.data.opening import ImageError
 
     def look(sample: Sample) -> FileInfo | None:
         try:

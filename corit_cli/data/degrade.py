@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from corit_cli.data import edits
-from corit_cli.data.images import MAX_PIXELS, ImageError
+from corit_cli.data.opening import MAX_PIXELS, ImageError
 from corit_cli.errors import CoritError
 
 

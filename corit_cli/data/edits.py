@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from corit_cli.data.images import MAX_PIXELS, ImageError
 from corit_cli.data.opencv import load_opencv
+from corit_cli.data.opening import MAX_PIXELS, ImageError
 
 
 def tonemap(image: Image.Image, strength: float) -> Image.Image:

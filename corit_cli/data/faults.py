@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from corit_cli.data.colours import is_flat
-from corit_cli.data.images import ImageError, read_image
+from corit_cli.data.images import read_image
 from corit_cli.data.manifest import Sample
+from corit_cli.data.opening import ImageError
 from corit_cli.data.splits import LEARNED
 from corit_cli.errors import CoritError
 from corit_cli.files import content_sha256

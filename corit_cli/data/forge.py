@@ -25,7 +25,7 @@ from PIL import Image, ImageFilter
 
 from corit_cli.data.degrade import jpeg, resize
 from corit_cli.data.faces import finder, square
-from corit_cli.data.images import ImageError
+from corit_cli.data.opening import ImageError
 from corit_cli.errors import CoritError
 
 #: Reconstruction costs time by the pixel; of a larger photograph only the central square of this side is used.

@@ -6,17 +6,11 @@ error row instead of a traceback.
 
 from __future__ import annotations
 
-import ctypes
-import io
-import logging
 import os
-import re
-import stat
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,38 +20,17 @@ from PIL import Image
 
 from corit_cli.data import jpeg, mend
 from corit_cli.data.colours import to_rgb
-from corit_cli.data.kinds import IMAGE, VIDEO, Kind, sniff
+from corit_cli.data.opening import MAX_PIXELS, ImageError, Source, excess, open_image
 from corit_cli.data.stored import Buffer, Stored
-from corit_cli.errors import CoritError
 
 T = TypeVar("T")
 
-MAX_PIXELS = 200_000_000  # a panorama of about 20,000 x 10,000; more is taken for a decompression bomb
 MAX_SCAN_PIXELS = 16 * MAX_PIXELS  # of all passes over a JPEG together; a progressive one takes about ten
-MAX_RUN_PIXELS = 10_000_000  # of a BMP in run lengths, which Pillow decodes in Python: this many in about a second
 MIN_SIDE = 32  # an image whose shorter side is less holds next to no evidence
 
-# Only these decoders are tried: some of Pillow's others start programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")
 # Those that hold several pictures; what an MPO holds besides its main one mostly are previews.
 _LEAFED = frozenset(("GIF", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"))
 NO_END = "the file has no end marker"
-
-# Pillow's own limit is lower than ours. Raised, not removed: it also guards frames that outgrow their header.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata of a sound picture
-
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised as well
-
-
-def _silence_libtiff() -> None:
-    """Keep libtiff from writing to standard error what Pillow raises as well."""
-    with suppress(OSError, AttributeError):  # a Pillow built without it, or another way
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
-
-
-_silence_libtiff()
 
 # Large images are decoded one at a time: at the limit one takes up to 2.5 GB, and several threads read at once.
 _LARGE = 48_000_000  # pixels
@@ -75,14 +48,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-#: Whatever an image may be read from: a file, a Pillow image, an RGB array (H, W, 3) of uint8.
-Source = Stored | Image.Image | np.ndarray
-
-
-class ImageError(CoritError):
-    """One file cannot be used as an image; the message is a short reason and does not name the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +94,7 @@ def _decoded(source: Source) -> Decoded:
 def held(image: Image.Image) -> Image.Image:
     """A copy of an image, decoded, which no later change to that reaches; the image itself where it cannot be decoded
     or has too many pixels, as is told when it is read."""
-    if _excess(image):
+    if excess(image):
         return image
     with _one_large, suppress(Exception):  # other threads may be decoding the same image
         image.load()
@@ -214,7 +179,7 @@ def _inspected(file: Stored) -> FileInfo:
         return FileInfo(kind, image.width, image.height, len(file) if isinstance(file, Buffer) else 0, quality)
 
 
-# --- opening and decoding -------------------------------------------------------------------------
+# --- faults -----------------------------------------------------------------------------------------
 
 
 def _forgiving(read: Callable[[Source], T], source: Source) -> tuple[T, tuple[str, ...]]:
@@ -242,97 +207,6 @@ def _mended(source: Stored) -> Iterator[tuple[bytes, str]]:
             yield from mend.mended(Path(source).read_bytes())
     except (OSError, ValueError):
         return
-
-
-@contextmanager
-def open_image(source: Source) -> Iterator[Image.Image]:
-    """Pillow's image with its header read. Whatever is raised inside the block becomes an ImageError."""
-    try:
-        with _unchecked(source) as image:
-            if excess := _excess(image):
-                raise ImageError(excess)
-            yield image
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(_reason(error)) from error
-
-
-def _unchecked(source: Source) -> AbstractContextManager[Image.Image]:
-    if isinstance(source, Image.Image):
-        return nullcontext(source)
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
-            raise ImageError(f"an array must be (H, W, 3) of uint8, not {source.shape} of {source.dtype}")
-        return nullcontext(Image.fromarray(source))
-    if not isinstance(source, Buffer):
-        check_file(source, ImageError)
-    elif not source:
-        raise ImageError("file is empty")
-    kind = sniff(source)
-    if kind is not None and kind.media == VIDEO and isinstance(source, Buffer):
-        raise ImageError(f"{kind.name}, which cannot be read from memory: run corit detect on the file")
-    if kind is not None and kind.media != IMAGE:
-        raise ImageError(kind.refusal if kind.remedy else f"{kind.name}, not an image")
-    try:
-        return Image.open(io.BytesIO(source) if isinstance(source, Buffer) else source, formats=_formats(kind))
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{kind.name} that cannot be read" if kind else "not an image that can be read") from error
-
-
-def check_file(path: str | os.PathLike[str], error: type[CoritError]) -> None:
-    """Raise ``error``, with the reason, for what is no file that could be read; OSError for what cannot be looked
-    at."""
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        raise error("is a folder" if os.access(path, os.R_OK | os.X_OK) else "is a folder that cannot be read")
-    if not stat.S_ISREG(status.st_mode):
-        raise error("not a regular file")
-    if status.st_size == 0:
-        raise error("file is empty")
-
-
-def _formats(kind: Kind | None) -> tuple[str, ...]:
-    """The decoders that are tried on a file. Raises ImageError where there is none."""
-    if kind is None or kind.format is None:
-        return _FORMATS
-    if kind.format == "HEIF":
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    if kind.format not in Image.OPEN:
-        Image.init()
-    if kind.format not in Image.OPEN:  # JPEG XL, in most builds of Pillow
-        raise ImageError(kind.refusal)
-    return (kind.format,)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return _too_large(int(re.findall(r"\d+", str(error))[0]))
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return "no such file"
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be opened ({error.strerror})"
-    if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return "truncated"
-    return " ".join(f"damaged ({error or type(error).__name__})".split())
-
-
-def _excess(image: Image.Image) -> str | None:
-    """Why an image is too large to be decoded; None where it is not."""
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        return _too_large(pixels)
-    if pixels > MAX_RUN_PIXELS and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
-        return f"{_too_large(pixels, MAX_RUN_PIXELS)} for a run-length compressed BMP: save it as PNG first"
-    return None
-
-
-def _too_large(pixels: int, most: int = MAX_PIXELS) -> str:
-    return f"{pixels / 1e6:.0f} megapixels, more than the limit of {most / 1e6:.0f}"
 
 
 def _checked(image: Image.Image, source: Stored) -> tuple[str, ...]:

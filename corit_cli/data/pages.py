@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from corit_cli.data.images import MAX_PIXELS, MIN_SIDE, ImageError, Source, open_image, upright
+from corit_cli.data.images import MIN_SIDE, upright
+from corit_cli.data.opening import MAX_PIXELS, ImageError, Source, open_image
 from corit_cli.data.video import Frame
 
 #: Pixels of all frames together that are decoded, and frames that are walked over; of a longer animation the beginning

@@ -13,8 +13,9 @@ from corit_cli.data.c2pa import SOURCE_TYPES, Manifest, read_manifest
 from corit_cli.data.declared import AI_EDITED, AI_GENERATED, CAMERA, Declared, declared
 from corit_cli.data.exif import POSITION, PREVIEW, TEXT_TAGS, text_of, user_comment
 from corit_cli.data.generators import PERSONS, PROGRAMS, ai_editor_in, generator_in, is_editor, model_of, settings_of
-from corit_cli.data.images import FileInfo, ImageError, inspect
+from corit_cli.data.images import FileInfo, inspect
 from corit_cli.data.metadata import Raw, clean, gather, is_bmff
+from corit_cli.data.opening import ImageError
 from corit_cli.data.stored import Stored
 
 

@@ -82,7 +82,7 @@ def is_gone(error: Exception) -> bool:
 
 def fetch(url: str) -> bytes:
     """A file's bytes. Raises ImageError when they cannot be had."""
-    from corit_cli.data.images import ImageError
+    from corit_cli.data.opening import ImageError
 
     fs, path = file_system(url)
     try:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from corit_cli.data.images import check_file
 from corit_cli.data.kinds import VIDEO, VIDEO_SUFFIXES, sniff
 from corit_cli.data.opencv import load_opencv
+from corit_cli.data.opening import check_file
 from corit_cli.errors import CoritError
 
 MAX_PIXELS = 100_000_000  # of a frame; the largest cameras give 80 million, and decoding takes 20 bytes for each

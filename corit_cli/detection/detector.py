@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from corit_cli.data.faces import finder
-from corit_cli.data.images import Source, read_image
+from corit_cli.data.images import read_image
+from corit_cli.data.opening import Source
 from corit_cli.data.urls import is_url, local_copy
 from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video

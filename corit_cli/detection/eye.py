@@ -8,7 +8,8 @@ from PIL import Image
 
 from corit_cli.data.colours import is_flat
 from corit_cli.data.faces import SMALLEST, Face, align, finder
-from corit_cli.data.images import ImageError, Source, decode
+from corit_cli.data.images import decode
+from corit_cli.data.opening import ImageError, Source
 from corit_cli.data.pages import Pages, sample_pages
 from corit_cli.data.provenance import Provenance, read_provenance
 from corit_cli.data.robustness import CHAINS

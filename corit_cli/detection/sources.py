@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from corit_cli.data.images import Source, held
+from corit_cli.data.images import held
+from corit_cli.data.opening import Source
 from corit_cli.data.stored import State, state
 from corit_cli.data.video import is_video
 from corit_cli.errors import CoritError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from corit_cli.data.images import ImageError, inspect
+from corit_cli.data.images import inspect
+from corit_cli.data.opening import ImageError
 from corit_cli.data.stored import Buffer, Stored, opened
 from corit_cli.model.settings import VIEW_WORDS
 from corit_cli.report.drawn import CHANGED, changed

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from corit_cli.data.images import ImageError, read_image
+from corit_cli.data.images import read_image
+from corit_cli.data.opening import ImageError
 from corit_cli.data.pages import sample_pages
 from corit_cli.data.stored import Stored, state
 from corit_cli.data.video import sample_frames

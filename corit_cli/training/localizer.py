@@ -26,8 +26,9 @@ from torch import Tensor
 from corit_cli import metrics
 from corit_cli.data.degrade import jpeg
 from corit_cli.data.forge import Forge, middle
-from corit_cli.data.images import ImageError, inspect, read_image
+from corit_cli.data.images import inspect, read_image
 from corit_cli.data.manifest import Sample
+from corit_cli.data.opening import ImageError
 from corit_cli.data.settings import CropConfig
 from corit_cli.detection.checkpoint import Localizer
 from corit_cli.detection.heatmap import contrasted, smooth, tile

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corit_cli.data.forge import Forge, parse_forge
-from corit_cli.data.images import ImageError, inspect
+from corit_cli.data.images import inspect
 from corit_cli.data.manifest import Sample
+from corit_cli.data.opening import ImageError
 from corit_cli.data.splits import deal
 from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.features.cache import Job

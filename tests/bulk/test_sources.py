@@ -16,7 +16,7 @@ from corit_cli.bulk.sources import listed
 from corit_cli.bulk.stamps import Stamp, stamp
 from corit_cli.bulk.table import Present, Table
 from corit_cli.cli.inputs import Left, collect
-from corit_cli.data.images import ImageError
+from corit_cli.data.opening import ImageError
 from corit_cli.data.urls import changed, fetch
 from corit_cli.errors import CoritError
 

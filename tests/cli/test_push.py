@@ -51,6 +51,7 @@ def test_what_becomes_public_is_said(corit, detector: Path, tmp_path: Path) -> N
     forged = shutil.copytree(detector, tmp_path / "forged")
     config = json.loads((forged / "config.json").read_text())
     config["training"] |= {"recipe": {"forge": ["resample", "0.3*reconstruct@native:./taesd"]}}
+    del config["corit"]  # made by hand
     (forged / "config.json").write_text(json.dumps(config))
     assert said in corit("push", forged, "user/tiny", "--dry-run").stderr
 

@@ -24,7 +24,7 @@ from corit_cli.data.degrade import (
     resize,
     webp,
 )
-from corit_cli.data.images import ImageError
+from corit_cli.data.opening import ImageError
 from corit_cli.errors import CoritError
 from corit_cli.training.settings import Recipe
 

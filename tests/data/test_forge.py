@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from corit_cli.data.autoencoder import Autoencoder
 from corit_cli.data.faces import Face, square
 from corit_cli.data.forge import MAX_SIDE, REGION_AREA, Forge, blend, parse_forge, region
-from corit_cli.data.images import ImageError
+from corit_cli.data.opening import ImageError
 from corit_cli.data.variants import Variant
 from corit_cli.errors import CoritError
 from tests.conftest import OneFace, photograph

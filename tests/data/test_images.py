@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import BmpImagePlugin, Image, ImageCms, MpoImagePlugin
 
-from corit_cli.data import colours, images
-from corit_cli.data.images import FileInfo, ImageError, decode, inspect, read_image, resampled
+from corit_cli.data import colours, images, opening
+from corit_cli.data.images import FileInfo, decode, inspect, read_image, resampled
 from corit_cli.data.kinds import IMAGE_SUFFIXES
+from corit_cli.data.opening import ImageError
 from corit_cli.errors import CoritError
 from tests.conftest import photograph
 
@@ -361,7 +362,7 @@ def test_a_run_length_compressed_bmp_within_the_limit_is_read(monkeypatch: pytes
     assert (np.asarray(read_image(data)) == expected).all()
     with Image.open(io.BytesIO(data)) as opened:
         opened.load()
-        monkeypatch.setattr(images, "MAX_RUN_PIXELS", 40 * 30 - 1)
+        monkeypatch.setattr(opening, "MAX_RUN_PIXELS", 40 * 30 - 1)
         assert (np.asarray(read_image(opened)) == expected).all()  # as it is decoded already
 
 

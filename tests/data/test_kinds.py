@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corit_cli.data.images import ImageError, read_image
+from corit_cli.data.images import read_image
 from corit_cli.data.kinds import IMAGE, OTHER, RAW, VIDEO, kind_of, sniff
+from corit_cli.data.opening import ImageError
 from corit_cli.data.video import inspect, sample_frames
 from tests.conftest import photograph
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from corit_cli.data import jpeg
-from corit_cli.data.images import NO_END, ImageError, decode, inspect
+from corit_cli.data.images import NO_END, decode, inspect
 from corit_cli.data.mend import CUT_SHORT, PASSED_OVER
+from corit_cli.data.opening import ImageError
 from tests.conftest import photograph
 from tests.hostile import chunk
 

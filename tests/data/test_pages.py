@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from corit_cli.data.images import ImageError, decode
+from corit_cli.data.images import decode
+from corit_cli.data.opening import ImageError
 from corit_cli.data.pages import Pages, sample_pages
 from corit_cli.data.video import Frame
 from tests.conftest import photograph

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from corit_cli.data import metadata
-from corit_cli.data.images import ImageError
 from corit_cli.data.metadata import MAX_TEXT
+from corit_cli.data.opening import ImageError
 from corit_cli.data.provenance import SOURCE_TYPES, Provenance, read_provenance
 from corit_cli.files import content_sha256
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corit_cli.data.images import ImageError
+from corit_cli.data.opening import ImageError
 from corit_cli.data.urls import changed, fetch, file_system, is_url, local_copy
 from corit_cli.errors import CoritError
 from tests.conftest import photograph, tiny_detector

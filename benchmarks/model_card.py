@@ -17,6 +17,7 @@ import torch
 
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
+from corit_cli.data.splits import units_of
 from corit_cli.detection.calibration import strict_threshold
 from corit_cli.detection.detector import Detector
 from corit_cli.evaluation.groups import MINIMUM
@@ -105,7 +106,8 @@ def judge(
         seen = logits.isfinite()
         some = [images[k] for k in seen.nonzero().squeeze(1).tolist()]
         labels, folds, touched = (of[seen] for of in (found.labels, found.folds, found.touched))
-        point = OperatingPoint.fit(logits[seen], labels, [s.source for s in some], folds, touched, targets)
+        sources, units = [s.source for s in some], units_of(some)
+        point = OperatingPoint.fit(logits[seen], labels, sources, units, folds, touched, targets)
         return Judged(some, logits[seen].numpy(), touched.numpy(), point.called())
 
     told = None if detector.head.degradation is None else detector.head.degraded(found.logits).numpy()

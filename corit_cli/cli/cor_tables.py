@@ -92,3 +92,8 @@ def show_theory(found: Theory) -> None:
     out.print(table)
     for kind, e in {"all": found.correlation, **found.by_kind}.items():
         out.print(escape(f"Spearman's correlation of COR with GSNR, {kind}: {e}"), soft_wrap=True)
+    out.print(
+        "p is the share of orders that correlate as strongly, a guide and no more, since conditions share images. "
+        "Neighbouring layers are alike, and all conditions share levels: none can be told of them.",
+        soft_wrap=True,
+    )

@@ -72,19 +72,25 @@ def print_outcome(trained: Trained, folder: Path) -> None:
             f"Tuned {tuning['scope']}: the loss on training images set aside was {before:.3f} before and "
             f"{kept:.3f} after epoch {tuning['epoch']}, whose weights are kept."
         )
-        where = f"On these ({images}), which chose the epoch, so that it is somewhat too good"
+        where = f"On these ({images}), judged by thresholds from each other, but which chose the epoch"
     out.print(
         f"Verdicts: fake from {thresholds.fake:.3f}, real up to {thresholds.real:.3f}. {where}, "
         f"{held_out['real_called_fake']:.1%} of real images were called fake and {held_out['fake_called_fake']:.1%} "
         f"of fakes; {held_out['real_called_uncertain']:.1%} and {held_out['fake_called_uncertain']:.1%} were left "
         "uncertain."
     )
-    few = fewest(STRICT)
-    if held_out["real"] < few:
-        err.print(
-            f"[yellow]note:[/] with {held_out['real']} real images no threshold keeps false alarms at {STRICT:.0%}, as "
-            f"--strict is to: that takes {few} of them"
-        )
+    settings = trained.checkpoint.training["settings"]
+    promises = (
+        ("real", settings["target_fpr"], "false alarms"),
+        ("real", min(STRICT, settings["target_fpr"]), "false alarms, as --strict is to,"),
+        ("fake", settings["target_fnr"], "fakes called real"),
+    )
+    for kind, target, what in promises:
+        if target > 0 and held_out[kind] < fewest(target):
+            err.print(
+                f"[yellow]note:[/] with {held_out[kind]} {kind} images no threshold keeps {what} at {target:.1%}: that "
+                f"takes {fewest(target)}"
+            )
     places = trained.checkpoint.metrics.get("localizer")
     if places:
         found = ", ".join(f"{k} {v['forged']:.3f} ({v['original']:.3f})" for k, v in places["pixel_auc"].items())

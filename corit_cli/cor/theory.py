@@ -51,8 +51,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Theory:
-    """All conditions, and Spearman's rank correlation of COR with GSNR over those of a kind and over all of them, which
-    share images and levels, so that no test of theirs would mean anything."""
+    """All conditions, and Spearman's rank correlation of COR with GSNR over those of a kind and over all of them.
+
+    No test goes with that of layers, whose neighbours are alike, nor with that of all, which share levels. Conditions
+    of one kind share images, so that a test of theirs is a guide, no more.
+    """
 
     conditions: list[Condition]
     correlation: Correlation
@@ -119,7 +122,8 @@ def theory(
         )
         advance()
     by_kind = {
-        kind: rank_correlation([c for c in found if c.kind == kind]) for kind in dict.fromkeys(c.kind for c in found)
+        kind: rank_correlation([c for c in found if c.kind == kind], independent=kind != "layer")
+        for kind in dict.fromkeys(c.kind for c in found)
     }
     return Theory(found, rank_correlation(found, independent=False), by_kind)
 

@@ -52,7 +52,7 @@ def find_faults(samples: Sequence[Sample], train_part: Sequence[int], val_part: 
     if both:
         pairs = [" and ".join(str(samples[i].path) for i in group[:2]) for group in both]
         found.words.append(f"{len(both)} images stand in both classes: {_first(pairs)}")
-    apart = [group for group in contents if len({samples[i].source for i in group}) > 1]
+    apart = [group for group in contents if len({samples[i].source for i in dealt & set(group)}) > 1]
     if apart:
         pairs = [" and ".join(sorted({samples[i].source or "no source" for i in group})) for group in apart]
         found.words.append(

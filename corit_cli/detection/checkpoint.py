@@ -88,6 +88,7 @@ class Checkpoint:
         """The same with the strict threshold, and with no error rates but those that were measured there."""
         metrics = {name: rates for name, rates in self.metrics.items() if name != "held_out_degraded"}
         for usual, strict in (("held_out_sources", "held_out_strict"), ("held_out_faces", "held_out_faces_strict")):
+            metrics.pop(usual, None)
             if strict in metrics:
                 metrics[usual] = metrics[strict]
         faces = self.faces and self.faces.strictly()

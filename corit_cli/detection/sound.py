@@ -14,6 +14,8 @@ from corit_cli.errors import CoritError
 LARGEST, SMALLEST = 1e6, 1e-9
 #: Of error rates how many images they are of; older checkpoints have one number for both classes.
 _COUNTS = ("real", "fake", "images")
+#: As how many independent ones they count, which need not be a whole number.
+_INDEPENDENT = ("independent_real", "independent_fake")
 #: The largest count that a float holds exactly.
 COUNT = 2**53
 
@@ -24,7 +26,12 @@ def check_records(metrics: Mapping[str, Any], data: Mapping[str, Any], training:
     for name in metrics:
         if name.startswith("held_out"):
             for key, value in table(f"metrics.{name}", metrics[name]).items():
-                number(f"metrics.{name}.{key}", value, 0, COUNT if key in _COUNTS else 1)
+                called = f"metrics.{name}.{key}"
+                number(called, value, 0, COUNT if key in (*_COUNTS, *_INDEPENDENT) else 1)
+                if key in _COUNTS:
+                    check(called, value, float(value).is_integer())
+                if key in _INDEPENDENT:
+                    check(called, value, value == 0 or value >= 1)
     places = table("metrics.localizer", metrics.get("localizer") or {})
     if places:
         number("metrics.localizer.tried_on", places["tried_on"], 0, COUNT)

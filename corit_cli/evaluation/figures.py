@@ -252,6 +252,8 @@ def overall(scored: Scored) -> Overall:
 
     found = drawn(units) | rates(labels, verdicts, units)
     found["auc"] = metrics.auc_interval(labels, logits, units=units)
+    for name, of in (("accuracy", everything), ("accuracy_decided", decided)):
+        found[name] = share(right[of], [units[i] for i in np.flatnonzero(of)])
     varying, sources = {}, [s.source for s in scored.samples]
     if len(set(sources) - {""}) >= SOURCES:  # images that name none are drawn as one
         by_source = drawn(sources)

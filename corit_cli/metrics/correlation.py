@@ -38,10 +38,10 @@ def spearman(first: Sequence[float], second: Sequence[float], independent: bool 
     """
     from scipy.stats import rankdata
 
-    x, y = (_standardised(rankdata(values)) for values in (first, second))
-    count = len(x)
-    if count < 2 or np.isnan([*x, *y]).any():
+    count = len(first)
+    if count < 2 or len(set(first)) < 2 or len(set(second)) < 2:
         return Correlation(float("nan"), float("nan"), count)
+    x, y = (_standardised(rankdata(values)) for values in (first, second))
     value = float(x @ y)
     if not independent:
         return Correlation(value, float("nan"), count)
@@ -55,7 +55,6 @@ def spearman(first: Sequence[float], second: Sequence[float], independent: bool 
 
 
 def _standardised(ranks: np.ndarray) -> np.ndarray:
-    """``ranks`` (n,) less their mean, of unit norm; NaN where all are the same."""
+    """``ranks`` (n,), not all the same, less their mean, of unit norm."""
     centred = ranks - ranks.mean()
-    length = np.linalg.norm(centred)
-    return centred / length if length else np.full(len(ranks), np.nan)
+    return centred / np.linalg.norm(centred)

@@ -140,8 +140,9 @@ def bootstrap(
 ) -> dict[Key, Sampled]:
     """Distributions of ``figures``, a function of image weights (R, n) that returns an array (R,) for each name.
 
-    The figures' values are those at weight one. Without groups, where no unit of a class has another to be drawn
-    instead, such as where a class is a single video, the draws are NaN. See :func:`resample` for the rest.
+    The figures' values are those at weight one. Without groups, where most images of a class belong to a unit that has
+    no other to be drawn instead, such as where a class is a single video, the draws are NaN. See :func:`resample` for
+    the rest.
     """
     values = figures(np.ones((1, len(labels)), np.float32))
     if groups is None and _fixed(np.asarray(labels), _varying(labels, groups, units)):
@@ -160,8 +161,8 @@ def bootstrap_groups(
     """AUC of each detector in each group, all on the same resamples: {(detector, group): ...}.
 
     A detector's scores are (n,), or such an array for each group where its scores depend on that. By itself each AUC
-    has the interval of :func:`newcombe`. Where no unit of a class of a group has another to be drawn instead, the
-    group's draws are NaN. A group of one class is NaN altogether.
+    has the interval of :func:`newcombe`. Where most images of a class of a group belong to a unit that has no other
+    to be drawn instead, the group's draws are NaN. A group of one class is NaN altogether.
     """
     labels, masks = np.asarray(labels), _masks(groups, len(labels))
     varies = _varying(labels, masks, units)
@@ -193,8 +194,9 @@ def _varying(labels: Array, groups: Groups | None, units: Sequence[Hashable] | N
 
 
 def _fixed(labels: Array, varies: NDArray[np.bool_]) -> bool:
-    """Whether there is a class of which no image ``varies`` (n,)."""
-    return any(not varies[labels == label].any() for label in np.unique(labels))
+    """Whether there is a class of which more than half of the images do not vary, by ``varies`` (n,): resamples would
+    say little of it."""
+    return any(varies[labels == label].mean() < 0.5 for label in np.unique(labels))
 
 
 def _of(units: Sequence[Hashable] | None, mask: NDArray[np.bool_]) -> list[Hashable] | None:
@@ -220,7 +222,10 @@ def bootstrap_auc(
 
 
 def interval(value: float, distribution: Array) -> Estimate:
-    """The 95% percentile interval of a bootstrap distribution."""
+    """The 95% percentile interval of a bootstrap distribution; NaN ends where that is a single value, such as where the
+    classes do not overlap: a bootstrap says nothing there."""
+    if np.min(distribution) == np.max(distribution):
+        return Estimate(value, float("nan"), float("nan"))
     low, high = np.percentile(distribution, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 

@@ -48,8 +48,9 @@ _SAYS = {"generated": "says it was generated", "edited": "says it was edited"}
 @dataclass(frozen=True)
 class About:
     """What was run: versions and fingerprints, the thresholds, those of ``faces``, the ``held_out`` rates, those of
-    faces and of degraded copies (see ``corit train``; empty where they are not known), when (in UTC), with what command
-    line, in a few sentences how the detector works, and where on the Hub the ``detector`` came from, if it did."""
+    faces and of degraded copies (see ``corit train``; empty where they are not known), whether thresholds were fitted
+    to others than the images these are of, when (in UTC), with what command line, in a few sentences how the detector
+    works, and where on the Hub the ``detector`` came from, if it did."""
 
     backbone: str
     backbone_sha256: str
@@ -62,6 +63,7 @@ class About:
     command: str
     method: str
     held_out_degraded: Mapping[str, float] = field(default_factory=dict)
+    judged_by_others: bool = True
     detector: str | None = None
     corit: str = __version__
 
@@ -78,6 +80,7 @@ class About:
             held_out=checkpoint.metrics.get("held_out_sources", {}),
             held_out_faces=checkpoint.metrics.get("held_out_faces", {}),
             held_out_degraded=checkpoint.metrics.get("held_out_degraded", {}),
+            judged_by_others=bool(checkpoint.training.get("judged_by")),
             made=made.astimezone(timezone.utc),
             command=command,
             method=method_of(

@@ -136,6 +136,7 @@ class Page:
         return self._environment.get_template("casebook.html.j2").generate(
             about=self.about,
             rates=rates.rows(self.about.held_out),
+            same=rates.THE_SAME,
             counts=[(kind, self._counts[kind]) for kind in VERDICTS],
             total=len(self._sections),
             name=self._first,

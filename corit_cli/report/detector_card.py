@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from corit_cli.report.case import About
-from corit_cli.report.rates import KINDS
+from corit_cli.report.rates import KINDS, THE_SAME
 
 if TYPE_CHECKING:
     from corit_cli.detection.checkpoint import Checkpoint
@@ -22,13 +22,11 @@ _ROWS = {
     "held_out_faces_strict": "faces, with `--strict`",
 }
 _SET_ASIDE = (
-    "On training sources that were set aside. Their loss chose the epoch, and how readings are joined and "
-    "probabilities calibrated was fitted to them, so that these figures are somewhat too good."
+    "On training sources that were set aside. Their loss chose the epoch, and probabilities were calibrated on them, "
+    "so that these figures are somewhat too good."
 )
 _HELD_OUT = "On training sources that were held out in turn, scored by heads that never saw them."
 _JUDGED = "They are judged by thresholds that were fitted to the others."
-#: Of checkpoints from before error rates were measured so.
-_THE_SAME = "Thresholds were fitted to these same scores, so that the figures are a little too good."
 #: The repository that the weights of the embedded backbone are from.
 _EMBEDDED = "openai/clip-vit-base-patch16"
 
@@ -63,7 +61,7 @@ def detector_card(checkpoint: Checkpoint, name: str, trained_with: str) -> str:
         trained_with=trained_with,
         about=About.of(checkpoint, datetime.now(timezone.utc), ""),
         tried_on=" ".join(
-            (_SET_ASIDE if training.get("tune") else _HELD_OUT, _JUDGED if training.get("judged_by") else _THE_SAME)
+            (_SET_ASIDE if training.get("tune") else _HELD_OUT, _JUDGED if training.get("judged_by") else THE_SAME)
         ),
         rows=[_row(title, checkpoint.metrics[key]) for key, title in _ROWS.items() if key in checkpoint.metrics],
         places=checkpoint.metrics.get("localizer"),
@@ -77,8 +75,8 @@ def detector_card(checkpoint: Checkpoint, name: str, trained_with: str) -> str:
 
 
 def _row(title: str, rates: Mapping[str, float]) -> dict[str, Any]:
-    shown = {name: f"{value:.1%}" for name, value in rates.items() if name not in KINDS}
-    return {"title": title, **{kind: rates.get(kind, "–") for kind in KINDS}} | shown
+    shown = {name: f"{value:.1%}" for name, value in rates.items() if "_called_" in name}
+    return {"title": title, **{kind: f"{rates[kind]:,.0f}" if kind in rates else "–" for kind in KINDS}} | shown
 
 
 def _settings(training: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corit_cli.data.declared import CAMERA
-from corit_cli.report.rates import KINDS, in_words, rate, times
+from corit_cli.report.rates import KINDS, THE_SAME, in_words, independent, rate, times
 from corit_cli.report.words import share
 
 if TYPE_CHECKING:
@@ -67,10 +67,12 @@ def meaning(p: Prediction, about: About) -> list[str]:
         return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
     call = "left" if by_score == "uncertain" else "called"
     real, fake = (in_words(rates, kind, by_score) for kind in KINDS)
-    sentences.append(
-        f"Of sources that were held out, the detector {call} {real} and {fake} {by_score}{copies}. Brackets hold what "
-        "chance allows for so many images; from one source to the next such shares differ by more."
-    )
+    said = [f"Of sources that were held out, the detector {call} {real} and {fake} {by_score}{copies}."]
+    if all(independent(rates, kind) for kind in KINDS):
+        said.append("Brackets hold what chance allows for so many images; sources differ by more.")
+    elif "images" in rates:  # older checkpoints have one number
+        said.append(f"Both classes together were {rates['images']:,.0f} images.")
+    sentences.append(" ".join(said if about.judged_by_others else [*said, THE_SAME]))
     if of_several_faces(p):
         sentences.append(
             "These are shares of single faces. This file shows several and is judged by the one most like a fake, so a "
@@ -81,8 +83,9 @@ def meaning(p: Prediction, about: About) -> list[str]:
     if ratio is not None and ratio.low > 1:
         whose, others = ("fakes", "real images") if by_score == "fake" else ("real images", "fakes")
         sentences.append(
-            f"To be called {by_score} was {ratio.low:.3g} to {ratio.high:.3g} times as common among {whose} as among "
-            f"{others}: evidence to be weighed with all else that is known of the file."
+            f"To be called {by_score} was {ratio.value:,.1f} times as common among {whose} as among {others} "
+            f"({ratio.low:,.1f} to {ratio.high:,.1f} by chance alone, and sources differ by more): evidence to be "
+            "weighed with all else that is known of the file."
         )
     if p.video is not None:
         whole = any(moment.probability is not None for moment in p.video.moments)

@@ -68,6 +68,7 @@ def timeline(
         "ticks": [(second / end, clock(second).removesuffix(".0")) for second in ticks(end)],
         "levels": levels(thresholds.real, thresholds.fake),
         "frames": len(video.moments),
+        "span": [video.moments[k].seconds for k in (0, -1)] if video.moments else None,
         "rows": thin(video.moments, lambda moment: peak(moment) or 0.0),
         "lowest": min(scores, default=None),
         "highest": max(scores, default=None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from corit_cli.detection.calibration import Thresholds, Verdicts, fit_calibration, fit_thresholds
+from corit_cli.metrics.intervals import effective_count
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
     """How held-out images are judged, and by which thresholds without each fold.
 
-    ``verdicts`` come from all images. Of each fold's, ``probabilities`` (n,), ``labels`` (n,) and ``folds`` (n,),
-    ``without`` holds thresholds that were fitted to the other folds alone: error rates by thresholds that were
-    fitted to the same scores are what was aimed at, and too good, the more so the fewer images there are.
+    ``verdicts`` come from all images. For the images of each of ``folds`` (n,), ``without`` holds thresholds that were
+    fitted to the other folds alone: error rates by thresholds that were fitted to the same scores are what was aimed
+    at, and too good, the more so the fewer images there are. Images of one of ``units`` (n,) belong together.
     """
 
     verdicts: Verdicts
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
+    units: Sequence[Hashable]
     folds: NDArray[np.int64]
     without: dict[int, Thresholds]
 
@@ -34,12 +36,13 @@ class OperatingPoint:
         logits: Tensor,
         labels: Tensor,
         sources: Sequence[str],
+        units: Sequence[Hashable],
         folds: Tensor,
         touched: Tensor,
         targets: tuple[float, float],
     ) -> OperatingPoint:
-        """From held-out ``logits`` (n,) of images with ``labels``, ``sources`` and ``folds`` (n,), of which some were
-        ``touched`` (n,), for shares of ``targets`` of real images called fake and of fakes called real.
+        """From held-out ``logits`` (n,) of images with ``labels``, ``sources``, ``units`` and ``folds`` (n,), some of
+        which were ``touched`` (n,), for shares of ``targets`` of real images called fake and of fakes called real.
 
         Where a class would be missing without a fold, this is judged by thresholds that were fitted to all.
         """
@@ -53,7 +56,12 @@ class OperatingPoint:
         rest = {fold: folds.numpy() != fold for fold in folds.unique().tolist()}
         both = {fold: len(np.unique(y[kept & ~touched.numpy()])) == 2 for fold, kept in rest.items()}
         without = {fold: thresholds(kept) if both[fold] else everything for fold, kept in rest.items()}
-        return cls(Verdicts(calibration, everything), p, y, folds.numpy(), without)
+        return cls(Verdicts(calibration, everything), p, y, units, folds.numpy(), without)
+
+    @property
+    def judged_by_others(self) -> bool:
+        """Whether each fold is judged by thresholds that it had no part in."""
+        return all(thresholds is not self.verdicts.thresholds for thresholds in self.without.values())
 
     def called(self, strict: bool = False) -> NDArray[np.str_]:
         """Each image's verdict (n,) by the thresholds of the other folds."""
@@ -65,15 +73,15 @@ class OperatingPoint:
         return said
 
     def rates(self, chosen: Tensor, strict: bool = False) -> dict[str, float]:
-        """How many ``real`` and ``fake`` images are among the ``chosen`` (n,), and the share of either class that was
-        :meth:`called` each way."""
-        said = self.called(strict)
-        kinds = {kind: said[chosen.numpy() & (self.labels == label)] for label, kind in enumerate(("real", "fake"))}
-        return {kind: len(own) for kind, own in kinds.items()} | {
-            f"{kind}_called_{verdict}": float((own == verdict).mean())
-            for kind, own in kinds.items()
-            for verdict in ("real", "uncertain", "fake")
-        }
+        """How many ``real`` and ``fake`` images are among the ``chosen`` (n,), as how many independent ones they count,
+        and the share of either class that was :meth:`called` each way."""
+        said, found = self.called(strict), {}
+        for label, kind in enumerate(("real", "fake")):
+            own = np.flatnonzero(chosen.numpy() & (self.labels == label))
+            found[kind] = len(own)
+            found[f"independent_{kind}"] = round(effective_count([self.units[i] for i in own]), 3)
+            found |= {f"{kind}_called_{v}": float((said[own] == v).mean()) for v in ("real", "uncertain", "fake")}
+        return found
 
 
 def has_both(labels: Tensor, chosen: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from corit_cli.data.forge import parse_forge
 from corit_cli.data.manifest import Sample, describe
-from corit_cli.data.splits import group_folds, group_split
+from corit_cli.data.splits import group_folds, group_split, units_of
 from corit_cli.data.variants import ORIGINAL
 from corit_cli.detection.checkpoint import Checkpoint
 from corit_cli.detection.scores import Scored
@@ -239,8 +239,9 @@ def outcome(
     if not has_both(labels, ~touched):
         raise CoritError("the held-out folds have only one class: give more images, or fewer --folds")
     sources = [run.samples[i].source for i in held_out.samples]
+    units = units_of([run.samples[i] for i in held_out.samples])
     targets = settings.target_fpr, settings.target_fnr
-    pictures = OperatingPoint.fit(held_out.fused(), labels, sources, folds, touched, targets)
+    pictures = OperatingPoint.fit(held_out.fused(), labels, sources, units, folds, touched, targets)
     metrics: dict[str, Any] = {
         "held_out_sources": pictures.rates(~touched),
         "held_out_strict": pictures.rates(~touched, strict=True),
@@ -256,8 +257,9 @@ def outcome(
         alone = held_out.fused(*extractor.face_readings)
         seen = alone.isfinite()  # (n,)
         if has_both(labels, seen & ~touched):
-            shown = [source for source, there in zip(sources, seen.tolist(), strict=True) if there]
-            found = OperatingPoint.fit(alone[seen], labels[seen], shown, folds[seen], touched[seen], targets)
+            own = seen.nonzero().squeeze(1).tolist()
+            named = ([values[k] for k in own] for values in (sources, units))
+            found = OperatingPoint.fit(alone[seen], labels[seen], *named, folds[seen], touched[seen], targets)
             faces, clean = found.verdicts, ~touched[seen]
             metrics["held_out_faces"] = found.rates(clean)
             metrics["held_out_faces_strict"] = found.rates(clean, strict=True)
@@ -276,7 +278,7 @@ def outcome(
             "recipe": asdict(run.recipe),
             "refit": run.refit,
             "precision": extractor.precision,
-            "judged_by": "thresholds of the other folds",
+            "judged_by": "thresholds of the other folds" if pictures.judged_by_others else None,
             **(training or {}),
         },
         data=describe(run.samples, run.train_part, run.val_part) | {"unreadable": len(images.errors)},

@@ -34,6 +34,11 @@ def test_five_pairs_in_order_are_an_exact_chance_of_two_in_a_hundred_and_twenty(
     assert spearman([1, 2, 3, 4], [1, 2, 3, 4]).p > 0.05  # whatever four pairs do, they show nothing
 
 
+def test_of_no_pairs_nothing_is_known() -> None:
+    for pairs in ([], [1.0]):
+        assert math.isnan(spearman(pairs, pairs).value) and spearman(pairs, pairs).count == len(pairs)
+
+
 def test_chance_is_told_from_none_as_often_as_promised() -> None:
     rng = np.random.default_rng(0)
     said = [spearman(rng.random(6), rng.random(6)).p <= 0.05 for _ in range(400)]

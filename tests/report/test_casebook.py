@@ -294,10 +294,10 @@ def test_every_figure_of_a_picture_is_told(tmp_path: Path, path: Path) -> None:
 def test_verdicts_are_explained_by_the_rates_of_unknown_sources(path: Path) -> None:
     text = written(path, (Prediction("a.jpg", 0.9, "fake", 0.0),)).text
     assert "called 4.9% [3.4%, 7.0%] of 573 real images and 17% [14%, 21%] of 500 fakes fake." in text
-    assert "2.34 to 5.3 times as common among fakes" in text  # around 0.1721 / 0.0489
+    assert "3.5 times as common among fakes as among real images (2.3 to 5.3 by" in text  # around 0.1721 / 0.0489
     text = written(path, (Prediction("a.jpg", 0.1, "real", 0.0),)).text
     assert "called 42% [38%, 46%] of 573 real images and 9.8% [7.5%, 13%] of 500 fakes real." in text
-    assert "3.22 to 5.67 times as common among real images" in text  # around 0.4186 / 0.0980
+    assert "4.3 times as common among real images as among fakes (3.2 to 5.7 by" in text  # around 0.4186 / 0.0980
     text = written(path, (Prediction("a.jpg", 0.5, "uncertain", 0.0),)).text
     assert "left 53% [49%, 57%] of 573 real images and 73% [69%, 77%] of 500 fakes uncertain." in text
     assert "times as common" not in text
@@ -527,10 +527,20 @@ def test_a_degraded_picture_is_told_the_rates_of_degraded_copies() -> None:
     about = replace(ABOUT, held_out_degraded=HELD_OUT | {"real_called_fake": 0.05, "fake_called_fake": 0.35})
     picture = Prediction("a.jpg", 0.9, "fake", 0.0, parts={"hri": 1.0}, degraded=0.8)
     said = " ".join(meaning(picture, about))
-    assert "of 500 fakes fake, all of them in degraded copies." in said and "4.8 to 10.2 times as common" in said
+    assert "of 500 fakes fake, all of them in degraded copies." in said and "7.0 times as common" in said
     for other in (replace(picture, degraded=0.2), replace(picture, degraded=None)):
-        assert "2.34 to 5.3 times as common" in " ".join(meaning(other, about))
-    assert "2.34 to 5.3 times as common" in " ".join(meaning(picture, ABOUT))  # nothing else is known
+        assert "3.5 times as common" in " ".join(meaning(other, about))
+    assert "3.5 times as common" in " ".join(meaning(picture, ABOUT))  # nothing else is known
+
+
+def test_what_thresholds_were_fitted_to_and_what_older_checkpoints_know_is_said(tmp_path: Path) -> None:
+    old = {k: v for k, v in HELD_OUT.items() if "_called_" in k} | {"images": 1073}
+    about = replace(ABOUT, judged_by_others=False, held_out=old)
+    text = written(tmp_path / "a.html", (Prediction("a.jpg", 0.9, "fake", 0.0),), about=about).text
+    assert "called 4.9% of real images and 17% of fakes fake. Both classes together were 1,073 images." in text
+    assert text.count("fitted to these same scores") == 2 and "rackets hold" not in text
+    now = written(tmp_path / "a.html", (Prediction("a.jpg", 0.9, "fake", 0.0),)).text
+    assert "these same scores" not in now and now.count("rackets hold") == 2
 
 
 def test_of_several_faces_no_ratio_and_no_odds_of_a_single_one_are_told(tmp_path: Path) -> None:

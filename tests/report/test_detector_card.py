@@ -25,7 +25,7 @@ def test_the_card_of_the_shipped_detector_says_what_its_configuration_holds() ->
     for title, key in (("as they are", "held_out_sources"), ("degraded copies", "held_out_degraded")):
         rates = config["metrics"][key]
         shown = [f"{rates[name]:.1%}" for name in ("real_called_fake", "real_called_uncertain", "fake_called_fake")]
-        assert f"| {title} | {rates['real']} | {rates['fake']} | {' | '.join(shown)} |" in card
+        assert f"| {title} | {rates['real']:,} | {rates['fake']:,} | {' | '.join(shown)} |" in card
     real = sum(source.get("train_real", 0) for source in config["data"]["sources"].values())
     assert f"{real} real and" in card and checkpoint.sha256 in card
     assert not any(name in card for name in config["data"]["sources"])  # folders' names are nobody's business here

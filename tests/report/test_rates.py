@@ -23,6 +23,13 @@ def test_what_is_not_on_record_is_not_said() -> None:
     assert rows(RATES)[1] == ("200 fakes", ["0.0% [0.0%, 1.9%]", "–", "50% [43%, 57%]"])
 
 
+def test_frames_of_a_video_widen_what_chance_allows() -> None:
+    frames = RATES | {"independent_real": 20.0}
+    few, many = rate(frames, "real", "fake"), rate(RATES, "real", "fake")
+    assert few is not None and many is not None and few.high > many.high
+    assert "of 400 real images" in in_words(frames, "real", "fake") and times(frames, "fake") is None
+
+
 def test_how_many_times_as_common_a_verdict_was() -> None:
     found = times(RATES, "fake")
     assert found is not None and found.value == pytest.approx(10) and found.low < 10 < found.high

@@ -12,14 +12,14 @@ from corit_cli.training.operating import OperatingPoint
 TARGETS = (0.05, 0.05)
 
 
-def point(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, touched: np.ndarray | None = None):
-    none = np.zeros(len(labels), bool)
+def point(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, units: list[int] | None = None) -> OperatingPoint:
     return OperatingPoint.fit(
         torch.from_numpy(scores),
         torch.from_numpy(labels),
         [f"source {fold}" for fold in folds],
+        list(range(len(labels))) if units is None else units,
         torch.from_numpy(folds),
-        torch.from_numpy(none if touched is None else touched),
+        torch.zeros(len(labels), dtype=torch.bool),
         TARGETS,
     )
 
@@ -32,7 +32,8 @@ def test_a_fold_is_judged_by_thresholds_that_it_had_no_part_in() -> None:
     everything = torch.ones(400, dtype=torch.bool)
     first = torch.from_numpy(folds == 0)
     plain, told = (point(s, labels, folds).rates(everything) for s in (scores, odd))
-    assert plain["real"] == plain["fake"] == 200 and plain["real_called_fake"] < 0.1
+    assert point(scores, labels, folds).judged_by_others
+    assert plain["real"] == plain["fake"] == plain["independent_real"] == 200 and plain["real_called_fake"] < 0.1
     assert told["real_called_fake"] > 0.15  # nearly all of that fold's, of which its own threshold would let 5% pass
     assert point(odd, labels, folds).rates(first)["real"] == 50
     for kind in ("real", "fake"):
@@ -52,7 +53,7 @@ def test_strict_thresholds_accuse_fewer_and_miss_as_many() -> None:
 def test_where_a_fold_has_all_of_a_class_all_images_set_its_thresholds() -> None:
     labels, folds = np.array([0, 0, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
     found = point(np.array([0.0, 0.1, 2.0, 2.1, 0.2, 0.3]), labels, folds)
-    assert found.without[1] == found.verdicts.thresholds
+    assert found.without[1] == found.verdicts.thresholds and not found.judged_by_others
     assert found.rates(torch.ones(6, dtype=torch.bool))["fake_called_fake"] == 1
 
 
@@ -65,6 +66,13 @@ def test_new_images_exceed_a_threshold_no_more_often_than_promised(seed: int, co
     chances = np.array([1 - strict_threshold(scores, one, target) for scores in drawn])
     assert chances.mean() <= target + 4 * chances.std() / len(chances) ** 0.5 + 1e-9
     assert count >= fewest(target)
+
+
+def test_copies_and_frames_of_one_unit_count_as_one() -> None:
+    labels, folds = np.tile([0, 1], 40), np.repeat([0, 1], 40)
+    found = point(labels + np.linspace(0, 0.5, 80), labels, folds, units=[k // 4 for k in range(80)])
+    rates = found.rates(torch.ones(80, dtype=torch.bool))
+    assert rates["real"] == 40 and rates["independent_real"] == rates["independent_fake"] == 20
 
 
 def test_how_many_images_a_promise_takes() -> None:

@@ -93,8 +93,11 @@ function onClick(button, work) {
   button.addEventListener("click", async () => {
     if (button.hasAttribute("aria-disabled")) return;
     button.setAttribute("aria-disabled", "true");
-    await work();
-    button.removeAttribute("aria-disabled");
+    try {
+      await work();
+    } finally {
+      button.removeAttribute("aria-disabled");
+    }
   });
 }
 

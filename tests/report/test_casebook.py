@@ -484,6 +484,7 @@ def test_about_is_read_from_a_checkpoint() -> None:
         faces=None,
         face_readings=("cgp", "face"),
         tuned={},
+        training={},
         head=SimpleNamespace(of_pictures=["hri", "cgp"], degradation=object()),
         backbone={"name": "tower", "sha256": "b" * 64},
         sha256="d" * 64,
@@ -496,7 +497,7 @@ def test_about_is_read_from_a_checkpoint() -> None:
     east = datetime(2026, 1, 1, 1, 0, tzinfo=timezone(timedelta(hours=2)))
     about = About.of(checkpoint, east, "detect")
     assert (about.backbone, about.thresholds.fake, about.held_out) == ("tower", 0.7, HELD_OUT)
-    assert about.held_out_degraded == {"real": 5}
+    assert about.held_out_degraded == {"real": 5} and not about.judged_by_others
     assert about.made.isoformat() == "2025-12-31T23:00:00+00:00" and about.detector == checkpoint.origin
     assert about.method == method_of(checkpoint.settings, checkpoint.crops, heads=2, degradation=True, pixels=True)
     assert "how degraded a picture looks" in about.method

@@ -61,7 +61,9 @@ class Sampled:
     alone: Estimate | None = None
 
     def __sub__(self, other: Sampled) -> Sampled:
-        return Sampled(self.value - other.value, self.draws - other.draws)
+        """The paired difference: of figures that vary, and always alike, it is certain."""
+        alike = np.array_equal(self.draws, other.draws) and np.ptp(self.draws) > 0
+        return Sampled(self.value - other.value, self.draws - other.draws, Estimate(0.0, 0.0, 0.0) if alike else None)
 
     @classmethod
     def mean(cls, parts: Sequence[Sampled]) -> Sampled:

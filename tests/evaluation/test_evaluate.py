@@ -145,7 +145,7 @@ def test_peers_and_protocols_are_measured(dataset: Path, detector: Detector, tmp
         samples, detector, protocols=["leave-source-out", "leave-source-out"], scores=scores, progress=told
     )
     assert [peer.name for peer in found.peers] == ["seer", "other"] and found.peers[0].theirs["auc"].value == 1
-    assert found.protocols == run(detector, samples, ["leave-source-out"])
+    assert repr(found.protocols) == repr(run(detector, samples, ["leave-source-out"]))  # NaN is not itself
     assert told.complete and "leave-source-out" in [title for title, *_ in told.stages]
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "seer.csv").write_text("path,score\n")

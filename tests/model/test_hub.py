@@ -79,6 +79,7 @@ def test_what_open_clip_cannot_fetch_is_no_lack_of_network(
 ) -> None:
     pytest.importorskip("open_clip")
     server.broken = status == "500"
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's tries
     monkeypatch.setenv("HF_TOKEN", TOKEN if status == "404" else "wrong")
     with pytest.raises(CoritError, match="open_clip cannot load ViT-B-32/laion2b_s34b_b79k") as caught:
         load_backbone("ViT-B-32/laion2b_s34b_b79k")

@@ -220,7 +220,7 @@ def test_tune_then_detect(corit, environment, dataset: Path, folder: Path, tmp_p
     one = corit(*tune_arguments(dataset, folder, tmp_path / "one", *more))
     assert one.returncode == 0, one.stderr
     assert "Tuned last:1: the loss on training images set aside was" in one.stdout
-    assert "which the backbone was not tuned on" in one.stdout
+    assert "which chose the epoch" in one.stdout
     assert "Beside linear probe, last layer: 12 images" in one.stdout
     assert "epoch 1 of 1: loss" in one.stderr
     config = json.loads((tmp_path / "one" / "config.json").read_text())

@@ -226,7 +226,8 @@ def test_gradients_equal_those_of_the_whole_forward_pass(
         else:
             expected = tuned.trained[n.replace(".down", ".up")].T @ theirs[f"{weight}.weight"]
         assert gradient.shape == p.shape
-        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}")
+        near = 1e-5 * float(expected.abs().max().clamp_min(1))  # rounding goes by the largest, on some processors
+        torch.testing.assert_close(gradient, expected, atol=near, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}")
 
 
 def mean_loss(tuned: Tuned, prepared: Prepared, head: Head) -> float:

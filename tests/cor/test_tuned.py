@@ -226,7 +226,7 @@ def test_gradients_equal_those_of_the_whole_forward_pass(
         else:
             expected = tuned.trained[n.replace(".down", ".up")].T @ theirs[f"{weight}.weight"]
         assert gradient.shape == p.shape
-        near = 1e-5 * float(expected.detach().abs().max().clamp_min(1))  # rounding goes by the largest, on some processors
+        near = 1e-5 * float(expected.detach().abs().max().clamp_min(1))  # what rounding goes by
         torch.testing.assert_close(gradient, expected, atol=near, rtol=1e-4, msg=lambda m, n=n: f"{n}: {m}")
 
 

@@ -92,7 +92,7 @@ def _overall_grid(found: Overall) -> Grid:
         notes.append(
             "Brackets are for other images of these sources; as sources vary, which is never narrower, for images of "
             "all sources that these are a sample of; of fewer than twenty it holds the truth less often than 95 times "
-            "in a hundred."
+            "in a hundred, and where no source differs from the others nothing can be told of more (–)."
         )
     return Grid(f"All images: {_counts(found)}", columns, rows, notes)
 

@@ -35,6 +35,23 @@ def meaning(p: Prediction, about: About) -> list[str]:
     if p.probability is None or p.verdict is None:
         return []
     by_score = (about.faces if p.of_faces else about.thresholds).verdict(p.probability)
+    sentences = []
+    if p.verdict != by_score:
+        sentences.append(_settled(p, about, by_score))
+    elif p.verdict == "uncertain":
+        sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
+    if p.parts and len(p.parts) > 1:
+        sentences.append(_speakers(p.parts))
+    if p.degraded is not None and p.degraded >= DEGRADED:
+        sentences.append(
+            f"The picture looks saved again, shrunk or otherwise degraded ({share(p.degraded)} by the detector's "
+            "estimate); the likelier that is, the more it is weighed as such pictures are."
+        )
+    return sentences + _errs(p, about, by_score)
+
+
+def _settled(p: Prediction, about: About, by_score: str) -> str:
+    """Why a verdict is not what the probability alone would make it."""
     reasons = []
     if p.stability is not None and p.stability.flips:
         reasons.append("the verdict does not survive mild changes of the picture")
@@ -45,26 +62,17 @@ def meaning(p: Prediction, about: About) -> list[str]:
         reasons.append("a face in it is called fake")
     if p.video is not None and by_score == "real" and p.video.stands_out(about.thresholds):
         reasons.append(_STANDS_OUT[p.video.kind])
-    sentences = []
-    if p.verdict != by_score:
-        because = f", because {' and '.join(reasons)}" if reasons else ""
-        sentences.append(
-            f"By its probability alone the file would be called {by_score}. It is left {p.verdict}{because}."
-        )
-    elif p.verdict == "uncertain":
-        sentences.append("The detector does not decide. This says neither that the file is real nor that it is fake.")
-    if p.parts and len(p.parts) > 1:
-        sentences.append(_speakers(p.parts))
-    if p.degraded is not None and p.degraded >= DEGRADED:
-        sentences.append(
-            f"The picture looks saved again, shrunk or otherwise degraded ({share(p.degraded)} by the detector's "
-            "estimate); the likelier that is, the more it is weighed as such pictures are."
-        )
+    because = f", because {' and '.join(reasons)}" if reasons else ""
+    return f"By its probability alone the file would be called {by_score}. It is left {p.verdict}{because}."
+
+
+def _errs(p: Prediction, about: About, by_score: str) -> list[str]:
+    """How often the detector calls real images and fakes what it calls this file by its score."""
     rates, copies = about.held_out_faces if p.of_faces else about.held_out, ""
     if not p.of_faces and p.degraded is not None and p.degraded >= DEGRADED and about.held_out_degraded:
         rates, copies = about.held_out_degraded, ", all of them in degraded copies"
     if any(rate(rates, kind, by_score) is None for kind in KINDS):
-        return [*sentences, "How often this detector errs on files from unknown sources is not on record."]
+        return ["How often this detector errs on files from unknown sources is not on record."]
     call = "left" if by_score == "uncertain" else "called"
     real, fake = (in_words(rates, kind, by_score) for kind in KINDS)
     said = [f"Of sources that were held out, the detector {call} {real} and {fake} {by_score}{copies}."]
@@ -72,7 +80,7 @@ def meaning(p: Prediction, about: About) -> list[str]:
         said.append("Brackets hold what chance allows for so many images; sources differ by more.")
     elif "images" in rates:  # older checkpoints have one number
         said.append(f"Both classes together were {rates['images']:,.0f} images.")
-    sentences.append(" ".join(said if about.judged_by_others else [*said, THE_SAME]))
+    sentences = [" ".join(said if about.judged_by_others else [*said, THE_SAME])]
     if of_several_faces(p):
         sentences.append(
             "These are shares of single faces. This file shows several and is judged by the one most like a fake, so a "

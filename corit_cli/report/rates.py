@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def _named(rates: Mapping[str, float], kind: str) -> str:
 def _percents(found: Estimate | None) -> str:
     if found is None:
         return "–"
-    return share(found.value) + ("" if found.low != found.low else f" [{share(found.low)}, {share(found.high)}]")
+    return share(found.value) + ("" if math.isnan(found.low) else f" [{share(found.low)}, {share(found.high)}]")
 
 
 def times(rates: Mapping[str, float], verdict: str) -> Estimate | None:

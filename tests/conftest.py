@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from corit_cli.model.head import Head
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.progress import Advance
+from tests import prefork
 
 if TYPE_CHECKING:
     from corit_cli.bulk.parts import Parts
@@ -104,10 +106,13 @@ def corit(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subproce
     home = tmp_path / "cwd"
     home.mkdir()
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [str(CORIT), *map(str, arguments)]
-        settings = {"cwd": home, "env": environment, "capture_output": True, "text": True, "timeout": 300, **options}
-        return subprocess.run(command, **settings)
+        settings = {"cwd": home, "env": environment, "timeout": 300, **options}
+        if not options.keys() - {"cwd", "env", "timeout", "input"} and prefork.fits(settings["env"]):
+            with tempfile.TemporaryDirectory() as pipes:
+                return prefork.run(command, pipes=Path(pipes), **settings)
+        return subprocess.run(command, **{"capture_output": True, "text": True, **settings})
 
     return run
 

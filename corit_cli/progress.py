@@ -1,7 +1,8 @@
-"""How long work tells what it is doing: one shape of callback for all of it.
+"""How long work tells what it is doing, and is told to leave off: one shape of callback for all of it.
 
 A function that takes long takes a :class:`Progress` and calls it with a title and, where it is known, with how many
-items there are; it gets back an :class:`Advance`, which it tells of every item that is done.
+items there are; it gets back an :class:`Advance`, which it tells of every item that is done. A :data:`Stop` it asks
+now and then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Protocol
 
 #: How many items a stage has: None where nobody knows, a function where it may become known on the way.
 Total = int | None | Callable[[], int | None]
+#: Asked between two pieces of work; where it says true, nobody wants the rest any more.
+Stop = Callable[[], bool]
 
 
 class Advance(Protocol):
@@ -32,3 +35,8 @@ def quiet(title: str, total: Total = None) -> Advance:
 
 def hush(count: int = 1, note: str = "") -> None:
     """An :class:`Advance` that shows nothing."""
+
+
+def never() -> bool:
+    """A :data:`Stop` for what is wanted to its end."""
+    return False

@@ -7,7 +7,7 @@ looked at before frames are spread over it, and where a frame lies in time is re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -19,6 +19,7 @@ from corit_cli.data.kinds import VIDEO, VIDEO_SUFFIXES, sniff
 from corit_cli.data.opencv import load_opencv
 from corit_cli.data.opening import check_file
 from corit_cli.errors import CoritError
+from corit_cli.progress import Stop, never
 
 MAX_PIXELS = 100_000_000  # of a frame; the largest cameras give 80 million, and decoding takes 20 bytes for each
 FAR = 3.0  # seconds; a jump costs what decoding one (key frames every half second) to five (every ten) does
@@ -27,15 +28,6 @@ _SQUARE = 1.03
 #: Codecs that OpenCV may lack, by the name in the container.
 _CODECS = {"AV01": "AV1", "av01": "AV1", "hev1": "HEVC", "hvc1": "HEVC", "vvc1": "VVC", "VP90": "VP9", "ap4h": "ProRes"}
 _TOLERANCE = 1.0  # seconds by which a header may be wrong about the end
-
-
-#: Asked before each frame that is decoded; where it says true, nobody wants the video any more.
-Stop = Callable[[], bool]
-
-
-def never() -> bool:
-    """A :data:`Stop` for what is wanted to its end."""
-    return False
 
 
 def is_video(path: str) -> bool:

@@ -16,8 +16,8 @@ from corit_cli.data.faces import finder
 from corit_cli.data.images import read_image
 from corit_cli.data.opening import Source
 from corit_cli.data.urls import is_url, local_copy
-from corit_cli.data.video import Stop, never, sample_frames
 from corit_cli.data.video import inspect as inspect_video
+from corit_cli.data.video import sample_frames
 from corit_cli.detection.asked import Asked
 from corit_cli.detection.calibration import Verdicts
 from corit_cli.detection.checkpoint import Checkpoint
@@ -28,12 +28,13 @@ from corit_cli.detection.sources import Named, named
 from corit_cli.detection.verdicts import Prediction, Stability, flips, settle
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, pool
-from corit_cli.features.stream import Extracted, forward, stream
+from corit_cli.features.stream import Extracted, forwarded, stream
 from corit_cli.files import weights_dir
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.precision import pick_precision
 from corit_cli.model.scope import tuned_backbone
 from corit_cli.model.settings import FACE
+from corit_cli.progress import Stop, never
 from corit_cli.seeds import undisturbed
 
 DEFAULT_DETECTOR = "detector"
@@ -181,7 +182,7 @@ class Detector:
     def predict_seen(self, items: Sequence[Extracted[str]], asked: Asked) -> Iterator[Prediction]:
         """Predictions, in order, on images by their paths whose windows an :meth:`eye` cut, and on videos, which are
         read here. In pieces, on other machines perhaps, a list comes out as :meth:`predict` has it."""
-        for path, item in zip((item.item for item in items), forward(self.extractor, list(items)), strict=True):
+        for path, item in zip((item.item for item in items), forwarded(self.extractor, items), strict=True):
             source = Named(path, path)
             prediction = self._video(path, asked) if source.is_video else self._judge(path, item, asked)
             yield self._told(prediction, source, asked)

@@ -17,6 +17,7 @@ from corit_cli.model.corit import CoRIT, State, side_by_side
 from corit_cli.model.loading import Backbone
 from corit_cli.model.precision import lowered
 from corit_cli.model.settings import FACE, CoRITSettings
+from corit_cli.progress import Stop, never
 
 #: Part of every cache key; raised whenever the same settings come to mean different features.
 FEATURES_VERSION = 3
@@ -143,11 +144,12 @@ class Extractor:
         return z.unflatten(1, (len(self.parts), -1))[:, columns].flatten(1)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Sequence[np.ndarray | None]]) -> list[list[Tensor]]:
+    def __call__(self, images: Sequence[Sequence[np.ndarray | None]], stop: Stop = never) -> list[list[Tensor]]:
         """Each image's windows, (S, S, 3) uint8, to its readings, one (windows read, F_r) a reader; NaN where a window
         is None.
 
-        Windows that occur more than once, as those of a small image do, are run once.
+        Windows that occur more than once, as those of a small image do, are run once. Raises CancelledError where,
+        between two blocks, ``stop`` says so.
         """
         readings: list[list[Tensor]] = [[] for _ in images]
         every: list[list[list[int]]] = []  # by reader, image and window its place among those that the reader reads
@@ -165,7 +167,8 @@ class Extractor:
                 seen = np.stack([np.frombuffer(window, np.uint8).reshape(side, side, 3) for window in places])
                 begun[number] = reader.corit.start(pixels(torch.from_numpy(seen), self.device))
         steps = [self.readers[n].corit.steps(state, self.readers[n].corit.end) for n, state in begun.items()]
-        ended = dict(zip(begun, side_by_side(self.readers[0].corit.tower, steps, MERGED * self.batch), strict=True))
+        states = side_by_side(self.readers[0].corit.tower, steps, MERGED * self.batch, stop)
+        ended = dict(zip(begun, states, strict=True))
         for number, reader in enumerate(self.readers):
             z = torch.full((1, reader.corit.width), float("nan"))  # what is missing
             if number in ended:

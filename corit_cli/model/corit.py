@@ -9,6 +9,7 @@ is never needed. A stream ends at the deepest layer somebody reads; only the tok
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from corit_cli.model.mask import parse_mask
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.model.spread import spread
 from corit_cli.model.views import parse_view
+from corit_cli.progress import Stop, never
 
 
 @dataclass
@@ -183,11 +185,12 @@ class CoRIT(nn.Module):
         return Reading(z, state.found.get(("energy", source)), state.found.get(("mask", source)))
 
 
-def side_by_side(tower: VisionTower, every: Sequence[Steps], most: int = 0) -> list[State]:
+def side_by_side(tower: VisionTower, every: Sequence[Steps], most: int = 0, stop: Stop = never) -> list[State]:
     """Run the ``steps`` of several through ``tower``; where each state is in the end.
 
     What several ask of the same block, of all tokens, is computed in one batch where these are ``most`` images or
-    fewer together: a single image by itself takes half as long again as one of a batch.
+    fewer together: a single image by itself takes half as long again as one of a batch. Raises CancelledError where,
+    between two blocks, ``stop`` says so.
     """
     ended: dict[int, State] = {}
     asked: dict[int, list[Pass]] = {}
@@ -201,6 +204,8 @@ def side_by_side(tower: VisionTower, every: Sequence[Steps], most: int = 0) -> l
     for number in range(len(every)):
         go_on(number, None)
     while asked:
+        if stop():
+            raise CancelledError
         layer = min(passes[0].layer for passes in asked.values())
         due = {number: asked.pop(number) for number in list(asked) if asked[number][0].layer == layer}
         found = iter(_through(tower.blocks[layer - 1], [one for passes in due.values() for one in passes], most))

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corit_cli.data.images import read_image
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features import stream as module
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import Extracted, _batches, ahead, loaders, stream
+from corit_cli.features.stream import Extracted, _batches, _dealt, ahead, forwarded, loaders, stream
 from tests.features.conftest import CROPS
 
 
@@ -94,14 +98,19 @@ def test_a_stream_takes_as_many_threads_as_its_device_wants(
     monkeypatch.setattr(module, "loaders", lambda device: {"cpu": 3}[device])
     read_ahead = module.ahead
 
-    def ahead(load: object, items: object, workers: int, window: int) -> object:
+    def ahead(load: object, items: object, workers: int, *others: object) -> object:
         used.append(workers)
-        return read_ahead(load, items, workers, window)
+        return read_ahead(load, items, workers, *others)
 
     monkeypatch.setattr(module, "ahead", ahead)
     windows = np.zeros((3, 32, 32, 3), np.uint8)
     assert len(list(stream(extractor, range(2), lambda _: ([windows], None)))) == 2
-    assert used == [3]
+    assert used[0] == 3
+
+
+def windows_of(count: int) -> list[np.ndarray]:
+    """So many windows, in all of which something is to be seen: an even one's contrasts are rounding errors."""
+    return list(np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8))
 
 
 def test_a_stream_takes_a_generator_lazily(extractor: Extractor, files: list[Path]) -> None:
@@ -119,7 +128,7 @@ def test_a_stream_takes_a_generator_lazily(extractor: Extractor, files: list[Pat
 
 
 def test_an_item_of_a_stream_may_have_any_number_of_pictures(extractor: Extractor) -> None:
-    windows = [np.full((3, 32, 32, 3), level, np.uint8) for level in range(20)]
+    windows = np.split(np.stack(windows_of(60)), 20)  # three a picture
     counts = [2, 0, 17, 1]
     starts = np.cumsum([0, *counts])
 
@@ -161,3 +170,101 @@ def test_pictures_of_one_item_stay_together_and_a_window_that_they_share_counts_
     # An item that does not fit is divided.
     found = [[one.item for one, _ in batch] for batch in _batches([items[0], item("crowd", 5)], 4)]
     assert found == [["x", "x"], ["crowd"] * 3, ["crowd"] * 3]
+
+
+def items_of(*counts: int) -> list[Extracted[int]]:
+    """Items of one picture with so many windows each, all of them different."""
+    windows = iter(windows_of(sum(counts)))
+    return [Extracted(k, pictures=[[*islice(windows, count)]]) for k, count in enumerate(counts)]
+
+
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9), st.integers(1, 4))
+def test_all_items_are_dealt_in_order_in_full_rounds_and_the_last_ones_evenly(
+    counts: list[int], size: int, lanes: int
+) -> None:
+    dealt, beside, left = [], [], [*range(len(counts))]
+    for items, count in _dealt(items_of(*counts), size, lanes):
+        dealt.append([one.item for one in items])
+        beside.append(count)
+    assert [k for items in dealt for k in items] == left and all(dealt)
+    assert set(beside) <= {min(lanes, len(dealt))}
+    while len(dealt) > lanes:
+        for items in dealt[:lanes]:  # no more than it takes
+            assert sum(counts[k] for k in items[:-1]) < size <= sum(counts[k] for k in items)
+        dealt = dealt[lanes:]
+    sizes = [len(items) for items in dealt]
+    whole = len(dealt) == lanes and all(sum(counts[k] for k in items) >= size for items in dealt)
+    assert whole or not sizes or max(sizes) - min(sizes) <= 1
+
+
+def test_what_is_dealt_comes_out_before_the_items_fail() -> None:
+    seen: list[int] = []
+    with pytest.raises(CoritError, match="line 14"):
+        for items, _ in _dealt((items_of(1)[0] for _ in broken([*range(13)])), 4, 2):
+            seen.append(len(items))
+    assert seen == [4, 4, 2, 3]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_are_in_the_model_at_the_same_time_and_say_what_each_says_alone(
+    extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met, used = Barrier(2, timeout=30), []
+    alone = [extractor([picture]) for one in items_of(*[3] * 8) for picture in one.pictures]
+    run = Extractor.__call__
+
+    def together(self: Extractor, *arguments: object) -> object:
+        met.wait()
+        used.append(torch.get_num_threads())
+        return run(self, *arguments)
+
+    monkeypatch.setattr(extractor, "batch", 6)
+    monkeypatch.setattr(Extractor, "__call__", together)
+    found = list(forwarded(extractor, items_of(*[3] * 8)))
+    assert [one.item for one in found] == [*range(8)] and used == [1] * 4
+    for (own,), one in zip(alone, found, strict=True):
+        for mine, theirs in zip(own, one.readings[0], strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert torch.get_num_threads() == 2
+
+
+def test_one_item_has_all_threads(extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    run = Extractor.__call__
+    monkeypatch.setattr(
+        Extractor, "__call__", lambda self, *others: (used.append(torch.get_num_threads()), run(self, *others))[1]
+    )
+    assert len(list(forwarded(extractor, items_of(3)))) == 1
+    assert used == [2]
+    used.clear()
+    assert len(list(forwarded(extractor, items_of(3, 3)))) == 2
+    assert used == [1, 1]
+
+
+def test_who_leaves_waits_for_a_block_and_not_for_a_batch(
+    extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, blocks = Event(), []
+    run = type(extractor.backbone.tower.blocks[0]).forward
+
+    def slow(self: torch.nn.Module, *arguments: object) -> object:
+        if begun.is_set():
+            blocks.append(self)
+            time.sleep(0.05)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(type(extractor.backbone.tower.blocks[0]), "forward", slow)
+    results = forwarded(extractor, items_of(*[8] * 40))
+    next(results)
+    begun.set()
+    time.sleep(0.02)
+    results.close()
+    assert len(blocks) <= 2 * 2  # what was begun and no more, in each of two lanes
+    assert torch.get_num_threads() == 2

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,15 @@ def corit(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subproce
         return subprocess.run(command, **{"capture_output": True, "text": True, **settings})
 
     return run
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As on a machine of two cores, where batches and runs are two at a time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event
 from typing import ClassVar
 
 import torch
@@ -17,9 +20,12 @@ from corit_cli.cor.heads import train_population
 from corit_cli.cor.settings import Optimization
 from corit_cli.cor.sweep import Wanted
 from corit_cli.cor.tuned import Prepared, Tuned, read, train_tuned
+from corit_cli.features.lanes import Lanes
+from corit_cli.features.stream import ahead
 from corit_cli.metrics.ranking import auc
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
+from corit_cli.progress import Stop
 from corit_cli.seeds import undisturbed
 
 
@@ -101,7 +107,7 @@ class HeadArm:
 
 @dataclass
 class TunedArm:
-    """Parts of the tower and a head, trained one run after the other."""
+    """Parts of the tower and a head, every run trained by itself."""
 
     one_by_one: ClassVar[bool] = True
 
@@ -112,16 +118,32 @@ class TunedArm:
     optimization: Optimization
 
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
-        """Train every wanted run."""
-        for w in wanted:
-            rho, seed, shuffled = w
-            labels = self.split.shuffled(seed) if shuffled else self.split.labels
-            head, cosine = train_tuned(
-                self.tuned, self.prepared, labels, self.split.train, seed, rho, self.optimization
-            )
-            with torch.no_grad():
-                logits = head(read(self.tuned, self.prepared, torch.arange(len(labels))))
-            yield self.split.run(self.name, w, labels, logits, cosine)
+        """Train every wanted run, several at a time where the device takes as many; they come in order."""
+        stop, free = Event(), SimpleQueue()
+        with Lanes(self.prepared.z.device.type) as lanes:
+            beside = max(1, min(lanes.count, len(wanted)))
+            for tuned in (self.tuned, *(self.tuned.another() for _ in range(1, beside))):
+                free.put(tuned)
+
+            def train(one: Wanted) -> Run:
+                lanes.take(beside)
+                tuned = free.get()
+                try:
+                    return self._run(tuned, one, stop.is_set)
+                finally:
+                    free.put(tuned)
+
+            with closing(ahead(train, wanted, beside, beside + 1, stop)) as done:
+                yield from done
+
+    def _run(self, tuned: Tuned, wanted: Wanted, stop: Stop) -> Run:
+        """One run, trained in ``tuned``."""
+        rho, seed, shuffled = wanted
+        labels = self.split.shuffled(seed) if shuffled else self.split.labels
+        head, cosine = train_tuned(tuned, self.prepared, labels, self.split.train, seed, rho, self.optimization, stop)
+        with torch.no_grad():
+            logits = head(read(tuned, self.prepared, torch.arange(len(labels))))
+        return self.split.run(self.name, wanted, labels, logits, cosine)
 
     @undisturbed()
     def objective(self) -> tuple[Loss, Params]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,8 +22,11 @@ from corit_cli.model.corit import CoRIT, State
 from corit_cli.model.head import Head
 from corit_cli.model.scope import Scope, draw_low_rank, thaw
 from corit_cli.model.settings import CoRITSettings, HeadKind
-from corit_cli.progress import Advance, hush
+from corit_cli.progress import Advance, Stop, hush, never
 from corit_cli.seeds import undisturbed
+
+#: torch has one sequence of random numbers for all threads.
+_drawing = Lock()
 
 
 class Tuned(nn.Module):
@@ -44,6 +50,12 @@ class Tuned(nn.Module):
             for name, p in self.trained.items():
                 p.copy_(self._initial[name])
         draw_low_rank(self.trained, seed)
+
+    def another(self) -> Tuned:
+        """One to be trained beside this: all that is not trained is shared."""
+        own = {id(p) for p in self.trained.values()}
+        shared = [t for t in (*self.parameters(), *self.buffers()) if id(t) not in own]
+        return deepcopy(self, {id(t): t for t in (*shared, self._initial)})
 
     @torch.no_grad()
     def prepare(self, images: Tensor, advance: Advance = hush, frozen: VisionTower | None = None) -> Prepared:
@@ -142,19 +154,26 @@ class Prepared:
         return len(self.images)
 
 
-@undisturbed()
 def train_tuned(
-    tuned: Tuned, prepared: Prepared, labels: Tensor, trained_on: Tensor, seed: int, rho: float, o: Optimization
+    tuned: Tuned,
+    prepared: Prepared,
+    labels: Tensor,
+    trained_on: Tensor,
+    seed: int,
+    rho: float,
+    o: Optimization,
+    stop: Stop = never,
 ) -> tuple[Head, float]:
     """Train the scope's parameters, in place, and a fresh head on images ``trained_on`` (t,) with ``labels`` (n,).
 
     The head's standardiser is fitted at the initial weights and stays. Returns the head, and the mean cosine between
-    ascent and descent over the last epoch.
+    ascent and descent over the last epoch. Raises CancelledError where, between two steps, ``stop`` says so.
     """
     tuned.reset(seed)
     z = prepared.z
-    torch.manual_seed(seed)
-    head = Head(z.shape[1], HeadKind(o.hidden)).to(z.device)
+    with _drawing, undisturbed():
+        torch.manual_seed(seed)
+        head = Head(z.shape[1], HeadKind(o.hidden)).to(z.device)
     head.fit_standardiser(z[trained_on])
     sam = sam_of(o, [*tuned.trained.values(), *head.parameters()], rho)
     y, size = labels.float().to(z.device), min(o.batch_size, len(trained_on))
@@ -165,6 +184,8 @@ def train_tuned(
         return F.binary_cross_entropy_with_logits(logits, y[batch], reduction="sum") / size
 
     def step(batch: Tensor) -> float:  # (1, b)
+        if stop():
+            raise CancelledError
         # Picked once for both of SAM's passes, since picking copies all tokens.
         return sam.step(loss, [(part, tuned.pick(prepared, part)) for part in micro_batches(o, batch[0])]).cosine
 

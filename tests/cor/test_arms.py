@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from corit_cli.cor import arms as module
 from corit_cli.cor import collapse as cor
 from corit_cli.cor.arms import HeadArm, Split, TunedArm
 from corit_cli.cor.collapse import Run
 from corit_cli.cor.heads import train_population
 from corit_cli.cor.settings import Optimization
 from corit_cli.cor.sweep import Journal, sweep
-from corit_cli.cor.tuned import Tuned, read, train_tuned
+from corit_cli.cor.tuned import Prepared, Tuned, read, train_tuned
 from corit_cli.model.scope import Scope, parse_scope
 from corit_cli.model.settings import CoRITSettings
 from tests.conftest import photograph, random_tower
@@ -174,6 +177,51 @@ def test_a_head_and_a_tower_whose_head_alone_is_tuned_agree(split: Split) -> Non
     for run in TunedArm("m", tuned, prepared, split, SHORT).run(WANTED):
         assert figures(heads[run.key]) == pytest.approx(figures(run), abs=1e-4)
         assert heads[run.key].cosine == pytest.approx(run.cosine, abs=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["last:1", "lora:2"])
+def test_runs_at_the_same_time_are_those_of_one_after_the_other(
+    scope: str, split: Split, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = torch.from_numpy(np.stack([np.asarray(photograph(i, (32, 32))) for i in range(16)]))
+    tuned = Tuned(random_tower(), CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(3,)), parse_scope(scope))
+    arm = TunedArm("m", tuned, tuned.prepare(windows), split, SHORT)
+    alone = [run for one in WANTED for run in arm.run([one])]
+    met, drawn = Barrier(2, timeout=30), torch.get_rng_state()
+
+    def together(*arguments: object) -> object:
+        met.wait()
+        assert torch.get_num_threads() == 1
+        return train_tuned(*arguments)
+
+    monkeypatch.setattr(module, "train_tuned", together)
+    runs = list(arm.run(WANTED[:4]))
+    assert [run.key for run in runs] == [("m", *one) for one in WANTED[:4]]
+    for run, own in zip(runs, alone, strict=False):
+        assert figures(run) == pytest.approx(figures(own), abs=1e-5)
+        assert run.cosine == pytest.approx(own.cosine, abs=1e-4)
+    assert torch.equal(torch.get_rng_state(), drawn) and torch.get_num_threads() == 2
+
+
+def test_who_leaves_waits_for_a_step_and_not_for_a_run(
+    split: Split, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = torch.from_numpy(np.stack([np.asarray(photograph(i, (32, 32))) for i in range(16)]))
+    tuned = Tuned(random_tower(), CoRITSettings(cgp=(), inject_at=(), integrate=(3,)), Scope("last", 1))
+    arm = TunedArm("m", tuned, tuned.prepare(windows), split, SHORT)
+    begun = Event()
+
+    def long(tuned: Tuned, prepared: Prepared, labels: Tensor, part: Tensor, seed: int, *others: object) -> object:
+        rho, o, stop = others
+        if seed:
+            begun.set()
+        return train_tuned(tuned, prepared, labels, part, seed, rho, replace(o, epochs=10**6 if seed else 1), stop)
+
+    monkeypatch.setattr(module, "train_tuned", long)
+    runs = arm.run([(0.0, seed, False) for seed in range(9)])
+    assert next(runs).seed == 0 and begun.wait(30)
+    runs.close()  # or this takes hours
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("scope", ["last:1", "lora:2", "all"])

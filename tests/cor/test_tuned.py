@@ -69,6 +69,22 @@ def made(tower: VisionTower, name: str, scope: str, windows: Tensor) -> tuple[Tu
     return tuned, tuned.prepare(windows)
 
 
+@every_scope
+def test_another_shares_what_is_not_trained(scope: str, tower: VisionTower, windows: Tensor) -> None:
+    tuned, prepared = made(tower, "contrast", scope, windows)
+    other = tuned.another()
+    assert other.trained.keys() == tuned.trained.keys()
+    own, others = ({p.data_ptr() for p in one.parameters()} for one in (tuned, other))
+    assert own & others == own - {p.data_ptr() for p in tuned.trained.values()}
+    before = read(tuned, prepared, torch.arange(8))
+    with torch.no_grad():
+        for p in other.trained.values():
+            p += 1
+    assert torch.equal(read(tuned, prepared, torch.arange(8)), before)
+    other.reset(0)
+    assert torch.equal(read(other, prepared, torch.arange(8)), before)
+
+
 def test_of_tokens_that_only_the_last_block_attends_to_nothing_but_normalised_ones_is_kept(
     tower: VisionTower, windows: Tensor
 ) -> None:

@@ -205,14 +205,6 @@ def test_what_is_dealt_comes_out_before_the_items_fail() -> None:
     assert seen == [4, 4, 2, 3]
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_batches_are_in_the_model_at_the_same_time_and_say_what_each_says_alone(
     extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 # Two processes test side by side, and each starts more: one thread apiece, or they would wait for each other.
@@ -119,11 +120,17 @@ def corit(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subproce
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """As on a machine of two cores, where batches and runs are two at a time."""
+    """As on a machine of two cores, where batches and runs are two at a time. Threads that begin later have both."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
+    found: list[int] = []
+    for work in (lambda: found.append(torch.get_num_threads()), lambda: torch.set_num_threads(before)):
+        thread = Thread(target=work)
+        thread.start()
+        thread.join()
     torch.set_num_threads(before)
+    assert found == [2]
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ class FarArm:
     """An arm whose runs are trained by workers of ``threads`` CPUs; they come out as the arm itself would have them
     with so many threads.
 
-    Where blocks are tuned every run is a task. Heads of all radii and seeds train as one program, here as there.
+    Where blocks are tuned as many runs are a task as the arm trains at a time. Heads of all radii and seeds train as
+    one program, here as there.
     """
 
     arm: HeadArm | TunedArm
@@ -35,7 +36,9 @@ class FarArm:
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
         """Train every wanted run; yield each as it is finished."""
         together = [[w for w in wanted if w[2] == shuffled] for shuffled in (False, True)]
-        pieces = [[w] for w in wanted] if self.arm.one_by_one else [piece for piece in together if piece]
+        if self.arm.one_by_one:
+            together = [wanted[start : start + self.arm.at_once] for start in range(0, len(wanted), self.arm.at_once)]
+        pieces = [piece for piece in together if piece]
         waiting = [self._train.remote(self._sent, piece, self.threads) for piece in pieces]
         try:
             while waiting:

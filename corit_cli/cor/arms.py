@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Event
 from typing import ClassVar
@@ -17,16 +18,19 @@ from torch.func import functional_call
 from corit_cli.cor.collapse import Run
 from corit_cli.cor.curvature import Batch, Loss, Params
 from corit_cli.cor.heads import train_population
+from corit_cli.cor.memory import give_back
 from corit_cli.cor.settings import Optimization
 from corit_cli.cor.sweep import Wanted
 from corit_cli.cor.tuned import Prepared, Tuned, read, train_tuned
 from corit_cli.features.lanes import Lanes
-from corit_cli.features.stream import ahead
 from corit_cli.metrics.ranking import auc
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
-from corit_cli.progress import Stop
+from corit_cli.progress import Stop, never
 from corit_cli.seeds import undisturbed
+
+#: Blocks that are trained at a time in all runs together: each has weights, gradients, moments and SAM's copies.
+MOST_BLOCKS = 4
 
 
 @dataclass
@@ -117,32 +121,47 @@ class TunedArm:
     split: Split
     optimization: Optimization
 
+    @property
+    def at_once(self) -> int:
+        """How many runs are trained at a time: as many as the device takes, and as have ``MOST_BLOCKS`` trained blocks
+        together, each of which takes memory."""
+        blocks = self.tuned.corit.end - self.tuned.frozen_blocks
+        return min(Lanes(self.prepared.z.device.type).count, max(1, MOST_BLOCKS // max(1, blocks)))
+
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
-        """Train every wanted run, several at a time where the device takes as many; they come in order."""
-        stop, free = Event(), SimpleQueue()
-        with Lanes(self.prepared.z.device.type) as lanes:
-            beside = max(1, min(lanes.count, len(wanted)))
-            for tuned in (self.tuned, *(self.tuned.another() for _ in range(1, beside))):
+        """Train every wanted run, several at a time, each in a thread with its share of torch's, however many are
+        wanted; yield each as it is finished."""
+        if self.at_once == 1:
+            yield from (self._train(self.tuned, one) for one in wanted)
+            return
+        stop, free, lanes = Event(), SimpleQueue(), Lanes("cpu")
+        for tuned in (self.tuned, *(self.tuned.another() for _ in range(1, self.at_once))):
+            free.put(tuned)
+
+        def train(one: Wanted) -> Run:
+            tuned = free.get()
+            try:
+                return self._train(tuned, one, stop.is_set)
+            finally:
                 free.put(tuned)
 
-            def train(one: Wanted) -> Run:
-                lanes.take(beside)
-                tuned = free.get()
-                try:
-                    return self._run(tuned, one, stop.is_set)
-                finally:
-                    free.put(tuned)
+        with ThreadPoolExecutor(self.at_once, initializer=partial(lanes.take, self.at_once)) as pool:
+            runs = [pool.submit(train, one) for one in wanted]
+            try:
+                yield from (run.result() for run in as_completed(runs))
+            finally:
+                stop.set()
+                for run in runs:
+                    run.cancel()
 
-            with closing(ahead(train, wanted, beside, beside + 1, stop)) as done:
-                yield from done
-
-    def _run(self, tuned: Tuned, wanted: Wanted, stop: Stop) -> Run:
+    def _train(self, tuned: Tuned, wanted: Wanted, stop: Stop = never) -> Run:
         """One run, trained in ``tuned``."""
         rho, seed, shuffled = wanted
         labels = self.split.shuffled(seed) if shuffled else self.split.labels
         head, cosine = train_tuned(tuned, self.prepared, labels, self.split.train, seed, rho, self.optimization, stop)
         with torch.no_grad():
-            logits = head(read(tuned, self.prepared, torch.arange(len(labels))))
+            logits = head(read(tuned, self.prepared, torch.arange(len(labels)), stop))
+        give_back()
         return self.split.run(self.name, wanted, labels, logits, cosine)
 
     @undisturbed()

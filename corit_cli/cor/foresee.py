@@ -14,7 +14,6 @@ from corit_cli.cor.problem import TRAINED_ON, Problem
 from corit_cli.cor.sweep import ROUNDS
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.foresee import Cost, lacking, seconds_each
-from corit_cli.features.lanes import Lanes
 from corit_cli.model.scope import Scope
 from corit_cli.model.settings import CoRITSettings
 
@@ -46,12 +45,11 @@ def foresee(
     )
     reading = passes = 0.0
     share = len(problem) / len(few)
-    with Lanes(problem.device) as lanes:  # as many as are trained at a time
-        tried = [(max(radii), seed, False) for seed in range(lanes.count)]
     for name, settings in models.items():
         begun = time.perf_counter()
         arm = few.arm(name, settings, scope)
         reading += (time.perf_counter() - begun) * share
+        tried = [(max(radii), seed, False) for seed in range(arm.at_once)]
         for _ in range(2):  # the first warms up
             begun = time.perf_counter()
             list(arm.run(tried))

@@ -193,6 +193,12 @@ def train_tuned(
 
 
 @torch.no_grad()
-def read(tuned: Tuned, prepared: Prepared, indices: Tensor) -> Tensor:
-    """Features (n, F) of the images ``indices`` at the present weights."""
-    return torch.cat([tuned(prepared, batch) for batch in indices.split(BATCH[tuned._device.type])])
+def read(tuned: Tuned, prepared: Prepared, indices: Tensor, stop: Stop = never) -> Tensor:
+    """Features (n, F) of the images ``indices`` at the present weights. Raises CancelledError where, between two
+    batches, ``stop`` says so."""
+    z = []
+    for batch in indices.split(BATCH[tuned._device.type]):
+        if stop():
+            raise CancelledError
+        z.append(tuned(prepared, batch))
+    return torch.cat(z)

@@ -17,7 +17,7 @@ from corit_cli.detection.checkpoint import Localizer
 from corit_cli.errors import CoritError
 from corit_cli.features.extractor import Extractor, Reader, pixels
 from corit_cli.features.lanes import Lanes
-from corit_cli.features.stream import ahead
+from corit_cli.features.stream import on_lanes
 
 #: Native windows that one map is made of. On a CPU each takes a quarter of a second.
 WINDOWS = 48
@@ -94,24 +94,20 @@ def heatmap(extractor: Extractor, localizer: Localizer, image: Image.Image, wind
     tiling = tile(extractor, image.size, windows)
     total, count = np.zeros(tiling.shape), np.zeros(tiling.shape, int)
     batch, grid = max(1, extractor.batch // 2), corit.tower.config.grid
-    with Lanes(extractor.device.type) as lanes:
-        rounds = -(-len(tiling.corners) // (batch * lanes.count))
-        parts = np.array_split(tiling.corners, min(rounds * lanes.count, len(tiling.corners)))  # (b, 2) each
-        beside = min(lanes.count, len(parts))
+    lanes = Lanes(extractor.device.type)
+    rounds = -(-len(tiling.corners) // (batch * lanes.count))
+    parts = np.array_split(tiling.corners, min(rounds * lanes.count, len(tiling.corners)))  # (b, 2) each
 
-        @torch.inference_mode()
-        def read(corners: np.ndarray) -> np.ndarray:
-            lanes.take(beside)
-            seen = torch.from_numpy(
-                np.stack([tiling.window(image, *corner) for corner in corners.tolist()])
-            )  # (b, S, S, 3)
-            contrasts = corit.regional(pixels(seen, extractor.device)).cpu()  # (b, P, F)
-            return localizer.head(contrasts).view(-1, grid, grid).double().numpy()
+    @torch.inference_mode()
+    def read(corners: np.ndarray) -> np.ndarray:
+        seen = np.stack([tiling.window(image, *corner) for corner in corners.tolist()])  # (b, S, S, 3)
+        contrasts = corit.regional(pixels(torch.from_numpy(seen), extractor.device)).cpu()  # (b, P, F)
+        return localizer.head(contrasts).view(-1, grid, grid).double().numpy()
 
-        for corners, maps in zip(parts, ahead(read, parts, beside, beside + 1), strict=True):
-            for (row, column), values in zip(corners, maps, strict=True):
-                total[row : row + grid, column : column + grid] += values
-                count[row : row + grid, column : column + grid] += 1
+    for corners, maps in zip(parts, on_lanes(read, parts, lanes, min(lanes.count, len(parts))), strict=True):
+        for (row, column), values in zip(corners, maps, strict=True):
+            total[row : row + grid, column : column + grid] += values
+            count[row : row + grid, column : column + grid] += 1
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     return Heatmap(smooth(mean, count > 0), count > 0, tiling.box, image.size, localizer.common, localizer.rare)
 

@@ -6,48 +6,38 @@ decoding or by another program holds up all. Threads that have a batch each wait
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from threading import Lock
+import os
+from threading import Thread
 
 import torch
 
 #: Batches at a time, at most: each holds its activations in memory.
 MOST = 4
-
-_lock = Lock()
-_users = 0
-_threads = 0  # torch's, before the first user came
+#: Where threads are tied to cores, those that Python starts are tied to the one that starts them.
+_TIED = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 
-class Lanes(AbstractContextManager["Lanes"]):
-    """How many batches a device takes at a time, ``count``; within the context they share torch's ``threads``.
+class Lanes:
+    """How many batches a device takes at a time, ``count``, each in a thread of its own: :meth:`take`.
 
-    PyTorch has one number of threads for a process. Each lane takes its share of it (:meth:`take`), and when the last
-    user of lanes has left, whatever the order in which they came, it is what it was.
+    On a processor as many as the threads that torch has divide into; one where these are tied to cores. A GPU takes
+    one.
     """
 
     def __init__(self, device: str) -> None:
-        self.device = device
-
-    def __enter__(self) -> Lanes:
-        global _users, _threads
-        with _lock:
-            if not _users:
-                _threads = torch.get_num_threads()
-            _users += 1
-            self.threads = _threads
+        self.threads = torch.get_num_threads()
         even = (lanes for lanes in range(MOST, 1, -1) if self.threads % lanes == 0)
-        self.count = next(even, min(MOST, self.threads)) if self.device == "cpu" else 1
-        return self
+        tied = any(os.environ.get(name, "false").lower() not in ("", "false") for name in _TIED)
+        self.count = 1 if tied or device != "cpu" else next(even, min(MOST, self.threads))
 
-    def __exit__(self, *exception: object) -> None:
-        global _users
-        with _lock:
-            _users -= 1
-            if not _users:
-                torch.set_num_threads(_threads)
+    def take(self, at_once: int) -> None:
+        """Give the calling thread, which does nothing but its lane's work, what one of ``at_once`` lanes has.
 
-    def take(self, lanes: int) -> None:
-        """Give this thread what one of ``lanes`` has."""
-        if self.device == "cpu":
-            torch.set_num_threads(max(1, round(self.threads / lanes)))
+        Every thread has a number of its own, and begins with that which any set last: another sets back what this one
+        did.
+        """
+        torch.get_num_threads()  # a thread begins when it asks first
+        torch.set_num_threads(max(1, round(self.threads / at_once)))
+        other = Thread(target=torch.set_num_threads, args=(self.threads,))
+        other.start()
+        other.join()

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain
 from threading import Event
 from typing import Any, Generic, TypeVar
 
@@ -47,15 +47,20 @@ def loaders(device: str) -> int:
 
 
 def ahead(
-    function: Callable[[T], R], items: Iterable[T], workers: int, window: int, leave: Event | None = None
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    window: int,
+    leave: Event | None = None,
+    begin: Callable[[], object] | None = None,
 ) -> Iterator[R]:
     """``map`` in threads, in order, with at most ``window`` results waiting, so that memory stays flat.
 
     Where ``items`` fail, what they gave before comes out first. ``leave`` is set at the end, before the threads are
-    waited for.
+    waited for. Each thread calls ``begin`` first.
     """
     given, failed = iter(items), []
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=begin) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             while True:
@@ -66,7 +71,7 @@ def ahead(
                 except Exception as error:
                     failed.append(error)
                     break
-                if len(waiting) >= window:
+                while waiting and (len(waiting) >= window or waiting[0].done()):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -77,6 +82,18 @@ def ahead(
                 leave.set()
             for future in waiting:
                 future.cancel()
+
+
+def on_lanes(
+    function: Callable[[T], R], items: Iterable[T], lanes: Lanes, at_once: int, leave: Event | None = None
+) -> Iterator[R]:
+    """``map`` in order, ``at_once`` items at a time, each in one of the ``lanes``; one by one in the calling thread.
+    ``leave`` is set when nobody wants more."""
+    if at_once <= 1:
+        yield from map(function, items)
+    else:
+        with closing(ahead(function, items, at_once, at_once, leave, partial(lanes.take, at_once))) as done:
+            yield from done
 
 
 def stream(
@@ -90,8 +107,8 @@ def stream(
 
     ``load`` gives an item's pictures, each as its windows (S, S, 3) uint8, and anything worth keeping about it. An
     item that it raises CoritError for comes out with its ``error``; nothing stops the run but ``items`` that fail, when
-    all that they gave is done. At most ``window`` items are loaded, or being loaded, ahead of the model's; by default
-    two batches.
+    all that they gave is done. At most ``window`` items, by default two batches, are loaded, or being loaded, ahead of
+    those whose windows wait for the model or are in it: a few batches.
     """
     workers = workers or loaders(extractor.device.type)
     with closing(ahead(partial(loaded, load), items, workers, window or 2 * extractor.batch)) as ready:
@@ -100,28 +117,26 @@ def stream(
 
 def forwarded(extractor: Extractor, ready: Iterable[Extracted[T]]) -> Iterator[Extracted[T]]:
     """Loaded items in order, read by the model: several batches at a time where the device takes as many."""
-    stop = Event()
-    with Lanes(extractor.device.type) as lanes:
+    lanes, stop = Lanes(extractor.device.type), Event()
+    rounds = _rounds(ready, extractor.batch, lanes.count)
+    first = next(rounds, [])
 
-        def read(part: tuple[list[Extracted[T]], int]) -> list[Extracted[T]]:
-            items, beside = part
-            lanes.take(beside)
-            return forward(extractor, items, 1 / beside, stop.is_set)
+    def read(items: list[Extracted[T]]) -> list[Extracted[T]]:
+        return forward(extractor, items, 1 / len(first), stop.is_set)
 
-        parts = _dealt(ready, extractor.batch, lanes.count)
-        with closing(ahead(read, parts, lanes.count, lanes.count + 1, stop)) as done:
-            for items in done:
-                yield from items
+    parts = chain.from_iterable(chain([first], rounds))
+    with closing(on_lanes(read, parts, lanes, len(first), stop)) as done:
+        for items in done:
+            yield from items
 
 
-def _dealt(ready: Iterable[Extracted[T]], size: int, lanes: int) -> Iterator[tuple[list[Extracted[T]], int]]:
-    """Items in order, as many together as have ``size`` windows, and how many such lists are run beside each other: as
-    many as there are lanes, or items where these are fewer. What is left in the end is dealt evenly."""
+def _rounds(ready: Iterable[Extracted[T]], size: int, lanes: int) -> Iterator[list[list[Extracted[T]]]]:
+    """Items in order, as many together as have ``size`` windows: as many such lists as there are ``lanes``, and from
+    then on each as it is full. What is left in the end is dealt evenly."""
     full: list[list[Extracted[T]]] = []
     rest: list[Extracted[T]] = []
     failed: list[Exception] = []
-    beside = 0
-    left = iter(ready)
+    windows, wanted, left = 0, lanes, iter(ready)
     while True:
         try:
             rest.append(next(left))
@@ -130,18 +145,17 @@ def _dealt(ready: Iterable[Extracted[T]], size: int, lanes: int) -> Iterator[tup
         except Exception as error:
             failed.append(error)
             break
-        if sum(_cut(one.pictures) for one in rest) >= size:
+        windows += _cut(rest[-1].pictures)
+        if windows >= size:
             full.append(rest)
-            rest = []
-        if len(full) == lanes:
-            beside = lanes
-            yield from ((items, beside) for items in full)
-            full = []
-    rest = [*(one for items in full for one in items), *rest]
+            windows, rest = 0, []
+        if len(full) == wanted:
+            yield full
+            full, wanted = [], 1
+    rest = [*chain.from_iterable(full), *rest]
     count = min(lanes, len(rest))
-    bounds = [len(rest) * k // max(1, count) for k in range(count + 1)]
-    for begin, end in pairwise(bounds):
-        yield rest[begin:end], beside or count
+    if count:
+        yield [rest[len(rest) * k // count : len(rest) * (k + 1) // count] for k in range(count)]
     if failed:
         raise failed.pop()
 
@@ -159,8 +173,8 @@ def loaded(load: Callable[[T], tuple[list[Picture], Any]], item: T) -> Extracted
 
 
 def forward(extractor: Extractor, items: list[Extracted[T]], part: float = 1, stop: Stop = never) -> list[Extracted[T]]:
-    """Run the model on the windows of all loaded ``items``, batch by batch, on ``part`` of the device: an item's
-    seconds are what it would take on the whole."""
+    """Run the model on the windows of all loaded ``items``, batch by batch. Where ``part`` of the device does that,
+    an item's seconds are what it would take on the whole."""
     for batch in _batches(items, extractor.batch):
         begun = time.perf_counter()
         readings = extractor([windows for _, windows in batch], stop)

@@ -179,14 +179,25 @@ def test_a_head_and_a_tower_whose_head_alone_is_tuned_agree(split: Split) -> Non
         assert heads[run.key].cosine == pytest.approx(run.cosine, abs=1e-4)
 
 
-@pytest.mark.parametrize("scope", ["last:1", "lora:2"])
+@pytest.mark.parametrize(("scope", "count"), [("last:1", 2), ("last:2", 2), ("lora:2", 1), ("all", 1)])
+def test_as_many_runs_at_a_time_as_have_four_trained_blocks(
+    scope: str, count: int, split: Split, two_threads: None
+) -> None:
+    windows = torch.from_numpy(np.stack([np.asarray(photograph(i, (32, 32))) for i in range(16)]))
+    settings = CoRITSettings(cgp=(), inject_at=(), integrate=(3,))
+    tuned = Tuned(random_tower(), settings, parse_scope(scope))
+    arm = TunedArm("m", tuned, tuned.prepare(windows), split, SHORT)
+    assert arm.at_once == count and list(arm.run([])) == []
+
+
+@pytest.mark.parametrize("scope", ["last:1", "last:2"])
 def test_runs_at_the_same_time_are_those_of_one_after_the_other(
     scope: str, split: Split, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows = torch.from_numpy(np.stack([np.asarray(photograph(i, (32, 32))) for i in range(16)]))
     tuned = Tuned(random_tower(), CoRITSettings(("blur:1.0",), cgp=(2,), integrate=(3,)), parse_scope(scope))
     arm = TunedArm("m", tuned, tuned.prepare(windows), split, SHORT)
-    alone = [run for one in WANTED for run in arm.run([one])]
+    alone = {run.key: run for one in WANTED[:4] for run in arm.run([one])}
     met, drawn = Barrier(2, timeout=30), torch.get_rng_state()
 
     def together(*arguments: object) -> object:
@@ -196,11 +207,8 @@ def test_runs_at_the_same_time_are_those_of_one_after_the_other(
 
     monkeypatch.setattr(module, "train_tuned", together)
     runs = list(arm.run(WANTED[:4]))
-    assert [run.key for run in runs] == [("m", *one) for one in WANTED[:4]]
-    for run, own in zip(runs, alone, strict=False):
-        assert figures(run) == pytest.approx(figures(own), abs=1e-5)
-        assert run.cosine == pytest.approx(own.cosine, abs=1e-4)
-    assert torch.equal(torch.get_rng_state(), drawn) and torch.get_num_threads() == 2
+    assert {run.key: run for run in runs} == alone and len(alone) == 4
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_who_leaves_waits_for_a_step_and_not_for_a_run(
@@ -221,7 +229,6 @@ def test_who_leaves_waits_for_a_step_and_not_for_a_run(
     runs = arm.run([(0.0, seed, False) for seed in range(9)])
     assert next(runs).seed == 0 and begun.wait(30)
     runs.close()  # or this takes hours
-    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("scope", ["last:1", "lora:2", "all"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from itertools import islice
 from pathlib import Path
 from threading import Barrier, Event
@@ -17,7 +18,7 @@ from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
 from corit_cli.features import stream as module
 from corit_cli.features.extractor import Extractor
-from corit_cli.features.stream import Extracted, _batches, _dealt, ahead, forwarded, loaders, stream
+from corit_cli.features.stream import Extracted, _batches, _rounds, ahead, forward, forwarded, loaders, stream
 from tests.features.conftest import CROPS
 
 
@@ -179,30 +180,43 @@ def items_of(*counts: int) -> list[Extracted[int]]:
 
 
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9), st.integers(1, 4))
-def test_all_items_are_dealt_in_order_in_full_rounds_and_the_last_ones_evenly(
+def test_all_items_are_dealt_in_order_in_full_lists_and_the_last_ones_evenly(
     counts: list[int], size: int, lanes: int
 ) -> None:
-    dealt, beside, left = [], [], [*range(len(counts))]
-    for items, count in _dealt(items_of(*counts), size, lanes):
-        dealt.append([one.item for one in items])
-        beside.append(count)
-    assert [k for items in dealt for k in items] == left and all(dealt)
-    assert set(beside) <= {min(lanes, len(dealt))}
-    while len(dealt) > lanes:
-        for items in dealt[:lanes]:  # no more than it takes
+    rounds = [[[one.item for one in items] for items in some] for some in _rounds(items_of(*counts), size, lanes)]
+    assert [k for some in rounds for items in some for k in items] == [*range(len(counts))]
+    assert all(items for some in rounds for items in some)
+    assert [len(some) for some in rounds[1:-1]] == [1] * len(rounds[1:-1])
+    assert not rounds or len(rounds[0]) == (lanes if len(rounds) > 1 else min(lanes, len(counts)))
+    for some in rounds[:-1]:
+        for items in some:  # no more than it takes
             assert sum(counts[k] for k in items[:-1]) < size <= sum(counts[k] for k in items)
-        dealt = dealt[lanes:]
-    sizes = [len(items) for items in dealt]
-    whole = len(dealt) == lanes and all(sum(counts[k] for k in items) >= size for items in dealt)
-    assert whole or not sizes or max(sizes) - min(sizes) <= 1
+    sizes = [len(items) for some in rounds[-1:] for items in some]
+    full = [sum(counts[k] for k in items) >= size for some in rounds[-1:] for items in some]
+    assert not sizes or all(full) or (len(sizes) <= lanes and max(sizes) - min(sizes) <= 1)
 
 
 def test_what_is_dealt_comes_out_before_the_items_fail() -> None:
-    seen: list[int] = []
+    seen: list[list[int]] = []
     with pytest.raises(CoritError, match="line 14"):
-        for items, _ in _dealt((items_of(1)[0] for _ in broken([*range(13)])), 4, 2):
-            seen.append(len(items))
-    assert seen == [4, 4, 2, 3]
+        for some in _rounds((items_of(1)[0] for _ in broken([*range(13)])), 4, 2):
+            seen.append([len(items) for items in some])
+    assert seen == [[4, 4], [4], [1]]
+
+
+def test_what_is_done_does_not_wait_for_what_comes_next(extractor: Extractor, two_threads: None) -> None:
+    taken: list[int] = []
+
+    def slow() -> Iterator[Extracted[int]]:
+        for one in items_of(*[8] * 9):
+            taken.append(one.item)
+            time.sleep(0.05)
+            yield one
+
+    results = forwarded(extractor, slow())
+    assert next(results).item == 0 and len(taken) == 2
+    assert next(results).item == 1 and len(taken) <= 3
+    results.close()
 
 
 def test_batches_are_in_the_model_at_the_same_time_and_say_what_each_says_alone(
@@ -224,7 +238,6 @@ def test_batches_are_in_the_model_at_the_same_time_and_say_what_each_says_alone(
     for (own,), one in zip(alone, found, strict=True):
         for mine, theirs in zip(own, one.readings[0], strict=True):
             torch.testing.assert_close(mine, theirs)
-    assert torch.get_num_threads() == 2
 
 
 def test_one_item_has_all_threads(extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,23 +253,44 @@ def test_one_item_has_all_threads(extractor: Extractor, two_threads: None, monke
     assert used == [1, 1]
 
 
-def test_who_leaves_waits_for_a_block_and_not_for_a_batch(
-    extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch
+def test_who_leaves_tells_those_that_are_at_work_before_waiting_for_them() -> None:
+    leave, told = Event(), []
+    results = ahead(lambda i: told.append(leave.wait(60)) if i else i, range(9), 2, 2, leave)
+    assert next(results) == 0
+    results.close()
+    assert told == [True]
+
+
+def test_a_batch_that_nobody_wants_any_more_ends_with_a_block(
+    extractor: Extractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, blocks = Event(), []
+    stop, blocks = Event(), []
     run = type(extractor.backbone.tower.blocks[0]).forward
 
-    def slow(self: torch.nn.Module, *arguments: object) -> object:
-        if begun.is_set():
-            blocks.append(self)
-            time.sleep(0.05)
+    def left(self: torch.nn.Module, *arguments: object) -> object:
+        blocks.append(self)
+        stop.set()
         return run(self, *arguments)
 
-    monkeypatch.setattr(type(extractor.backbone.tower.blocks[0]), "forward", slow)
-    results = forwarded(extractor, items_of(*[8] * 40))
-    next(results)
-    begun.set()
-    time.sleep(0.02)
-    results.close()
-    assert len(blocks) <= 2 * 2  # what was begun and no more, in each of two lanes
-    assert torch.get_num_threads() == 2
+    monkeypatch.setattr(type(extractor.backbone.tower.blocks[0]), "forward", left)
+    with pytest.raises(CancelledError):
+        forward(extractor, items_of(3, 3), stop=stop.is_set)
+    assert 1 <= len(blocks) <= 2  # of one layer
+
+
+def test_an_error_in_a_lane_ends_the_stream(
+    extractor: Extractor, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    run = Extractor.__call__
+
+    def fails(self: Extractor, *arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Extractor, "__call__", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(forwarded(extractor, items_of(*[8] * 40)))
+    assert len(calls) < 8

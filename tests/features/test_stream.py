@@ -254,8 +254,17 @@ def test_one_item_has_all_threads(extractor: Extractor, two_threads: None, monke
 
 
 def test_who_leaves_tells_those_that_are_at_work_before_waiting_for_them() -> None:
-    leave, told = Event(), []
-    results = ahead(lambda i: told.append(leave.wait(60)) if i else i, range(9), 2, 2, leave)
+    leave, begun, told = Event(), Event(), []
+
+    def work(i: int) -> int:
+        if i == 0:
+            assert begun.wait(60)  # by the next
+        else:
+            begun.set()
+            told.append(leave.wait(60))
+        return i
+
+    results = ahead(work, range(9), 2, 2, leave)
     assert next(results) == 0
     results.close()
     assert told == [True]

@@ -109,7 +109,7 @@ class Block(nn.Module):
 
         Matrix products of a single image, with fewer than ``FEWEST_ROWS`` rows, or (in bf16) of rows that lie apart,
         may be summed up in another order: without gradients they are filled up, and brought together, so that on a CPU
-        the last bits of an image's features do not depend on the rest of a batch.
+        the last bits of an image's features do not depend on the rest of a batch, as long as as many threads multiply.
 
         With ``normal`` (B, N, d), tokens that are :meth:`normalised`, the class token is computed alone, the shorter
         way; class tokens are then enough of ``x``.

@@ -37,7 +37,8 @@ class FarArm:
         """Train every wanted run; yield each as it is finished."""
         together = [[w for w in wanted if w[2] == shuffled] for shuffled in (False, True)]
         if self.arm.one_by_one:
-            together = [wanted[start : start + self.arm.at_once] for start in range(0, len(wanted), self.arm.at_once)]
+            each = self.arm.at_once(self.threads)
+            together = [wanted[start : start + each] for start in range(0, len(wanted), each)]
         pieces = [piece for piece in together if piece]
         waiting = [self._train.remote(self._sent, piece, self.threads) for piece in pieces]
         try:

@@ -121,21 +121,21 @@ class TunedArm:
     split: Split
     optimization: Optimization
 
-    @property
-    def at_once(self) -> int:
-        """How many runs are trained at a time: as many as the device takes, and as have ``MOST_BLOCKS`` trained blocks
-        together, each of which takes memory."""
+    def at_once(self, threads: int | None = None) -> int:
+        """How many runs are trained at a time, on so many threads or torch's here: as many as the device takes, and as
+        have ``MOST_BLOCKS`` trained blocks together, each of which takes memory."""
         blocks = self.tuned.corit.end - self.tuned.frozen_blocks
-        return min(Lanes(self.prepared.z.device.type).count, max(1, MOST_BLOCKS // max(1, blocks)))
+        return min(Lanes(self.prepared.z.device.type, threads).count, max(1, MOST_BLOCKS // max(1, blocks)))
 
     def run(self, wanted: Sequence[Wanted]) -> Iterator[Run]:
         """Train every wanted run, several at a time, each in a thread with its share of torch's, however many are
         wanted; yield each as it is finished."""
-        if self.at_once == 1:
+        at_once = self.at_once()
+        if at_once == 1:
             yield from (self._train(self.tuned, one) for one in wanted)
             return
         stop, free, lanes = Event(), SimpleQueue(), Lanes("cpu")
-        for tuned in (self.tuned, *(self.tuned.another() for _ in range(1, self.at_once))):
+        for tuned in (self.tuned, *(self.tuned.another() for _ in range(1, at_once))):
             free.put(tuned)
 
         def train(one: Wanted) -> Run:
@@ -145,7 +145,7 @@ class TunedArm:
             finally:
                 free.put(tuned)
 
-        with ThreadPoolExecutor(self.at_once, initializer=partial(lanes.take, self.at_once)) as pool:
+        with ThreadPoolExecutor(at_once, initializer=partial(lanes.take, at_once)) as pool:
             runs = [pool.submit(train, one) for one in wanted]
             try:
                 yield from (run.result() for run in as_completed(runs))

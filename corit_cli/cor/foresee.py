@@ -49,7 +49,7 @@ def foresee(
         begun = time.perf_counter()
         arm = few.arm(name, settings, scope)
         reading += (time.perf_counter() - begun) * share
-        tried = [(max(radii), seed, False) for seed in range(arm.at_once)]
+        tried = [(max(radii), seed, False) for seed in range(arm.at_once())]
         for _ in range(2):  # the first warms up
             begun = time.perf_counter()
             list(arm.run(tried))

@@ -20,12 +20,12 @@ _TIED = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 class Lanes:
     """How many batches a device takes at a time, ``count``, each in a thread of its own: :meth:`take`.
 
-    On a processor as many as the threads that torch has divide into; one where these are tied to cores. A GPU takes
-    one.
+    On a processor as many as the threads that torch has, or is to have elsewhere, divide into; one where these are tied
+    to cores. A GPU takes one.
     """
 
-    def __init__(self, device: str) -> None:
-        self.threads = torch.get_num_threads()
+    def __init__(self, device: str, threads: int | None = None) -> None:
+        self.threads = threads or torch.get_num_threads()
         even = (lanes for lanes in range(MOST, 1, -1) if self.threads % lanes == 0)
         tied = any(os.environ.get(name, "false").lower() not in ("", "false") for name in _TIED)
         self.count = 1 if tied or device != "cpu" else next(even, min(MOST, self.threads))

@@ -187,7 +187,8 @@ def test_as_many_runs_at_a_time_as_have_four_trained_blocks(
     settings = CoRITSettings(cgp=(), inject_at=(), integrate=(3,))
     tuned = Tuned(random_tower(), settings, parse_scope(scope))
     arm = TunedArm("m", tuned, tuned.prepare(windows), split, SHORT)
-    assert arm.at_once == count and list(arm.run([])) == []
+    assert arm.at_once() == count and list(arm.run([])) == []
+    assert [arm.at_once(threads) for threads in (1, 8)] == [1, {"last:1": 4}.get(scope, count)]
 
 
 @pytest.mark.parametrize("scope", ["last:1", "last:2"])

@@ -33,7 +33,7 @@ def test_a_processor_has_as_many_lanes_as_its_threads_divide_into(
     threads: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(threads)
-    assert Lanes("cpu").count == count
+    assert Lanes("cpu").count == count and Lanes("cpu", 8).count == 4
     assert Lanes("cuda").count == 1
     monkeypatch.setenv("OMP_PROC_BIND", "close")
     assert Lanes("cpu").count == 1

@@ -14,7 +14,7 @@ from corit_cli.cli.outputs import BESIDE, check_apart, on_stdout
 from corit_cli.data.robustness import FAMILIES, parse_chains
 
 if TYPE_CHECKING:
-    from corit_cli.evaluation.figures import Evaluation
+    from corit_cli.evaluation.summary import Evaluation
 
 TESTS = "What is measured"
 

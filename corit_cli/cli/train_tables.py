@@ -44,8 +44,8 @@ def print_shortcuts(samples: Sequence[Sample], recipe: Recipe) -> None:
 def print_outcome(trained: Trained, folder: Path) -> None:
     """What the validation images say, as ``corit evaluate`` puts it, then error rates and where things are."""
     from corit_cli.detection.calibration import STRICT, fewest
-    from corit_cli.evaluation.figures import summarise
     from corit_cli.evaluation.peers import Scores, compare
+    from corit_cli.evaluation.summary import summarise
     from corit_cli.report.evaluation import grids
 
     found = summarise(trained.checkpoint, trained.validation, by=())

@@ -16,8 +16,8 @@ from corit_cli.detection.detector import Detector
 from corit_cli.detection.scores import Scored
 from corit_cli.errors import CoritError
 from corit_cli.evaluation import protocols as held_out
-from corit_cli.evaluation.figures import Evaluation, summarise
 from corit_cli.evaluation.peers import compare, read_peer
+from corit_cli.evaluation.summary import Evaluation, summarise
 from corit_cli.features.cache import FeatureCache, Job, extract
 from corit_cli.progress import Progress, quiet
 

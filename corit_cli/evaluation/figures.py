@@ -1,4 +1,4 @@
-"""What scores of labelled images come to: figures with intervals, overall, by group, of whole videos, and degraded.
+"""What scores of labelled images come to: figures with intervals, overall, by group, and of whole videos.
 
 Ranking figures (AUC and the like) go by the head's logits; rates and calibration by the probabilities and thresholds
 that the detector ships with. No threshold of a verdict is ever chosen on the images under test; equal error rate and
@@ -8,24 +8,22 @@ TPR at an FPR take theirs from them, by definition.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corit_cli import metrics
-from corit_cli.data.manifest import describe
 from corit_cli.data.splits import units_of
 from corit_cli.detection.scores import Scored
 from corit_cli.detection.verdicts import trimmed_mean
-from corit_cli.evaluation.groups import comparable, groups_by
+from corit_cli.evaluation.groups import groups_by
 from corit_cli.metrics.intervals import Estimate
 from corit_cli.metrics.ranking import Roc
-from corit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from corit_cli.detection.checkpoint import Checkpoint
+    pass
 
 #: The shares of real images called fake that a TPR is told at.
 AT_FPR = (0.01, 0.05)
@@ -53,9 +51,6 @@ FIGURES = {
     "ece": "calibration error (ECE), classes weighing the same",
     "brier": "Brier score, classes weighing the same",
 }
-
-
-# --- figures --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -86,86 +81,6 @@ class Table:
     counted: list[str]
     mean_auc: Estimate
     worst: str | None
-
-
-@dataclass(frozen=True)
-class Degraded:
-    """One robustness chain: mean AUC and its paired change from the clean images, rates, and verdicts that moved.
-
-    ``flipped`` went from real to fake or back; ``changed`` also counts steps to and from uncertain.
-    """
-
-    name: str
-    auc: Estimate
-    change: Estimate
-    fpr: Estimate
-    recall: Estimate
-    flipped: Estimate
-    changed: Estimate
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """Chains on the ``images`` that all of them could be applied to; ``groups`` are what the AUC is a mean over."""
-
-    images: int
-    by: str
-    groups: list[str]
-    clean_auc: Estimate
-    chains: list[Degraded]
-
-
-@dataclass
-class Evaluation:
-    """All that was found; ``peers`` and ``protocols`` are put in by those who measure them."""
-
-    scored: Scored
-    about: dict[str, Any]
-    overall: Overall
-    videos: Subset | None
-    tables: list[Table]
-    robustness: Robustness | None
-    notes: list[str]
-    peers: list = field(default_factory=list)
-    protocols: list = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the single images' scores, of plain types; figures that do not exist are NaN."""
-        parts = {k: getattr(self, k) for k in ("overall", "videos", "robustness")}
-        lists = {k: getattr(self, k) for k in ("tables", "peers", "protocols")}
-        return {
-            **self.about,
-            "notes": self.notes,
-            **{k: None if v is None else asdict(v) for k, v in parts.items()},
-            **{k: [asdict(v) for v in values] for k, values in lists.items()},
-        }
-
-
-def summarise(checkpoint: Checkpoint, scored: Scored, by: Sequence[str] = ("source", "generator")) -> Evaluation:
-    """Figures of ``scored`` images, overall, for whole videos, in groups ``by`` source and generator, and degraded."""
-    labels = scored.labels
-    about = {
-        "corit": __version__,
-        **checkpoint.identity,
-        "backbone": checkpoint.backbone,
-        "thresholds": asdict(checkpoint.thresholds),
-        "data": {
-            "fingerprint": describe(scored.samples, (), range(len(labels)))["fingerprint"],
-            "real": int((labels == 0).sum()),
-            "fake": int((labels == 1).sum()),
-            "unreadable": [{"path": str(s.path), "error": message} for s, message in scored.errors],
-        },
-    }
-    tables = [table(scored, name) for name in by]
-    return Evaluation(
-        scored,
-        about,
-        overall(scored),
-        whole_videos(scored),
-        tables,
-        robustness(scored) if scored.chains and not np.isnan(scored.logits[1:]).all() else None,
-        _notes(checkpoint, scored, tables),
-    )
 
 
 def ranking(roc: Roc, reals: float) -> dict[str, NDArray]:
@@ -294,80 +209,5 @@ def table(scored: Scored, by: str) -> Table:
     return Table(by, parts, counted, mean, min(counted, key=lambda name: found["", name].value, default=None))
 
 
-def robustness(scored: Scored) -> Robustness:
-    """Each chain against the clean images, on the images that all chains could be applied to. A chain that most images
-    are too large for is left out."""
-    usable = np.flatnonzero(np.isnan(scored.logits[1:]).mean(1) < 0.5)
-    rows = np.append(0, usable + 1)
-    kept = ~np.isnan(scored.logits[rows]).any(0)
-    samples = [s for s, k in zip(scored.samples, kept, strict=True) if k]
-    units = units_of(samples)
-    labels, logits, verdicts = scored.labels[kept], scored.logits[rows][:, kept], scored.verdicts[rows][:, kept]
-    by, groups = comparable(samples)
-    used = [scored.chains[c] for c in usable]
-    names = ("", *used)
-    found = metrics.bootstrap_groups(labels, dict(zip(names, logits, strict=True)), groups, units)
-    mean = {name: metrics.Sampled.mean([found[name, group] for group in groups]) for name in names}
-    chains = []
-    for name, now in zip(used, verdicts[1:], strict=True):
-        pairs = np.char.add(verdicts[0], now)
-        of = rates(labels, now, units)
-        chains.append(
-            Degraded(
-                name=name,
-                auc=mean[name].estimate,
-                change=(mean[name] - mean[""]).estimate,
-                fpr=of["fpr"],
-                recall=of["recall"],
-                flipped=share(np.isin(pairs, ["realfake", "fakereal"]), units),
-                changed=share(verdicts[0] != now, units),
-            )
-        )
-    return Robustness(int(kept.sum()), by, list(groups), mean[""].estimate, chains)
-
-
 def _subset(name: str, labels: NDArray, figures: dict[str, Estimate], against: str = "") -> Subset:
     return Subset(name, int((labels == 0).sum()), int((labels == 1).sum()), figures, against)
-
-
-def _notes(checkpoint: Checkpoint, scored: Scored, tables: Sequence[Table]) -> list[str]:
-    """What a reader should know of the images before the figures."""
-    notes, labels = [], scored.labels
-    if scored.errors:
-        notes.append(f"{len(scored.errors)} of {len(labels) + len(scored.errors)} images could not be read: left out")
-    for name, row in zip(scored.chains, np.isnan(scored.logits[1:]), strict=True):
-        if row.any():
-            notes.append(f"{name} could not be applied to {row.sum()} of the images (too large)")
-    if len(np.unique(labels)) < 2:
-        kind = "fake" if labels[0] else "real"
-        notes.append(f"all {len(labels)} images are {kind}: there are rates for them, but nothing to rank them against")
-    else:
-        notes += _few(metrics.class_counts(labels, scored.units)[0])
-    trained = {
-        name
-        for name, counts in checkpoint.data.get("sources", {}).items()
-        if any(k.startswith("train") for k in counts)
-    }
-    known = sorted({s.source for s in scored.samples if s.source} & trained)
-    if known:
-        notes.append(
-            f"the detector was trained on images of {len(known)} of these sources ({', '.join(known)}): figures on "
-            "them say little about sources it has not seen"
-        )
-    for t in tables:
-        if not t.parts:
-            notes.append(f"no image names its {t.by}: there is no table by {t.by}")
-    return notes
-
-
-def _few(reals: float) -> list[str]:
-    """What so many independent real images are too few for."""
-    notes = []
-    for fpr in AT_FPR:
-        if reals < 3 / fpr:
-            verb = "cannot be told" if reals < 1 / fpr else "is a rough guess"
-            notes.append(
-                f"TPR at {fpr:.0%} FPR {verb}: its threshold takes at least {1 / fpr:.0f} independent real images, and "
-                f"{3 / fpr:.0f} to be of use; these count as {reals:.0f}"
-            )
-    return notes

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -252,7 +251,9 @@ def _face(number: int, face: FaceVerdict, image: Image.Image | None) -> _Face:
 def _facts(p: Prediction, file: Stored, image: Image.Image | None, thresholds: Thresholds) -> list[tuple[str, str]]:
     """What identifies the file, by name."""
     facts = [("File", p.path)]
-    if isinstance(file, Buffer) or Path(file).is_file():  # never a pipe, which would be waited on
+    if isinstance(file, Buffer) or os.path.isfile(
+        file
+    ):  # never a pipe, which would be waited on; a name may be too long
         try:
             size, sha256, md5 = _checksums(file)
             if changed(p, file):

@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from corit_cli.evaluation.figures import FIGURES, RANKING, RATES, Evaluation, Overall, Subset
+from corit_cli.evaluation.figures import FIGURES, RANKING, RATES, Overall, Subset
+from corit_cli.evaluation.summary import Evaluation
 from corit_cli.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
-    from corit_cli.evaluation.figures import Robustness, Table
+    from corit_cli.evaluation.figures import Table
     from corit_cli.evaluation.peers import Peer
     from corit_cli.evaluation.protocols import HeldOut, Protocol
+    from corit_cli.evaluation.robustness import Robustness
 
 #: Figures that are shares of images rather than points on a scale of their own.
 PERCENT = {*RATES, "accuracy", "balanced_accuracy", "accuracy_decided"}

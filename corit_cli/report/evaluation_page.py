@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from corit_cli.evaluation.figures import FIGURES, Evaluation
+from corit_cli.evaluation.figures import FIGURES
+from corit_cli.evaluation.summary import Evaluation
 from corit_cli.files import write_atomically
 from corit_cli.report.evaluation import Grid, cell, grids, thresholds_text
 from corit_cli.report.figure import FAKE, GREY, as_svg, draw
@@ -18,7 +19,7 @@ from corit_cli.texts import printable
 from corit_cli.version import __version__
 
 if TYPE_CHECKING:
-    from corit_cli.evaluation.figures import Robustness
+    from corit_cli.evaluation.robustness import Robustness
 
 
 def write_page(evaluation: Evaluation, path: Path, title: str) -> None:

@@ -18,8 +18,8 @@ from corit_cli.data.variants import Variant
 from corit_cli.detection.detector import Detector
 from corit_cli.errors import CoritError
 from corit_cli.evaluation.evaluate import evaluate, score
-from corit_cli.evaluation.figures import Evaluation, summarise
 from corit_cli.evaluation.protocols import run
+from corit_cli.evaluation.summary import Evaluation, summarise
 from corit_cli.features.cache import FeatureCache
 from corit_cli.features.extractor import Extractor
 from corit_cli.model.loading import Backbone, load_backbone

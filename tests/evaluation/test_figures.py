@@ -1,54 +1,16 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.optimize import brentq
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 
 from corit_cli import metrics
-from corit_cli.data.manifest import Sample
-from corit_cli.data.settings import CropConfig
-from corit_cli.detection.calibration import Calibration, Thresholds
-from corit_cli.detection.checkpoint import Checkpoint
-from corit_cli.detection.scores import Scored
-from corit_cli.evaluation.figures import FIGURES, Evaluation, share, summarise
-from corit_cli.model.fusion import FusedHead
-from corit_cli.model.head import Head
-from corit_cli.model.settings import CoRITSettings
-
-THRESHOLDS = Thresholds(0.3, 0.7)
-
-
-def checkpoint(**data: object) -> Checkpoint:
-    torch.manual_seed(0)
-    backbone = {"name": "tiny", "sha256": "0" * 64}
-    return Checkpoint(
-        FusedHead({"hri": Head(4)}), backbone, CoRITSettings(), CropConfig(), Calibration(), THRESHOLDS, data=data
-    )
-
-
-def scored(
-    n: int = 80, chains: tuple[str, ...] = (), seed: int = 0, frames: int = 0, fake: float = 0.5, sources: str = "ab"
-) -> Scored:
-    """Images of two sources, fakes of two generators, ``frames`` to a video; each chain blurs the scores further."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for i in range(n):
-        label = int(i / n >= 1 - fake)
-        video = f"v{i // frames}" if frames else ""
-        k = i // max(frames, 1)
-        generator = "gan" if label and k % 3 else "diffusion" if label else ""
-        source = sources[k % len(sources)] if sources else ""
-        samples.append(Sample(Path(f"{i}.png"), label, source, generator, video_id=video))
-    labels = np.array([s.label for s in samples])
-    base = 0.8 * (2 * labels - 1) + rng.normal(size=n)
-    logits = np.stack([base, *(base + 2 * (k + 1) * rng.normal(size=n) + k for k in range(len(chains)))])
-    return Scored.of(samples, chains, torch.from_numpy(logits), Calibration(), THRESHOLDS)
+from corit_cli.evaluation.figures import FIGURES, share
+from corit_cli.evaluation.summary import summarise
+from tests.evaluation.conftest import checkpoint, scored
 
 
 def test_figures_equal_sklearn_s() -> None:
@@ -163,76 +125,6 @@ def test_frames_of_a_video_are_drawn_and_scored_together() -> None:
     # 8 frames count as one trial: the interval of the same share is that of 10 trials.
     fpr = with_videos.overall.figures["fpr"]
     assert fpr == metrics.proportion(10 * without.overall.figures["fpr"].value, 10)
-
-
-def test_robustness_is_paired_with_the_clean_images() -> None:
-    found = scored(chains=("jpeg-75", "noise-10"))
-    r = summarise(checkpoint(), found).robustness
-    assert r is not None and r.images == 80 and (r.by, r.groups) == ("source", ["a", "b"])
-    groups = [np.flatnonzero([s.source == g for s in found.samples]) for g in "ab"]
-    mean = [np.mean([roc_auc_score(found.labels[g], row[g]) for g in groups]) for row in found.logits]
-    assert r.clean_auc.value == pytest.approx(mean[0])
-    verdicts = found.verdicts
-    for k, chain in enumerate(r.chains, 1):
-        assert chain.auc.value == pytest.approx(mean[k])
-        assert chain.change.value == pytest.approx(mean[k] - mean[0])
-        assert chain.fpr.value == (found.probabilities[k][found.labels == 0] >= 0.7).mean()
-        pairs = list(zip(verdicts[0].tolist(), verdicts[k].tolist(), strict=True))
-        assert chain.changed.value == pytest.approx(np.mean([a != b for a, b in pairs]))
-        assert chain.flipped.value == pytest.approx(np.mean([{a, b} == {"real", "fake"} for a, b in pairs]))
-        assert 0 < chain.flipped.value < chain.changed.value
-    assert r.chains[1].flipped.value > r.chains[0].flipped.value
-
-
-def test_a_chain_that_does_nothing_changes_nothing() -> None:
-    found = scored(chains=("jpeg-95",))
-    found.logits[1], found.probabilities[1] = found.logits[0], found.probabilities[0]
-    chain = summarise(checkpoint(), found).robustness.chains[0]
-    assert (chain.change.low, chain.change.value, chain.change.high) == (0, 0, 0)
-    assert chain.flipped.value == chain.changed.value == 0
-
-
-def test_robustness_is_on_images_that_took_every_chain() -> None:
-    found = scored(chains=("jpeg-75", "noise-10"))
-    found.logits[2, 5] = found.probabilities[2, 5] = np.nan
-    r = summarise(checkpoint(), found).robustness
-    assert r.images == 79 and np.isfinite(r.chains[1].auc.value)
-
-
-@pytest.mark.parametrize(("fake", "there", "missing"), [(0.0, "fpr", "recall"), (1.0, "recall", "fpr")])
-def test_one_class_has_rates_and_a_note(fake: float, there: str, missing: str) -> None:
-    found = summarise(checkpoint(), scored(30, ("jpeg-75",), fake=fake))
-    figures = found.overall.figures
-    assert np.isfinite(figures[there].value) and np.isnan(figures[missing].value)
-    assert np.isnan([figures[name].value for name in ("auc", "ece", "brier", "tpr_at_fpr_0.05")]).all()
-    assert any("nothing to rank them against" in note for note in found.notes)
-    assert np.isfinite(found.robustness.chains[0].changed.value)
-
-
-def test_notes_say_what_a_reader_must_know() -> None:
-    found = scored(fake=0.2, sources="")
-    found.errors = [(found.samples[0], "truncated")]
-    notes = summarise(checkpoint(), found).notes
-    for words in ("1 of 81 images could not be read", "no image names its source"):
-        assert any(words in note for note in notes), words
-    assert not any("are fake" in note for note in notes)
-    trained = checkpoint(sources={"a": {"train_real": 3}, "b": {"val_fake": 2}, "c": {"train_fake": 1}})
-    (note,) = summarise(trained, scored(600)).notes
-    assert "trained on images of 1 of these sources (a)" in note
-    assert summarise(checkpoint(), scored(600)).notes == []
-
-
-def as_json(found: Evaluation) -> str:
-    return json.dumps(metrics.plain(found.as_dict()), allow_nan=False)
-
-
-def test_the_same_scores_give_the_same_document() -> None:
-    one, two = (as_json(summarise(checkpoint(), scored(chains=("jpeg-75",), frames=2))) for _ in range(2))
-    assert one == two
-    document = json.loads(one)
-    assert document["data"]["real"] == 40 and document["thresholds"] == {"real": 0.3, "fake": 0.7, "strict": 1.0}
-    assert document["tables"][0]["parts"][0]["figures"]["auc"]["low"] < document["overall"]["figures"]["auc"]["high"]
-    assert document["detector_sha256"] == checkpoint().sha256
 
 
 def test_a_share_of_nothing_is_nan() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -185,6 +185,7 @@ def test_hostile_names_and_metadata_stay_text(tmp_path: Path, path: Path) -> Non
 
 @settings(deadline=None, max_examples=40)
 @given(name=st.text(st.characters(), min_size=1).filter(lambda name: name != "/"))
+@example(name="longer than a file's name may be" * 9)
 def test_any_name_makes_a_sound_page(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     path = tmp_path_factory.mktemp("any") / "report.html"
     page = written(path, (Prediction(name, 0.5, "uncertain", 0.0),), (Prediction("b", 0.5, "uncertain", 0.0),))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from corit_cli.evaluation.figures import Evaluation, summarise
 from corit_cli.evaluation.peers import Scores, compare
 from corit_cli.evaluation.protocols import HeldOut, Protocol
+from corit_cli.evaluation.summary import Evaluation, summarise
 from corit_cli.metrics.intervals import Estimate
 from corit_cli.report.evaluation import grids, number, percent
 from corit_cli.report.evaluation_page import page, write_page

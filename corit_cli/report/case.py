@@ -251,9 +251,7 @@ def _face(number: int, face: FaceVerdict, image: Image.Image | None) -> _Face:
 def _facts(p: Prediction, file: Stored, image: Image.Image | None, thresholds: Thresholds) -> list[tuple[str, str]]:
     """What identifies the file, by name."""
     facts = [("File", p.path)]
-    if isinstance(file, Buffer) or os.path.isfile(
-        file
-    ):  # never a pipe, which would be waited on; a name may be too long
+    if isinstance(file, Buffer) or os.path.isfile(file):  # no pipe, which would be waited on, and no endless name
         try:
             size, sha256, md5 = _checksums(file)
             if changed(p, file):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -17,6 +18,8 @@ from corit_cli.cor.heads import micro_batches, run_batches, sam_of
 from corit_cli.cor.memory import give_back
 from corit_cli.cor.settings import Optimization
 from corit_cli.features.extractor import BATCH, pixels
+from corit_cli.features.lanes import Lanes
+from corit_cli.features.stream import on_lanes
 from corit_cli.model.backbone import VisionTower
 from corit_cli.model.corit import CoRIT, State
 from corit_cli.model.head import Head
@@ -57,7 +60,6 @@ class Tuned(nn.Module):
         shared = [t for t in (*self.parameters(), *self.buffers()) if id(t) not in own]
         return deepcopy(self, {id(t): t for t in (*shared, self._initial)})
 
-    @torch.no_grad()
     def prepare(self, images: Tensor, advance: Advance = hush, frozen: VisionTower | None = None) -> Prepared:
         """Windows (n, S, S, 3) uint8 to what :meth:`forward` takes, through the frozen blocks of ``frozen``: the tower
         given, perhaps in another precision.
@@ -67,11 +69,19 @@ class Tuned(nn.Module):
         self.reset(0)
         own = CoRIT(frozen or self.corit.tower, self.corit.settings) if self.frozen_blocks > 0 else None
         size, z, begun = BATCH[self._device.type], [], {}
-        for start in range(0, len(images), size):
-            batch = slice(start, min(start + size, len(images)))
-            z.append(self._prepare(images, batch, own, begun))
-            advance(batch.stop - start)
+        batches = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+
+        @torch.no_grad()
+        def run(batch: slice) -> Tensor:
+            features = self._prepare(images, batch, own, begun)
             give_back()
+            return features
+
+        lanes = Lanes(self._device.type)
+        found = chain(map(run, batches[:1]), on_lanes(run, batches[1:], lanes, min(lanes.count, len(batches) - 1)))
+        for batch, features in zip(batches, found, strict=True):  # the first makes room in ``begun``
+            z.append(features)
+            advance(batch.stop - batch.start)
         return Prepared(images, torch.cat(z), begun)
 
     def _prepare(self, images: Tensor, batch: slice, frozen: CoRIT | None, begun: dict[Any, Tensor]) -> Tensor:

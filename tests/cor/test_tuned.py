@@ -69,6 +69,23 @@ def made(tower: VisionTower, name: str, scope: str, windows: Tensor) -> tuple[Tu
     return tuned, tuned.prepare(windows)
 
 
+@pytest.mark.parametrize("scope", ["last:1", "lora:2", "all"])
+def test_what_is_prepared_two_batches_at_a_time_is_the_same(
+    scope: str, tower: VisionTower, windows: Tensor, two_threads: None
+) -> None:
+    told = []
+    tuned = Tuned(tower, SETTINGS["contrast"], parse_scope(scope))
+    found = tuned.prepare(windows, told.append)
+    torch.set_num_threads(1)
+    one = tuned.prepare(windows)
+    torch.set_num_threads(2)
+    assert told == [3, 3, 2] and found.begun.keys() == one.begun.keys()
+    assert not found.z.requires_grad
+    torch.testing.assert_close(found.z, one.z, **EXACT)
+    for key, value in one.begun.items():
+        torch.testing.assert_close(found.begun[key], value, **EXACT)
+
+
 @every_scope
 def test_another_shares_what_is_not_trained(scope: str, tower: VisionTower, windows: Tensor) -> None:
     tuned, prepared = made(tower, "contrast", scope, windows)

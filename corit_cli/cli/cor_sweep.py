@@ -147,17 +147,19 @@ def cor_sweep(
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
     images = load_samples(data or options.shipped_samples(), warn)
+    load = partial(load_backbone, backbone, activation, device)
     with working("loading the backbone"):
-        loaded = load_backbone(backbone, activation, device)
+        loaded = load()
     asked = "fp32" if ray and precision == "auto" else precision  # a cluster's machines may differ
     arithmetic = pick_precision(asked, device, loaded) if frozen else "fp32"
-    config = loaded.tower.config
+    config, digest = loaded.tower.config, loaded.sha256
     cut = replace(windows.over(CropConfig("native")), size=config.image_size, interpolation=config.interpolation)
     known = {"baseline": lambda: baseline(config.layers), "hri": corit.plain, "corit": lambda: corit}
     models = {name: known[name]() for name in names}
     problem = Problem(
-        images, loaded, cut, recipe, most=samples, seed=seed, device=device, warn=warn, precision=arithmetic
+        images, loaded, cut, recipe, samples, seed=seed, device=device, warn=warn, precision=arithmetic, load=load
     )
+    del loaded  # the problem's, to be let go
     for read in models.values() if not theory else ():
         problem.check(read, scope)
     if dry_run:
@@ -192,7 +194,7 @@ def cor_sweep(
         "optimization": asdict(recipe),
         "models": {name: asdict(read) for name, read in models.items()},
         "crops": asdict(cut),
-        "backbone": loaded.sha256,
+        "backbone": digest,
         "precision": arithmetic,
         "seed": seed,
         "data": problem.about,

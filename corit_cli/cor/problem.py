@@ -43,7 +43,8 @@ class Problem:
     """Images to train and to validate on, at most ``most`` of them, whole units on one side; none of other splits.
 
     Files that turn out to be unreadable are left out and told to ``warn``. ``precision``, fp32, bf16 or int8, is that
-    of the products of frozen blocks; what is trained is float32. Raises CoritError when a class is missing, or when
+    of the products of frozen blocks; what is trained is float32. With ``load``, which loads the backbone anew, it is
+    let go where blocks are tuned, once their frozen part was run. Raises CoritError when a class is missing, or when
     ``crops`` has windows of both kinds.
     """
 
@@ -58,18 +59,15 @@ class Problem:
         device: str = "cpu",
         warn: Callable[[str], None] = lambda _: None,
         precision: str = "fp32",
+        load: Callable[[], Backbone] | None = None,
     ) -> None:
         if crops.mode == "both":
             raise CoritError("a sweep reads one kind of window: --crop native|resize")
         self.precision = precision
         self.samples = [s for s in samples if s.split in LEARNED]
-        self.backbone, self.crops, self.optimization, self.device, self.warn = (
-            backbone,
-            crops,
-            optimization,
-            device,
-            warn,
-        )
+        self._backbone: Backbone | None = backbone
+        self._load = load
+        self.crops, self.optimization, self.device, self.warn = crops, optimization, device, warn
         self._units = units_of(self.samples, photographs=True)
         self._train, self._val = self._deal(most, seed)
         self._wanted = sorted(self._train + self._val)
@@ -77,6 +75,14 @@ class Problem:
 
     def __len__(self) -> int:
         return len(self._wanted)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded anew where it was let go."""
+        if self._backbone is None:
+            assert self._load is not None
+            self._backbone = self._load()
+        return self._backbone
 
     def _deal(self, most: int, seed: int) -> tuple[list[int], list[int]]:
         """Positions to train on and to validate on."""
@@ -189,6 +195,9 @@ class Problem:
             return HeadArm(name, self.features(settings, advance), self.split, self.optimization)
         tuned = Tuned(self.backbone.tower, settings, scope)
         prepared = tuned.prepare(self.windows, advance, lowered(self.backbone, self.precision))
+        tuned.let_go()
+        if self._load is not None:
+            self._backbone = None
         return TunedArm(name, tuned, prepared, self.split, self.optimization)
 
     def geometry(self, arm: HeadArm | TunedArm) -> Geometry:

@@ -84,6 +84,11 @@ class Tuned(nn.Module):
             advance(batch.stop - batch.start)
         return Prepared(images, torch.cat(z), begun)
 
+    def let_go(self) -> None:
+        """Be without the frozen blocks, which nothing that was prepared is run through again."""
+        for number in range(self.frozen_blocks):
+            self.corit.tower.blocks[number] = nn.Identity()
+
     def _prepare(self, images: Tensor, batch: slice, frozen: CoRIT | None, begun: dict[Any, Tensor]) -> Tensor:
         """Put a batch's streams into their places in ``begun``; return its features (b, F)."""
         state = self._begin(images[batch], frozen)

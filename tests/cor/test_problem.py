@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +57,30 @@ def test_heads_and_tuned_towers_read_the_same_features(samples: list[Sample]) ->
     arm = made.arm("tuned", READS, Scope("last", 1))
     z = arm.tuned(arm.prepared, torch.arange(len(made.used)))
     torch.testing.assert_close(made.features(READS), z.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_backbone_is_let_go_where_blocks_are_tuned_and_loaded_anew(samples: list[Sample]) -> None:
+    kept, loads = random_tower(), []
+
+    def load() -> Backbone:
+        loads.append(weakref.ref(tower := copy.deepcopy(kept)))
+        return Backbone(tower, "tiny", "0" * 64)
+
+    made = Problem(samples, load(), CROPS, Optimization(epochs=1), 40, load=load)
+    made.check(READS, Scope("last", 1))
+    first = made.arm("first", READS, Scope("last", 1))
+    assert len(loads) == 1 and loads[0]() is None  # the tower is gone, and what the arm has of it
+    assert not any(list(block.parameters()) for block in first.tuned.corit.tower.blocks[:2])
+    second = made.arm("second", READS, Scope("last", 1))
+    assert len(loads) == 2
+    wanted = [(0.05, 0, False)]
+    (run,), (again,) = first.run(wanted), second.run(wanted)
+    plain = problem(samples, most=40)
+    assert plain.backbone is plain.backbone
+    (other,) = replace(plain.arm("first", READS, Scope("last", 1)), optimization=Optimization(epochs=1)).run(wanted)
+    assert run == replace(again, model="first") == other
+    made.arm("head", READS, Scope("head"))
+    assert len(loads) == 3 and loads[2]() is not None  # heads are let to read on
 
 
 def test_an_unreadable_file_is_told_of_once_and_left_out_of_both(samples: list[Sample]) -> None:

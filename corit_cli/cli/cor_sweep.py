@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
-from rich.live import Live
 
-from corit_cli.cli import config_file, forecast, options, with_ray
-from corit_cli.cli.console import Bars, err, escape, live, print_json, warn, working
-from corit_cli.cli.cor_tables import runs_table, show_sweep, show_theory
+from corit_cli.cli import config_file, cor_runs, forecast, options, with_ray
+from corit_cli.cli.console import Bars, err, escape, print_json, warn, working
+from corit_cli.cli.cor_tables import show_sweep, show_theory
 from corit_cli.cli.options import Given, opt
 from corit_cli.cor.settings import BLOCKS, HEADS, Optimization
 from corit_cli.cor.settings import PANEL as TRAINED
@@ -28,9 +22,8 @@ from corit_cli.version import __version__
 
 if TYPE_CHECKING:
     from corit_cli.cor.arms import HeadArm, TunedArm
-    from corit_cli.cor.collapse import Criteria, Run
     from corit_cli.cor.problem import Problem
-    from corit_cli.cor.sweep import Arm, MakeArm, Sweep
+    from corit_cli.cor.sweep import Arm, MakeArm
     from corit_cli.model.scope import Scope
     from corit_cli.progress import Progress
 
@@ -170,7 +163,7 @@ def cor_sweep(
         kept = forecast.cache_file(None, scope.kind != "head")
         with forecast.foreseeing():
             cost, runs, more = foresee(problem, models, scope, radii, seeds, kept)
-        written = forecast.outputs(plot=plot, runs=resume or kept_runs(), features=kept)
+        written = forecast.outputs(plot=plot, runs=resume or cor_runs.kept(), features=kept)
         return forecast.of_sweep(len(problem), len(images), cost, runs, more, written).show()
     if theory:
         return _theory(problem, seeds, plot, as_json)
@@ -204,7 +197,7 @@ def cor_sweep(
     shown = windows.over(CropConfig("native"))
     configuration = config_file.complete(ctx, optimization=recipe, reads=corit, windows=shown)
     with with_ray.arms_on(arms, ray, num_cpus) as trained:
-        found, folder = _run(
+        found, folder = cor_runs.run(
             trained,
             radii,
             seeds=range(seeds),
@@ -240,78 +233,6 @@ def _made(arm: Arm, progress: Progress) -> Arm:
 def _title(scope: Scope, o: Optimization) -> str:
     what = "a head on frozen features" if scope.kind == "head" else f"{scope} tuned with a head"
     return f"{what}, {o.optimizer}, lr {o.lr:g}, {o.epochs} epochs of batches of {o.batch_size}"
-
-
-def kept_runs() -> Path:
-    """Where sweeps are kept, each in a folder of its own, unless --resume names one."""
-    from corit_cli.features.cache import default_cache_path
-
-    return default_cache_path().parent / "cor-sweep"
-
-
-@contextmanager
-def _live(tests: Criteria) -> Iterator[tuple[Bars, Callable[[Run], None]]]:
-    """Bars below a table of runs by model and radius, where that can be drawn; else one line a run."""
-    bars, runs = Bars(), []
-
-    def picture() -> Group:
-        return Group(runs_table(runs, tests), bars.bars)
-
-    def say(run: Run) -> None:
-        control = ", shuffled" if run.shuffled else ""
-        which = f"{run.model}, radius {run.rho:g}{control}, seed {run.seed}"
-        said = f"{which}: loss {run.loss:.3f}, AUC {run.auc:.3f}, {tests.outcome(run)}"
-        err.print(said, soft_wrap=True)
-
-    def show(run: Run) -> None:
-        runs.append(run)
-        display.update(picture())
-
-    if live():
-        with Live(picture(), console=err, refresh_per_second=2, transient=True) as display:
-            yield bars, show
-    else:
-        with bars:
-            yield bars, say
-
-
-def _run(
-    arms: Mapping[str, MakeArm],
-    radii: Sequence[float],
-    seeds: Sequence[int],
-    tests: Criteria,
-    about: dict[str, Any],
-    configuration: dict[str, Any],
-    resume: Path | None,
-    extend: bool,
-    plot: Path | None,
-    title: str,
-) -> tuple[Sweep, Path]:
-    """The sweep, kept in a folder as it goes; interrupted, it leaves the plot of what there is."""
-    from corit_cli.cor.sweep import Journal, summary, sweep
-    from corit_cli.report.cor_plot import cor_plot
-
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    folder = resume or kept_runs() / key
-    record = config_file.own(folder / config_file.NAME)
-    journal = Journal(folder, about)
-    config_file.save(record, "cor-sweep", configuration)
-    try:
-        with _live(tests) as (bars, tell):
-            found = sweep(arms, radii, list(seeds), tests, journal, extend=extend, progress=bars, tell=tell)
-    except KeyboardInterrupt:
-        err.print(
-            f"{len(journal.runs)} finished runs are kept in {escape(str(folder))}: run the same again to go on",
-            soft_wrap=True,
-        )
-        so_far, picture = summary(journal.runs.values(), tests), plot or folder / "partial.png"
-        if so_far.found:
-            cor_plot(so_far, picture, title)
-            err.print(f"partial plot: {escape(str(picture))}", soft_wrap=True)
-        raise
-    if plot is not None:
-        cor_plot(found, plot, title)
-    return found, folder
 
 
 def _theory(problem: Problem, seeds: int, plot: Path | None, as_json: bool) -> None:

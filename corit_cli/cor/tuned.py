@@ -68,7 +68,7 @@ class Tuned(nn.Module):
         """
         self.reset(0)
         own = CoRIT(frozen or self.corit.tower, self.corit.settings) if self.frozen_blocks > 0 else None
-        size, z, begun = BATCH[self._device.type], [], {}
+        size, z, begun = max(1, BATCH[self._device.type] // (1 + len(self.corit.views))), [], {}  # views count, too
         batches = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
         @torch.no_grad()

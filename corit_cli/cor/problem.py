@@ -14,6 +14,7 @@ from torch import Tensor
 from corit_cli.cor.arms import HeadArm, Split, TunedArm
 from corit_cli.cor.collapse import Criteria
 from corit_cli.cor.curvature import Geometry, geometry
+from corit_cli.cor.memory import give_back
 from corit_cli.cor.settings import Optimization
 from corit_cli.cor.tuned import Tuned
 from corit_cli.data.images import read_image
@@ -198,6 +199,7 @@ class Problem:
         tuned.let_go()
         if self._load is not None:
             self._backbone = None
+            give_back()
         return TunedArm(name, tuned, prepared, self.split, self.optimization)
 
     def geometry(self, arm: HeadArm | TunedArm) -> Geometry:

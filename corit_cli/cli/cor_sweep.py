@@ -140,9 +140,9 @@ def cor_sweep(
         raise CoritError("--ray trains the runs of a sweep on CPUs: leave out --theory and --device cuda")
     device = pick_device("cpu" if ray else device)
     images = load_samples(data or options.shipped_samples(), warn)
-    load = partial(load_backbone, backbone, activation, device)
     with working("loading the backbone"):
-        loaded = load()
+        loaded = load_backbone(backbone, activation, device)
+    load = partial(load_backbone, loaded.name, activation, device)  # a name on the Hub has its revision by now
     asked = "fp32" if ray and precision == "auto" else precision  # a cluster's machines may differ
     arithmetic = pick_precision(asked, device, loaded) if frozen else "fp32"
     config, digest = loaded.tower.config, loaded.sha256

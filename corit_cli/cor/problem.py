@@ -45,8 +45,8 @@ class Problem:
 
     Files that turn out to be unreadable are left out and told to ``warn``. ``precision``, fp32, bf16 or int8, is that
     of the products of frozen blocks; what is trained is float32. With ``load``, which loads the backbone anew, it is
-    let go where blocks are tuned, once their frozen part was run. Raises CoritError when a class is missing, or when
-    ``crops`` has windows of both kinds.
+    let go where the last blocks are tuned, once images were run through the others. Raises CoritError when a class is
+    missing, or when ``crops`` has windows of both kinds.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Problem:
         self.precision = precision
         self.samples = [s for s in samples if s.split in LEARNED]
         self._backbone: Backbone | None = backbone
-        self._load = load
+        self._sha256, self._load = backbone.sha256, load
         self.crops, self.optimization, self.device, self.warn = crops, optimization, device, warn
         self._units = units_of(self.samples, photographs=True)
         self._train, self._val = self._deal(most, seed)
@@ -79,10 +79,13 @@ class Problem:
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone, loaded anew where it was let go."""
+        """The backbone, loaded anew where it was let go. Raises CoritError where that gives other weights."""
         if self._backbone is None:
             assert self._load is not None
-            self._backbone = self._load()
+            backbone = self._load()
+            if backbone.sha256 != self._sha256:
+                raise CoritError(f"the backbone {backbone.name} has other weights than when the sweep began")
+            self._backbone = backbone
         return self._backbone
 
     def _deal(self, most: int, seed: int) -> tuple[list[int], list[int]]:
@@ -197,7 +200,7 @@ class Problem:
         tuned = Tuned(self.backbone.tower, settings, scope)
         prepared = tuned.prepare(self.windows, advance, lowered(self.backbone, self.precision))
         tuned.let_go()
-        if self._load is not None:
+        if self._load is not None and tuned.frozen_blocks > 0:  # else the arm has most of it itself
             self._backbone = None
             give_back()
         return TunedArm(name, tuned, prepared, self.split, self.optimization)

@@ -68,7 +68,7 @@ class Tuned(nn.Module):
         """
         self.reset(0)
         own = CoRIT(frozen or self.corit.tower, self.corit.settings) if self.frozen_blocks > 0 else None
-        size, z, begun = max(1, BATCH[self._device.type] // (1 + len(self.corit.views))), [], {}  # views count, too
+        z, begun, size = [], {}, self.batch
         batches = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
         @torch.no_grad()
@@ -85,9 +85,11 @@ class Tuned(nn.Module):
         return Prepared(images, torch.cat(z), begun)
 
     def let_go(self) -> None:
-        """Be without the frozen blocks, which nothing that was prepared is run through again."""
-        for number in range(self.frozen_blocks):
-            self.corit.tower.blocks[number] = nn.Identity()
+        """Be without the blocks that nothing prepared is run through: the frozen ones, and those past the deepest that
+        is read. Nothing else can be prepared afterwards."""
+        for number in range(len(self.corit.tower.blocks)):
+            if not self.frozen_blocks <= number < self.corit.end:
+                self.corit.tower.blocks[number] = nn.Identity()
 
     def _prepare(self, images: Tensor, batch: slice, frozen: CoRIT | None, begun: dict[Any, Tensor]) -> Tensor:
         """Put a batch's streams into their places in ``begun``; return its features (b, F)."""
@@ -112,6 +114,11 @@ class Tuned(nn.Module):
     def _end(self, state: State) -> Tensor:
         """Features (b, F) from there on."""
         return self.corit.read(self.corit.run(state, self.corit.end)).z
+
+    @property
+    def batch(self) -> int:
+        """Images in one pass where no gradient is taken; their views count, too."""
+        return max(1, BATCH[self._device.type] // (1 + len(self.corit.views)))
 
     @property
     def _device(self) -> torch.device:
@@ -212,7 +219,7 @@ def read(tuned: Tuned, prepared: Prepared, indices: Tensor, stop: Stop = never) 
     """Features (n, F) of the images ``indices`` at the present weights. Raises CancelledError where, between two
     batches, ``stop`` says so."""
     z = []
-    for batch in indices.split(BATCH[tuned._device.type]):
+    for batch in indices.split(tuned.batch):
         if stop():
             raise CancelledError
         z.append(tuned(prepared, batch))

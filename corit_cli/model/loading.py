@@ -127,7 +127,8 @@ def dequantise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith(".scale"):
             continue
         scale = state.get(f"{name}.scale")
-        out[name] = value if scale is None else value.float().mul_(scale[:, None])
+        # Cloned: one tensor of a file keeps all of it in memory.
+        out[name] = value.clone() if scale is None else value.float().mul_(scale[:, None])
     return out
 
 

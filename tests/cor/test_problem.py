@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -60,27 +59,37 @@ def test_heads_and_tuned_towers_read_the_same_features(samples: list[Sample]) ->
 
 
 def test_a_backbone_is_let_go_where_blocks_are_tuned_and_loaded_anew(samples: list[Sample]) -> None:
-    kept, loads = random_tower(), []
+    loads = []
 
     def load() -> Backbone:
-        loads.append(weakref.ref(tower := copy.deepcopy(kept)))
+        loads.append(weakref.ref(tower := random_tower()))
         return Backbone(tower, "tiny", "0" * 64)
 
     made = Problem(samples, load(), CROPS, Optimization(epochs=1), 40, load=load)
     made.check(READS, Scope("last", 1))
     first = made.arm("first", READS, Scope("last", 1))
     assert len(loads) == 1 and loads[0]() is None  # the tower is gone, and what the arm has of it
-    assert not any(list(block.parameters()) for block in first.tuned.corit.tower.blocks[:2])
+    assert [bool(list(b.parameters())) for b in first.tuned.corit.tower.blocks] == [False, False, True, False]
     second = made.arm("second", READS, Scope("last", 1))
     assert len(loads) == 2
     wanted = [(0.05, 0, False)]
     (run,), (again,) = first.run(wanted), second.run(wanted)
     plain = problem(samples, most=40)
-    assert plain.backbone is plain.backbone
+    kept = plain.backbone
     (other,) = replace(plain.arm("first", READS, Scope("last", 1)), optimization=Optimization(epochs=1)).run(wanted)
     assert run == replace(again, model="first") == other
+    assert plain.backbone is kept  # which it could not load anew
+    made.arm("ln", READS, Scope("ln"))
     made.arm("head", READS, Scope("head"))
-    assert len(loads) == 3 and loads[2]() is not None  # heads are let to read on
+    assert len(loads) == 3 and loads[2]() is not None  # both go on with all of it
+
+
+def test_other_weights_are_not_gone_on_with(samples: list[Sample]) -> None:
+    towers = [Backbone(random_tower(), "tiny", "0" * 64), Backbone(random_tower(), "tiny", "1" * 64)]
+    made = Problem(samples, towers[0], CROPS, Optimization(epochs=1), 40, load=lambda: towers[1])
+    made.arm("first", READS, Scope("last", 1))
+    with pytest.raises(CoritError, match="the backbone tiny has other weights than when the sweep began"):
+        made.arm("second", READS, Scope("last", 1))
 
 
 def test_an_unreadable_file_is_told_of_once_and_left_out_of_both(samples: list[Sample]) -> None:

@@ -51,7 +51,7 @@ every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.BATCH, "cpu", 3)
+    monkeypatch.setitem(module.BATCH, "cpu", 6)  # of three images, and a view of each
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,8 @@ def made(tower: VisionTower, name: str, scope: str, windows: Tensor) -> tuple[Tu
 
 @pytest.mark.parametrize("scope", ["last:1", "lora:2", "all"])
 def test_what_is_prepared_two_batches_at_a_time_is_the_same(
-    scope: str, tower: VisionTower, windows: Tensor, two_threads: None, monkeypatch: pytest.MonkeyPatch
+    scope: str, tower: VisionTower, windows: Tensor, two_threads: None
 ) -> None:
-    monkeypatch.setitem(module.BATCH, "cpu", 6)  # of these three images, and their views
     told = []
     tuned = Tuned(tower, SETTINGS["contrast"], parse_scope(scope))
     found = tuned.prepare(windows, told.append)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from corit_cli.cli import cor_sweep as command
 from corit_cli.cli.app import Commands
+from corit_cli.model import loading
 from tests.cli.conftest import one_line_error
 from tests.conftest import CORIT
 
@@ -53,6 +55,22 @@ def test_it_says_what_was_trained_and_what_was_found(sweep, tmp_path: Path, tune
         assert words in result.stdout
     assert ("local COR" in result.stdout) == (tune == "head")
     assert (tmp_path / "cor.png").stat().st_size > 10_000
+
+
+def test_no_frozen_block_is_kept_while_others_are_trained(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    towers: list[weakref.ref] = []
+    alive = []
+
+    def load(*how: object) -> loading.Backbone:
+        alive.append([tower() is not None for tower in towers])
+        found = load_backbone(*how)
+        towers.append(weakref.ref(found.tower))
+        return found
+
+    load_backbone = loading.load_backbone
+    monkeypatch.setattr(loading, "load_backbone", load)
+    assert sweep(*QUICK, "--tune", "last:1").exit_code == 0
+    assert alive == [[], [False]]  # one model after the other, each with a backbone of its own
 
 
 def test_the_same_command_gives_the_same_bytes_from_kept_runs(sweep, tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ FORMAT = 4
 READABLE = (2, 3, FORMAT)
 #: The files of a checkpoint, which are all that is fetched from the Hub.
 FILES = ("config.json", "model.safetensors")
+#: What reading a checkpoint whose ``config.json`` is damaged raises, or whose tensors are, or are of another.
+WRONG_CONFIG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, CoritError)
+WRONG_TENSORS = (SafetensorError, RuntimeError, OSError)
 #: Before the names of the tower's tuned tensors in ``model.safetensors``, and of the localizer's.
 TOWER, LOCALIZER = "tower.", "localizer."
 
@@ -123,7 +126,7 @@ class Checkpoint:
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
         """Write to ``folder``, all or nothing; other files in it stay. Raises CoritError when it exists and
-        ``overwrite`` is not given."""
+        ``overwrite`` is not given, and where :meth:`load` would refuse what is written."""
         if folder.exists() and not overwrite:
             raise CoritError(f"{folder} already exists: choose another --out, or give --overwrite")
         config = {
@@ -155,6 +158,10 @@ class Checkpoint:
         # Landmarks are most of a head's bytes, and were rounded when they were chosen.
         tensors = {k: (v.half() if k.endswith(".landmarks") else v).contiguous() for k, v in self.tensors.items()}
         text = json.dumps(config, indent=2) + "\n"
+        try:
+            self._of(json.loads(text), dict(tensors))
+        except (*WRONG_CONFIG, *WRONG_TENSORS) as error:
+            raise CoritError(f"this detector is not saved, for it could not be read again ({_what(error)})") from None
         folder.mkdir(parents=True, exist_ok=True)
         write_together(
             {
@@ -176,7 +183,6 @@ class Checkpoint:
         return replace(cls.load(found.folder), origin=found.name)
 
     @classmethod
-    @undisturbed()
     def load(cls, folder: Path) -> Checkpoint:
         """Read a checkpoint. Raises CoritError when it is missing, damaged, or of another format."""
         if not folder.is_dir():
@@ -196,15 +202,16 @@ class Checkpoint:
             )
         try:
             return cls._of(config, load_file(folder / "model.safetensors"))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, CoritError) as error:
+        except WRONG_CONFIG as error:
             raise _damaged(folder, error) from None
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except WRONG_TENSORS as error:
             reason = str(error).splitlines()[0]
             raise CoritError(f"{folder}/model.safetensors does not fit its config.json ({reason})") from None
 
     @classmethod
+    @undisturbed()
     def _of(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
-        """From the contents of both files; may raise all that ``load`` catches."""
+        """From the contents of both files; may raise all that is ``WRONG_CONFIG`` or ``WRONG_TENSORS``."""
         backbone = sound.table("backbone", config["backbone"])
         for name in ("name", "sha256", *backbone):
             sound.check(f"backbone.{name}", backbone[name], isinstance(backbone[name], str))
@@ -255,8 +262,11 @@ def _calibration(called: str, about: Mapping[str, Any]) -> Calibration:
 
 
 def _damaged(folder: Path, error: Exception) -> CoritError:
-    what = str(error) if isinstance(error, CoritError) else f"{type(error).__name__}: {error}"
-    return CoritError(f"{folder}/config.json is damaged ({printable(what)})")
+    return CoritError(f"{folder}/config.json is damaged ({_what(error)})")
+
+
+def _what(error: Exception) -> str:
+    return printable(str(error) if isinstance(error, CoritError) else f"{type(error).__name__}: {error}")
 
 
 def _shape(head: Head) -> dict[str, int]:

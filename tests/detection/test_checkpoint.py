@@ -68,9 +68,9 @@ def test_what_tells_degraded_pictures_is_saved_with_the_head(tmp_path: Path) -> 
         with pytest.raises(CoritError, match=message):
             Checkpoint.load(tmp_path / "det")
     saved.head = FusedHead(dict(plain.head.heads), Head(13))
-    saved.save(tmp_path / "det", overwrite=True)
-    with pytest.raises(CoritError, match="more than there is"):
-        Checkpoint.load(tmp_path / "det")
+    with pytest.raises(CoritError, match=r"not saved, .*more than there is"):
+        saved.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     # One from before there was any has none.
     plain.save(tmp_path / "plain")
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
@@ -438,8 +438,12 @@ def test_weights_that_are_no_numbers_are_refused(name: str, value: float, tmp_pa
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e-30])
 def test_features_without_a_spread_are_refused(value: float, tmp_path: Path) -> None:
     saved = checkpoint()
-    saved.head.heads.hri.scale[0] = value
     saved.save(tmp_path / "det")
+    tensors = load_file(tmp_path / "det" / "model.safetensors")
+    tensors["heads.hri.scale"][0] = saved.head.heads.hri.scale[0] = value
+    with pytest.raises(CoritError, match=r"not saved, .*heads\.hri\.scale"):
+        saved.save(tmp_path / "other")
+    save_file(tensors, tmp_path / "det" / "model.safetensors")
     with pytest.raises(CoritError, match=r"heads\.hri\.scale"):
         Checkpoint.load(tmp_path / "det")
 

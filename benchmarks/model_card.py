@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from corit_cli import metrics
 from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.splits import units_of
-from corit_cli.detection.calibration import strict_threshold
+from corit_cli.detection.calibration import Thresholds, strict_threshold
 from corit_cli.detection.detector import Detector
 from corit_cli.evaluation.groups import MINIMUM
 from corit_cli.evaluation.protocols import recipe_of
@@ -67,12 +68,13 @@ def line(name: str, labels: np.ndarray, probabilities: np.ndarray, verdicts: np.
 @dataclass(frozen=True)
 class Judged:
     """Images, as they are or degraded, with logits (n,) by heads that never saw their source, and what they are called
-    (n,) by thresholds that were fitted to the other folds."""
+    (n,) by thresholds that were fitted to the other folds: those ``without`` each."""
 
     samples: list[Sample]
     logits: np.ndarray
     touched: np.ndarray
     called: np.ndarray
+    without: list[Thresholds]
 
     @property
     def labels(self) -> np.ndarray:
@@ -85,7 +87,8 @@ class Judged:
     def where(self, mask: np.ndarray) -> Judged:
         """Some of them, by a mask (n,)."""
         numbers = np.flatnonzero(mask)
-        return Judged([self.samples[i] for i in numbers], self.logits[mask], self.touched[mask], self.called[mask])
+        kept = (of[mask] for of in (self.logits, self.touched, self.called))
+        return Judged([self.samples[i] for i in numbers], *kept, self.without)
 
 
 def judge(
@@ -108,7 +111,7 @@ def judge(
         labels, folds, touched = (of[seen] for of in (found.labels, found.folds, found.touched))
         sources, units = [s.source for s in some], units_of(some)
         point = OperatingPoint.fit(logits[seen], labels, sources, units, folds, touched, targets)
-        return Judged(some, logits[seen].numpy(), touched.numpy(), point.called())
+        return Judged(some, logits[seen].numpy(), touched.numpy(), point.called(), list(point.without.values()))
 
     told = None if detector.head.degradation is None else detector.head.degraded(found.logits).numpy()
     faces = None if detector.checkpoint.faces is None else judged(*detector.extractor.face_readings)
@@ -126,6 +129,22 @@ def verdict_table(title: str, judged: Judged) -> None:
             for verdict in ("real", "uncertain", "fake")
         )
         print(f"| {kind} images ({own.sum()}) | {' | '.join(shares)} |")
+    wrong = []
+    for label, verdict in ((0, "fake"), (1, "real")):
+        there = Counter(judged.sources[judged.labels == label])
+        called = Counter(judged.sources[(judged.labels == label) & (said == verdict)])
+        for source, count in called.most_common(1):
+            most = f"of one source at most {count} (of the {there[source]} of {source})"
+            wrong.append(f"{verdict}: {called.total()}, {most}")
+    if wrong:
+        print(f"\nWrongly called {'; wrongly called '.join(wrong)}.")
+
+
+def thresholds_apart(judged: Judged) -> str:
+    """Within what the thresholds lie that were fitted without one of the folds each."""
+    fake, real = ([getattr(t, side) for t in judged.without] for side in ("fake", "real"))
+    from_, up_to = (f"{min(values):.3f} to {max(values):.3f}" for values in (fake, real))
+    return f"without one fold of sources each from {from_}, and up to {up_to}"
 
 
 def operating_points(detector: Detector, judged: Judged, kinds: dict[Path, str]) -> None:
@@ -173,7 +192,8 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     labels, sources = plain.labels, plain.sources
     probabilities = checkpoint.calibration(torch.from_numpy(plain.logits)).double().numpy().round(6)
     verdicts = plain.called
-    print(f"\nFake from {t.fake:.3f} (--strict: {t.strict:.3f}), real up to {t.real:.3f}, uncertain between:\n")
+    print(f"\nFake from {t.fake:.3f} (--strict: {t.strict:.3f}), real up to {t.real:.3f}, uncertain between;")
+    print(f"{thresholds_apart(plain)}:\n")
     print("| source | real / fake | AUC [95%] | AP | right at 0.5 | real called fake | fake called fake | uncertain |")
     print("|---|---|---|---|---|---|---|---|")
     small = np.ones(len(labels), bool)
@@ -197,7 +217,8 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         verdict_table(title, judged.where(state))
     if checkpoint.faces is not None and faces is not None:
         at = checkpoint.faces.thresholds
-        print(f"\nFaces: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f}.")
+        print(f"\nFaces: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f};")
+        print(f"{thresholds_apart(faces)}.")
         for title, state in (("largest face, as it is", ~faces.touched), ("in degraded copies", faces.touched)):
             verdict_table(title, faces.where(state))
     operating_points(detector, plain, kinds_of(manifest))

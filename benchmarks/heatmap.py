@@ -56,7 +56,7 @@ def without_a_head(extractor: Extractor, image: Image.Image) -> Maps:
         state, norms = corit.start(pixels), []
         for layer in range(1, max(corit.settings.cgp)):  # deeper down a contrast has its class token only
             state = corit.run(state, layer)
-            contrast = cgp.contrast(state.x, state.views.unflatten(0, (-1, 1))).mean(0)  # (1, N, d)
+            contrast = cgp.contrast(state.streams[:1], state.streams[1:].unflatten(0, (-1, 1))).mean(0)  # (1, N, d)
             norms.append(contrast[0, 1:].norm(dim=-1))  # (P,)
         here = np.s_[row : row + grid, column : column + grid]
         total[here] += torch.stack(norms).mean(0).view(grid, grid).numpy()

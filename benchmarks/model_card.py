@@ -141,10 +141,10 @@ def verdict_table(title: str, judged: Judged) -> None:
 
 
 def thresholds_apart(judged: Judged) -> str:
-    """Within what the thresholds lie that were fitted without one of the folds each."""
+    """A sentence on those that were fitted without one of the folds each."""
     fake, real = ([getattr(t, side) for t in judged.without] for side in ("fake", "real"))
-    from_, up_to = (f"{min(values):.3f} to {max(values):.3f}" for values in (fake, real))
-    return f"without one fold of sources each from {from_}, and up to {up_to}"
+    each = (f"between {min(s):.3f} and {max(s):.3f} ({kind})" for s, kind in ((fake, "fake"), (real, "real")))
+    return f"Thresholds fitted without one fold of sources lie {' and '.join(each)}."
 
 
 def operating_points(detector: Detector, judged: Judged, kinds: dict[Path, str]) -> None:
@@ -192,8 +192,8 @@ def main(manifest: Path, cache: FeatureCache) -> None:
     labels, sources = plain.labels, plain.sources
     probabilities = checkpoint.calibration(torch.from_numpy(plain.logits)).double().numpy().round(6)
     verdicts = plain.called
-    print(f"\nFake from {t.fake:.3f} (--strict: {t.strict:.3f}), real up to {t.real:.3f}, uncertain between;")
-    print(f"{thresholds_apart(plain)}:\n")
+    print(f"\nFake from {t.fake:.3f} (--strict: {t.strict:.3f}), real up to {t.real:.3f}, uncertain between.")
+    print(f"{thresholds_apart(plain)}\n")
     print("| source | real / fake | AUC [95%] | AP | right at 0.5 | real called fake | fake called fake | uncertain |")
     print("|---|---|---|---|---|---|---|---|")
     small = np.ones(len(labels), bool)
@@ -217,8 +217,8 @@ def main(manifest: Path, cache: FeatureCache) -> None:
         verdict_table(title, judged.where(state))
     if checkpoint.faces is not None and faces is not None:
         at = checkpoint.faces.thresholds
-        print(f"\nFaces: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f};")
-        print(f"{thresholds_apart(faces)}.")
+        print(f"\nFaces: fake from {at.fake:.3f} (--strict: {at.strict:.3f}), real up to {at.real:.3f}.")
+        print(thresholds_apart(faces))
         for title, state in (("largest face, as it is", ~faces.touched), ("in degraded copies", faces.touched)):
             verdict_table(title, faces.where(state))
     operating_points(detector, plain, kinds_of(manifest))

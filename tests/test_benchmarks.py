@@ -1,9 +1,10 @@
-"""Benchmarks are run by hand, so that nothing else would tell that one of them no longer fits the package."""
+"""Benchmarks are run by hand, so that nothing else would tell that one of them no longer fits the package. Their
+imports are held against it here, and those maps of heatmap.py that no other code draws."""
 
 from __future__ import annotations
 
+import ast
 import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +22,27 @@ from tests.conftest import photograph, random_tower
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def as_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+def imports(path: Path) -> list[tuple[str, str | None]]:
+    """The modules of the package that a file imports, anywhere in it, each with a name that it takes from there."""
+    found: list[tuple[str, str | None]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found += [(node.module or "", alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+    return [(module, name) for module, name in found if module.split(".")[0] == "corit_cli"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_of_the_package_is_there(path: Path) -> None:
+    for module, name in imports(path):
+        found = importlib.import_module(module)
+        if name is not None and not hasattr(found, name):
+            importlib.import_module(f"{module}.{name}")
+
+
+def test_maps_without_a_head_are_of_contrasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.setattr(sys, "argv", ["benchmark"])
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
-def test_everything_that_a_benchmark_imports_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    try:
-        assert importlib.import_module(name).__doc__
-    except ModuleNotFoundError as error:
-        assert error.name and not error.name.startswith("corit_cli") and not (FOLDER / f"{error.name}.py").exists()
-        pytest.skip(f"{error.name} is not installed")
-
-
-def test_maps_without_a_head_are_of_contrasts() -> None:
     settings = CoRITSettings(("blur:1.0", "blur:2.0"), cgp=(2, 3), integrate=(2, 3))
     extractor = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CropConfig("native", 32, 1))
     corit, image = extractor.readers[-1].corit, photograph(3, (32, 32))
@@ -52,4 +57,5 @@ def test_maps_without_a_head_are_of_contrasts() -> None:
             norms.append(cgp.contrast(tokens[0], torch.stack(tokens[1:])).mean(0)[0, 1:].norm(dim=-1))  # (P,)
     expected = smooth(torch.stack(norms).mean(0).view(4, 4).numpy(), np.ones((4, 4), bool))
     np.testing.assert_allclose(found["contrast's norm"], expected, rtol=1e-4)
-    assert set(found) == {"contrast's norm", "its distance from the median"}
+    away = np.abs(expected - np.median(expected))
+    np.testing.assert_allclose(found["its distance from the median"], away, rtol=1e-3, atol=1e-6)

@@ -25,11 +25,13 @@ MADE = ["config.json", "log.csv", "model.safetensors", "run.toml", "validation.p
 
 
 def test_train_then_detect(corit, dataset: Path, tmp_path: Path) -> None:
+    for path in sorted(dataset.rglob("*.png"))[::2]:  # half of each source and class is enough
+        path.unlink()
     detector = tmp_path / "detector"
     arguments = ["train", dataset, "--out", detector, "--crop", "native", "--folds", 3, "--no-probe"]
     first = corit(*arguments)
     assert first.returncode == 0, first.stderr
-    for words in ("On the validation images", "All images: 6 real, 6 fake", "equal error rate", "Verdicts: fake from"):
+    for words in ("On the validation images", "All images: 3 real, 3 fake", "equal error rate", "Verdicts: fake from"):
         assert words in first.stdout
     assert "Beside" not in first.stdout and first.stderr.count("head: loss ") == 1
     with Image.open(detector / "validation.png") as plot:

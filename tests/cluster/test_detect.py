@@ -203,27 +203,21 @@ def models(raylets: set[int]) -> Iterator[int]:
 def test_killed_with_all_its_cluster_it_is_gone_on_with(
     detector: Detector, archive: Path, tmp_path: Path, environment: dict[str, str], expected: dict
 ) -> None:
-    """The command itself, with a Ray of its own; and the output at a URL."""
+    """The command itself, with a Ray of its own; and the output at a URL. More files are there the second time."""
     detector.checkpoint.save(tmp_path / "saved")
-    out = tmp_path / "out"
-    command = [
-        str(CORIT),
-        "detect",
-        "*.png",
-        "-c",
-        str(tmp_path / "saved"),
-        "--out",
-        f"file://{out}",
-        "--resume",
-        "--ray",
-    ]
-    how = {"cwd": archive, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    files, out = tmp_path / "files", tmp_path / "out"
+    shutil.copytree(archive, files, ignore=lambda *_: [f"{i:03}.png" for i in range(20, FILES)])
+    command = [str(CORIT), "detect", "*.png", "-c", str(tmp_path / "saved"), "--out", f"file://{out}", "--resume"]
+    command += ["--ray", "--num-cpus", "1.5"]  # on two, one worker: each takes seconds to start
+    how = {"cwd": files, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(command, start_new_session=True, **how)
     deadline = time.monotonic() + 120
     while not list(out.glob("parts/*.parquet")) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
+    assert len(every_row(Parts(str(out)))) == 20
+    shutil.copytree(archive, files, dirs_exist_ok=True)
     done = subprocess.run(command, timeout=300, **how)
     assert done.returncode == 1, done.stderr
     rows = {row["path"]: row for row in every_row(Parts(str(out)))}

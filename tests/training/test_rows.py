@@ -260,7 +260,7 @@ def test_a_reading_that_one_class_lacks_is_missing(dataset: Path) -> None:
 
 
 def test_a_further_head_tells_degraded_copies(dataset: Path) -> None:
-    samples = load_samples(dataset)
+    samples, keen = load_samples(dataset), replace(QUICK, lr=0.5)
     rows = plan(samples, range(len(samples)), Recipe(degrade=("jpeg",), forge=("face_blend",)))
     torch.manual_seed(0)
     z = torch.randn(len(rows), 12)
@@ -269,27 +269,27 @@ def test_a_further_head_tells_degraded_copies(dataset: Path) -> None:
     z[:, 8:] = float("nan")
     z[::2, 8:] = torch.randn(len(z[::2]), 4)  # faces, in some
     data = TrainingSet.of(samples, rows, z, {"hri": 8, "face": 4})
-    head = data.fit(QUICK)
+    head = data.fit(keen)
     assert head.degradation.features == 8
     told = head.degraded(head.each(z))
     assert told[copies].min() > 0.5 > told[~copies].max()
     # Sources held out are told by a head that never saw them, and each kind of picture is joined by itself.
     folds = [[i for i, s in enumerate(samples) if s.source == name] for name in ("source0", "source1")]
-    whole, found = data.cross_fit(folds, QUICK)
+    whole, found = data.cross_fit(folds, keen)
     assert found.logits.shape[1] == 3 and found.fused().isfinite().all()
     assert (found.logits[found.touched, -1] > 0).all() and (found.logits[~found.touched, -1] < 0).all()
     assert not torch.equal(whole.weights, whole.degraded_weights)
     # Without copies, or where it was not asked for, there is none.
-    assert data.fit(replace(QUICK, degradation_aware=False)).degradation is None
-    assert data.chosen(~copies).fit(QUICK).degradation is None
+    assert data.fit(replace(keen, degradation_aware=False)).degradation is None
+    assert data.chosen(~copies).fit(keen).degradation is None
     for aware, width in ((True, 8), (False, 0)):
-        heads = replace(QUICK, degradation_aware=aware).fitted(data.readings, Recipe(degrade=("jpeg",)))
+        heads = replace(keen, degradation_aware=aware).fitted(data.readings, Recipe(degrade=("jpeg",)))
         assert heads.get("degradation", 0) == width
-    assert set(QUICK.fitted(data.readings, Recipe())) == {"hri", "face"}
+    assert set(keen.fitted(data.readings, Recipe())) == {"hri", "face"}
     # Nor where only copies of one class were held out, or files are scored as they are alone.
     one_class = ~copies | (data.labels == 0)
-    assert data.chosen(one_class).fit(QUICK).degradation is None
+    assert data.chosen(one_class).fit(keen).degradation is None
     encoded = Recipe(degrade=("jpeg",), match_codec=(70, 90))
     rows = plan(samples, range(len(samples)), encoded)
     data = TrainingSet.of(samples, rows, torch.randn(len(rows), 8), {"hri": 8})
-    assert data.fit(QUICK).degradation is None and set(QUICK.fitted(data.readings, encoded)) == {"hri"}
+    assert data.fit(keen).degradation is None and set(keen.fitted(data.readings, encoded)) == {"hri"}

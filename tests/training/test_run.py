@@ -25,7 +25,7 @@ from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import OneFace, Told, photograph, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2, 3), inject_at=(), integrate=(2, 3))
-QUICK = TrainSettings(epochs=40, batch_size=12, folds=3)
+QUICK = TrainSettings(epochs=40, batch_size=48, folds=3)
 
 
 def extractor(settings: CoRITSettings = SETTINGS) -> Extractor:

@@ -212,15 +212,15 @@ def test_killed_with_all_its_cluster_it_is_gone_on_with(
     how = {"cwd": files, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(command, start_new_session=True, **how)
     deadline = time.monotonic() + 120
-    while not list(out.glob("parts/*.parquet")) and first.poll() is None and time.monotonic() < deadline:
+    while not (parts := Parts(str(out))).names() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    assert len(every_row(Parts(str(out)))) == 20
+    assert len(every_row(parts)) == 20
     shutil.copytree(archive, files, dirs_exist_ok=True)
     done = subprocess.run(command, timeout=300, **how)
     assert done.returncode == 1, done.stderr
-    rows = {row["path"]: row for row in every_row(Parts(str(out)))}
+    rows = {row["path"]: row for row in every_row(parts)}
     assert unstamped(rows) == expected
     summary = json.loads((out / "summary.json").read_text())
     assert summary["rows"] == FILES and summary["verdicts"]["error"] == 1

@@ -173,7 +173,7 @@ def test_an_interrupted_sweep_leaves_a_folder_and_a_plot(
 ) -> None:
     kept = tmp_path / "kept"
     command_line = [str(CORIT), *arguments, *READS, "--rho", "0.01:0.5:40", "--seeds", "5", "--resume", str(kept)]
-    command_line += ["--epochs", "30", "--batch-size", "4"]
+    command_line += ["--epochs", "10", "--batch-size", "4"]
     process = subprocess.Popen(command_line, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     runs = kept / "runs.jsonl"
     deadline = time.monotonic() + 200

@@ -30,7 +30,7 @@ from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import photograph, random_tower
 
 SETTINGS = CoRITSettings(("blur:1.0",), cgp=(2,), inject_at=(), integrate=(2, 3))
-QUICK = TrainSettings(epochs=10, batch_size=12, folds=3, lr=0.05, seed=3)
+QUICK = TrainSettings(epochs=10, batch_size=48, folds=3, lr=0.05, seed=3)
 RECIPE = Recipe(degrade=("jpeg",), copies=1, forge=("resample",), seed=3)
 BOTH = ("leave-source-out", "leave-generator-out")
 

@@ -208,7 +208,7 @@ def test_killed_with_all_its_cluster_it_is_gone_on_with(
     files, out = tmp_path / "files", tmp_path / "out"
     shutil.copytree(archive, files, ignore=lambda *_: [f"{i:03}.png" for i in range(20, FILES)])
     command = [str(CORIT), "detect", "*.png", "-c", str(tmp_path / "saved"), "--out", f"file://{out}", "--resume"]
-    command += ["--ray", "--num-cpus", "1.5"]  # on two, one worker: each takes seconds to start
+    command += ["--ray", "--num-cpus", "1.4"]  # on two, one worker of one thread
     how = {"cwd": files, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(command, start_new_session=True, **how)
     deadline = time.monotonic() + 120

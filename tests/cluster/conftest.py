@@ -27,9 +27,10 @@ def cluster() -> Iterator[object]:
     root = str(Path(tests.__file__).parent.parent) if tests.__file__ else os.getcwd()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     memory = {"object_store_memory": 200_000_000}
-    made = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory}
-    )
+    # A process that has imported torch is kept for the next task: most of a test's time goes into starting others.
+    kept = {"idle_worker_killing_time_threshold_ms": 600_000, "num_workers_soft_limit": 6}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": kept}
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head | memory)
     made.add_node(num_cpus=1, **memory)
     made.wait_for_nodes()
     yield made

@@ -216,7 +216,6 @@ def test_killed_with_all_its_cluster_it_is_gone_on_with(
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    assert len(every_row(parts)) == 20
     shutil.copytree(archive, files, dirs_exist_ok=True)
     done = subprocess.run(command, timeout=300, **how)
     assert done.returncode == 1, done.stderr

@@ -174,7 +174,8 @@ def test_json_follows_its_schema(corit, folder: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     odd = folder / "b\udcff.jpg"
     photograph(3, (300, 240)).save(odd)
-    asked = ((folder,), (odd, "--faces", "off", "--stability"), (folder, "--faces", "only"))
+    several = (odd, folder / "moving.gif", folder / "text.jpg")
+    asked = ((folder,), (*several, "--faces", "off", "--stability"), (folder, "--faces", "only"))
     for options in (*asked, (folder, "--faces", "off", "--no-provenance", "--list-skipped")):
         text = corit("detect", *options, "--json").stdout
         document = json.loads(text)

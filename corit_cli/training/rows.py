@@ -189,7 +189,7 @@ class TrainingSet:
             if len(self.labels[chosen].unique()) < 2:
                 heads[name] = missing(z.shape[1], settings)
                 continue
-            weights = self.chosen(chosen).weights(settings)
+            weights = self._unread.chosen(chosen).weights(settings)
             told = partial(log, reading=name)
             heads[name] = fit_head(z[chosen], self.labels[chosen], weights, settings, advance, log=told)
         return FusedHead(heads, self.degradation(settings, keep, advance, log)).eval()
@@ -205,11 +205,10 @@ class TrainingSet:
         kinds = [self.labels[kept & self.found & (degraded == kind)].unique() for kind in (0, 1)]
         if not width or min(map(len, kinds)) < 2:
             return None
-        chosen = self.chosen(kept)
-        weights = balance_weights(degraded[kept].tolist(), chosen.sources, settings.balance)
+        weights = balance_weights(degraded[kept].tolist(), self._unread.chosen(kept).sources, settings.balance)
         told = partial(log, reading=DEGRADATION)
         linear = replace(settings, head="linear")
-        return fit_head(chosen.z[:, :width], degraded[kept], weights, linear, advance, log=told)
+        return fit_head(self.z[:, :width][kept], degraded[kept], weights, linear, advance, log=told)
 
     def cross_fit(
         self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush, log: Log = unlogged
@@ -248,7 +247,7 @@ class TrainingSet:
         weights = torch.zeros(len(self.rows), len(heads))
         for column, name in enumerate(heads):
             own = torch.tensor([row.readings is None or name in row.readings for row in self.rows])
-            weights[own, column] = self.chosen(own).weights(settings)
+            weights[own, column] = self._unread.chosen(own).weights(settings)
         return weights
 
     def _kept(self, keep: Tensor | None) -> Tensor:
@@ -274,6 +273,11 @@ class TrainingSet:
         """Which rows are whole images as they are or degraded, not forged or re-encoded by us, (n,) bool."""
         variants = [row.job.variant for row in self.rows]
         return torch.tensor([not (v.forge or v.codec or v.window) for v in variants], dtype=torch.bool)
+
+    @property
+    def _unread(self) -> TrainingSet:
+        """The same rows without features, of which no copy need be made."""
+        return replace(self, z=self.z[:, :0])
 
     def chosen(self, keep: Tensor) -> TrainingSet:
         """Some of the rows, by a mask (n,)."""

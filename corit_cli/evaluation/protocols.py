@@ -157,12 +157,11 @@ def _third(samples: Sequence[Sample], real: np.ndarray, seed: int) -> np.ndarray
 def heads_without(
     data: TrainingSet, settings: TrainSettings, groups: Mapping[str, NDArray], advance: Advance = hush
 ) -> dict[str, FusedHead]:
-    """For each group, the samples under its mask (n,), a head trained on the rows of all other samples."""
-    owners, heads = np.array([row.sample for row in data.rows]), {}
-    for name, mask in groups.items():
-        heads[name] = data.fit(settings, torch.from_numpy(~mask[owners]))
-        advance()
-    return heads
+    """For each group, the samples under its mask (n,), a head trained on the rows of all other samples. ``advance`` is
+    told of every epoch of a reading's heads, which are trained at once."""
+    owners = np.array([row.sample for row in data.rows])
+    keeps = [torch.from_numpy(~mask[owners]) for mask in groups.values()]
+    return dict(zip(groups, data.fit_each(settings, keeps, advance), strict=True))
 
 
 @torch.inference_mode()
@@ -209,7 +208,8 @@ def run(
         "ours": (TrainingSet.of(samples, rows, z[kept], ours.readings), z[clean], settings),
         "probe": (TrainingSet.of(samples, rows, z_probe[kept]), z_probe[clean], of_probe(settings)),
     }
-    found = [_run(name, samples, *plans[name], kinds, progress) for name in names]
+    epochs = sum(len(how.fitted(data.readings, recipe)) * how.epochs for data, _, how in kinds.values())
+    found = [_run(name, samples, *plans[name], kinds, progress(name, epochs)) for name in names]
     return [replace(protocol, untaught=untaught) for protocol in found]
 
 
@@ -219,9 +219,8 @@ def _run(
     groups: Mapping[str, Group],
     passed_over: dict[str, str],
     kinds: Mapping[str, tuple[TrainingSet, Tensor, TrainSettings]],
-    progress: Progress,
+    advance: Advance,
 ) -> Protocol:
-    advance = progress(name, len(groups) * len(kinds))
     masks = {group: held.mask for group, held in groups.items()}
     scores = {
         kind: held_out_logits(heads_without(data, settings, masks, advance), clean, masks)

@@ -14,7 +14,7 @@ from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
 from corit_cli.model.settings import baseline
-from corit_cli.training.head import fit_head
+from corit_cli.training.head import fit_heads
 from corit_cli.training.rows import Planned, by_readings, plan
 from corit_cli.training.run import Run
 from corit_cli.training.settings import DEGRADATION, TrainSettings, TuneSettings
@@ -24,9 +24,9 @@ from corit_cli.training.tower import ASIDE
 TRIED = 1024
 
 
-def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: Sequence[Planned]) -> float:
-    """How long fitting ``heads`` (how many features each reads, by name) takes on those of the rows that each is
-    trained on, from two short fits of random numbers."""
+def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: Sequence[Planned], members: int) -> float:
+    """How long fitting ``heads`` (how many features each reads, by name), so many of each at once, takes on those of
+    the rows that each is trained on, from two short fits of random numbers."""
     total, taught = 0.0, [row for row in rows if row.trained]
     for name, width in heads.items():
         own = sum(row.readings is None or name in row.readings for row in taught)
@@ -37,7 +37,7 @@ def head_seconds(settings: TrainSettings, heads: Mapping[str, int], rows: Sequen
         for epochs in (1, 1, 3):  # the first warms up
             begun = time.perf_counter()
             with torch.random.fork_rng(devices=[]):
-                fit_head(z, labels, torch.ones(tried), replace(settings, head=kind, epochs=epochs))
+                fit_heads(z, labels, torch.ones(members, tried), replace(settings, head=kind, epochs=epochs))
             took.append(time.perf_counter() - begun)
         epoch = max(0.0, took[2] - took[1]) / 2
         total += (max(0.0, took[1] - epoch) + settings.epochs * epoch) * own / tried
@@ -69,10 +69,11 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, i
     rows = sum(row.trained for row in planned)
     tuned = tuning.scope != "head"
     heads = settings.heads_of(run.extractor.readings) if tuned else settings.fitted(run.extractor.readings, run.recipe)
-    one = head_seconds(settings, heads, planned)
+    members = 1 if tuned else 1 + len(run.folds(part))
+    fitting = head_seconds(settings, heads, planned, members)
     if not tuned:
-        turns = (1 + len(run.folds(part))) * (2 if run.refit else 1)
-        return replace(cost, fitting=turns * one), rows, turns * len(heads)
+        turns = 2 if run.refit else 1
+        return replace(cost, fitting=turns * fitting), rows, turns * members * len(heads)
     each = seconds_each(extractor, [row.job for row in planned if row.readings is None])
     fitted, aside = (len(side) for side in source_split([run.samples[i] for i in run.train_part], ASIDE, settings.seed))
     per_image = rows / max(1, len(part))
@@ -80,4 +81,4 @@ def foresee(run: Run, tuning: TuneSettings, cache: Path | None) -> tuple[Cost, i
     tuning_passes = (
         tuning.epochs * (fitted * per_image * passes + aside) * each + (2 * aside + len(run.val_part)) * each
     )
-    return replace(cost, fitting=one, passes=tuning_passes), rows, len(heads)
+    return replace(cost, fitting=fitting, passes=tuning_passes), rows, len(heads)

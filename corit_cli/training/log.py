@@ -33,10 +33,11 @@ def unlogged(**row: Any) -> None:
 
 @dataclass
 class Epoch:
-    """Sums of what the steps of one epoch saw, to become their means over its images."""
+    """Sums of what the steps of one epoch saw, of one model or of each in a population, to become their means over its
+    images."""
 
     lr: float
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Any] = field(default_factory=dict)
     images: int = 0
 
     def add(self, step: Step, images: int) -> None:
@@ -49,6 +50,10 @@ class Epoch:
     def means(self) -> dict[str, float]:
         """By column, with the learning rate."""
         return {name: total / self.images for name, total in self.sums.items()} | {"lr": self.lr}
+
+    def of(self, member: int) -> dict[str, float]:
+        """The means of one of a population."""
+        return {name: float(total[member]) / self.images for name, total in self.sums.items()} | {"lr": self.lr}
 
 
 class EpochLog:

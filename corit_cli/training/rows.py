@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from corit_cli.data.forge import Forge, parse_forge
 from corit_cli.data.images import inspect
 from corit_cli.data.manifest import Sample
 from corit_cli.data.opening import ImageError
-from corit_cli.data.splits import deal
+from corit_cli.data.splits import deal, units_of
 from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.features.cache import Job
 from corit_cli.features.extractor import Extractor
@@ -26,7 +27,7 @@ from corit_cli.model.head import Head
 from corit_cli.model.settings import FACE
 from corit_cli.progress import Advance, hush
 from corit_cli.training.fusion import HeldOut
-from corit_cli.training.head import balance_weights, fit_head, missing
+from corit_cli.training.head import balance_weights, fit_heads, missing
 from corit_cli.training.log import Log, unlogged
 from corit_cli.training.settings import DEGRADATION, Recipe, TrainSettings
 
@@ -152,12 +153,14 @@ def features_of(rows: Sequence[Planned], extractor: Extractor, read: Read) -> tu
 
 @dataclass
 class TrainingSet:
-    """Features of planned rows, failures left out, with the sources that balance and folds go by."""
+    """Features of planned rows, failures left out, with the sources that balance and folds go by, and the ``units``,
+    such as videos, that folds never divide."""
 
     rows: list[Planned]
     z: Tensor  # (n, F)
     labels: Tensor  # (n,)
     sources: list[str]
+    units: list[Hashable]
     readings: Mapping[str, int]  # how many features each has, side by side
 
     @classmethod
@@ -166,69 +169,104 @@ class TrainingSet:
     ) -> TrainingSet:
         """Rows with their features ``z`` (n, F), in the same order; one reading by default."""
         labels, F = torch.tensor([row.label for row in rows]), z.shape[1]
-        return cls(rows, z, labels, [samples[row.sample].source for row in rows], readings or {"cls": F})
+        units = units_of(samples)
+        sources, units = ([values[row.sample] for row in rows] for values in ([s.source for s in samples], units))
+        return cls(rows, z, labels, sources, units, readings or {"cls": F})
 
     def fit(self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush) -> FusedHead:
         """Heads on the rows to be trained on, or on those of them where ``keep`` (n,) is true, joined by what heads
         say of sources that were held out from them in turn."""
-        head = self.heads(settings, keep, advance)
-        if len(head.names) > 1 or head.degradation is not None:
-            held_out = self.held_out(self._folds(keep, settings.seed), settings, keep)
-            held_out.join(head)
+        (head,) = self.fit_each(settings, [keep], advance)
         return head
+
+    def fit_each(
+        self, settings: TrainSettings, keeps: Sequence[Tensor | None], advance: Advance = hush
+    ) -> list[FusedHead]:
+        """As :meth:`fit`, for each of several choices of rows; all their heads are trained at once."""
+        several = len(settings.heads_of(self.readings)) > 1
+        joined = [several or self._tells_degraded(settings, self._kept(keep)) for keep in keeps]
+        splits = [
+            self._splits(self._folds(keep, settings.seed), keep) if join else []
+            for keep, join in zip(keeps, joined, strict=True)
+        ]
+        wanted = [keep for keep, own in zip(keeps, splits, strict=True) for keep in (keep, *(s.rest for s in own))]
+        trained, out = iter(self.heads_each(settings, wanted, advance)), []
+        for keep, own in zip(keeps, splits, strict=True):
+            out.append(next(trained))
+            if own:
+                self._said(own, [next(trained) for _ in own], settings, keep).join(out[-1])
+        return out
 
     def heads(
         self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush, log: Log = unlogged
     ) -> FusedHead:
         """As :meth:`fit`, not joined yet. ``log`` is told of the epochs of every reading's head."""
-        kept = self._kept(keep)
+        (head,) = self.heads_each(settings, [keep], advance, [log])
+        return head
+
+    def heads_each(
+        self, settings: TrainSettings, keeps: Sequence[Tensor | None], advance: Advance = hush, logs: Sequence[Log] = ()
+    ) -> list[FusedHead]:
+        """As :meth:`heads`, for each of several choices of rows, with a log each; a reading's heads are trained at
+        once."""
+        kept = torch.stack([self._kept(keep) for keep in keeps])  # (K, n)
+        logs = logs or [unlogged] * len(keeps)
         readings = settings.heads_of(self.readings)
-        heads = {}
+        heads: list[dict[str, Head]] = [{} for _ in keeps]
         for name, z in zip(readings, self.z.split(list(readings.values()), dim=1), strict=True):
             chosen = kept & z.isfinite().all(1)
-            if len(self.labels[chosen].unique()) < 2:
-                heads[name] = missing(z.shape[1], settings)
-                continue
-            weights = self._unread.chosen(chosen).weights(settings)
-            told = partial(log, reading=name)
-            heads[name] = fit_head(z[chosen], self.labels[chosen], weights, settings, advance, log=told)
-        return FusedHead(heads, self.degradation(settings, keep, advance, log)).eval()
+            two = torch.tensor([len(self.labels[own].unique()) == 2 for own in chosen])
+            weights = torch.zeros(chosen.shape)
+            for k in two.nonzero().squeeze(1).tolist():
+                weights[k, chosen[k]] = self._unread.chosen(chosen[k]).weights(settings)
+            told = [partial(log, reading=name) for log in logs]
+            found = _fit(z, self.labels, weights, settings, advance, told)
+            for own, head in zip(heads, found, strict=True):
+                own[name] = head or missing(z.shape[1], settings)
+        degradation = self._degradation(settings, kept, advance, logs)
+        return [FusedHead(own, told).eval() for own, told in zip(heads, degradation, strict=True)]
 
-    def degradation(
-        self, settings: TrainSettings, keep: Tensor | None = None, advance: Advance = hush, log: Log = unlogged
-    ) -> Head | None:
-        """A linear head that tells degraded copies from the other rows, by all readings but that of faces; None where
-        images as they are and copies of them, both of either class, are not there to be told apart."""
+    def _degradation(
+        self, settings: TrainSettings, kept: Tensor, advance: Advance, logs: Sequence[Log]
+    ) -> list[Head | None]:
+        """For each choice of rows ``kept`` (K, n) a linear head that tells degraded copies from the other rows, by all
+        readings but that of faces; None where these are not there to be told apart."""
+        z, degraded = self.z[:, : settings.degradation_width(self.readings)], self.degraded
+        chosen, weights = kept & self.whole & z.isfinite().all(1), torch.zeros(kept.shape)
+        for k, own in enumerate(chosen):
+            if self._tells_degraded(settings, kept[k]):
+                sources = self._unread.chosen(own).sources
+                weights[k, own] = balance_weights(degraded[own].tolist(), sources, settings.balance)
+        told = [partial(log, reading=DEGRADATION) for log in logs]
+        return _fit(z, degraded.long(), weights, replace(settings, head="linear"), advance, told)
+
+    def _tells_degraded(self, settings: TrainSettings, kept: Tensor) -> bool:
+        """Whether images as they are and copies of them, both of either class, are among the rows ``kept`` (n,)."""
         width = settings.degradation_width(self.readings)
-        kept = self._kept(keep) & self.whole & self.z[:, :width].isfinite().all(1)
-        degraded = torch.tensor([int(bool(row.job.variant.degradations)) for row in self.rows])
-        kinds = [self.labels[kept & self.found & (degraded == kind)].unique() for kind in (0, 1)]
-        if not width or min(map(len, kinds)) < 2:
-            return None
-        weights = balance_weights(degraded[kept].tolist(), self._unread.chosen(kept).sources, settings.balance)
-        told = partial(log, reading=DEGRADATION)
-        linear = replace(settings, head="linear")
-        return fit_head(self.z[:, :width][kept], degraded[kept], weights, linear, advance, log=told)
+        there = kept & self.whole & self.found & self.z[:, :width].isfinite().all(1)
+        kinds = (there & ~self.degraded, there & self.degraded)
+        return bool(width) and min(len(self.labels[kind].unique()) for kind in kinds) == 2
 
     def cross_fit(
         self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush, log: Log = unlogged
     ) -> tuple[FusedHead, HeldOut]:
         """Heads on all rows to be trained on, joined by what heads say of images in ``folds`` (lists of sample numbers)
         that they never saw; and that."""
-        head = self.heads(settings, advance=advance, log=log)
-        held_out = self.held_out(folds, settings, log=log)
+        splits = self._splits(folds)
+        logs = [log, *(partial(log, fold=split.number + 1) for split in splits)]
+        head, *others = self.heads_each(settings, [None, *(split.rest for split in splits)], advance, logs)
+        held_out = self._said(splits, others, settings)
         held_out.join(head)
         return head, held_out
 
     def _folds(self, keep: Tensor | None, seed: int) -> list[list[int]]:
         """The originals among the rows to be used, as lists of sample numbers, whole sources together where each class
-        comes from at least two."""
+        comes from at least two, else whole videos."""
         usable = (self.originals if keep is None else self.originals & keep).tolist()
-        rows = [(r.sample, r.label, s) for r, s, k in zip(self.rows, self.sources, usable, strict=True) if k]
-        labels = [label for _, label, _ in rows]
-        units: list[Hashable] = [source for _, _, source in rows]
+        rows = [(row.sample, row.label) for row in compress(self.rows, usable)]
+        labels, units = [label for _, label in rows], list(compress(self.sources, usable))
         if any(len({u for u, label in zip(units, labels, strict=True) if label == c}) < 2 for c in (0, 1)):
-            units = [sample for sample, _, _ in rows]
+            units = list(compress(self.units, usable))
         return [[rows[k][0] for k in fold] for fold in deal(labels, units, min(INNER_FOLDS, len(set(units))), seed)]
 
     def weights(self, settings: TrainSettings) -> Tensor:
@@ -269,6 +307,11 @@ class TrainingSet:
         return torch.tensor([row.job.variant == ORIGINAL for row in self.rows], dtype=torch.bool)
 
     @property
+    def degraded(self) -> Tensor:
+        """Which rows are degraded copies, (n,) bool."""
+        return torch.tensor([bool(row.job.variant.degradations) for row in self.rows], dtype=torch.bool)
+
+    @property
     def found(self) -> Tensor:
         """Which rows are whole images as they are or degraded, not forged or re-encoded by us, (n,) bool."""
         variants = [row.job.variant for row in self.rows]
@@ -282,35 +325,69 @@ class TrainingSet:
     def chosen(self, keep: Tensor) -> TrainingSet:
         """Some of the rows, by a mask (n,)."""
         numbers = keep.nonzero().squeeze(1).tolist()
-        rows, sources = ([values[k] for k in numbers] for values in (self.rows, self.sources))
-        return replace(self, rows=rows, z=self.z[keep], labels=self.labels[keep], sources=sources)
+        rows, sources, units = ([values[k] for k in numbers] for values in (self.rows, self.sources, self.units))
+        return replace(self, rows=rows, z=self.z[keep], labels=self.labels[keep], sources=sources, units=units)
 
-    @torch.inference_mode()
-    def held_out(
-        self, folds: Sequence[Sequence[int]], settings: TrainSettings, keep: Tensor | None = None, log: Log = unlogged
-    ) -> HeldOut:
+    def held_out(self, folds: Sequence[Sequence[int]], settings: TrainSettings, keep: Tensor | None = None) -> HeldOut:
         """What heads on the rows that :meth:`fit` would use say of images in ``folds`` (lists of sample numbers) that
         they never saw, as they are and degraded. A fold without which only one class would be left is passed over."""
-        owners = torch.tensor([row.sample for row in self.rows])
-        usable = self.found if keep is None else self.found & keep
-        found, heads, sources = [], {}, []
+        splits = self._splits(folds, keep)
+        return self._said(splits, self.heads_each(settings, [split.rest for split in splits]), settings, keep)
+
+    def _splits(self, folds: Sequence[Sequence[int]], keep: Tensor | None = None) -> list[_Split]:
+        """The rows of each of ``folds`` (lists of sample numbers), and those of the others that ``keep`` (n,) names."""
+        owners, found = torch.tensor([row.sample for row in self.rows]), []
+        taught = self.trained & self.whole
         for number, fold in enumerate(folds):
             own = torch.isin(owners, torch.tensor(list(fold)))
             rest = ~own if keep is None else ~own & keep
-            if len(self.labels[rest & self.trained & self.whole].unique()) < 2 or not own.any():
-                continue
-            with torch.inference_mode(False):
-                head = heads[number] = self.heads(settings, rest, log=partial(log, fold=number + 1))
-            chosen = own & usable
-            numbers = torch.full((int(chosen.sum()),), number)
+            if len(self.labels[rest & taught].unique()) == 2 and own.any():
+                found.append(_Split(number, own, rest))
+        return found
+
+    @torch.inference_mode()
+    def _said(
+        self, splits: Sequence[_Split], heads: Sequence[FusedHead], settings: TrainSettings, keep: Tensor | None = None
+    ) -> HeldOut:
+        """What heads, one for each of ``splits``, say of its fold, as :meth:`held_out` has it."""
+        width = len(settings.heads_of(self.readings))
+        if not splits:
+            none = torch.empty(0, dtype=torch.long)
+            return HeldOut([], torch.empty(0, width), none, none, none.bool(), {})
+        owners = torch.tensor([row.sample for row in self.rows])
+        usable = self.found if keep is None else self.found & keep
+        found, sources = [], []
+        for split, head in zip(splits, heads, strict=True):
+            chosen = split.own & usable
+            numbers = torch.full((int(chosen.sum()),), split.number)
             rows = (owners, self.labels, ~self.originals)
             found.append((*(values[chosen] for values in rows), numbers, head.each(self.z[chosen])))
             sources += [self.sources[k] for k in chosen.nonzero().squeeze(1).tolist()]
-        if not found:
-            none = torch.empty(0, dtype=torch.long)
-            width = len(settings.heads_of(self.readings))
-            return HeldOut([], torch.empty(0, width), none, none, none.bool(), {})
         width = max(logits.shape[1] for *_, logits in found)  # by a head that tells nothing that column is missing
         found = [(*rest, F.pad(logits, (0, width - logits.shape[1]), value=float("nan"))) for *rest, logits in found]
         samples, labels, touched, numbers, logits = (torch.cat(values) for values in zip(*found, strict=True))
-        return HeldOut(samples.tolist(), logits, labels, numbers, touched, heads, sources, settings.balance)
+        by_fold = {split.number: head for split, head in zip(splits, heads, strict=True)}
+        return HeldOut(samples.tolist(), logits, labels, numbers, touched, by_fold, sources, settings.balance)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The rows ``own`` (n,) of the fold of that number, and the ``rest`` (n,), on which it is trained."""
+
+    number: int
+    own: Tensor
+    rest: Tensor
+
+
+def _fit(
+    z: Tensor, labels: Tensor, weights: Tensor, settings: TrainSettings, advance: Advance, logs: Sequence[Log]
+) -> list[Head | None]:
+    """:func:`fit_heads` on the rows that any head is trained on; None for a head whose ``weights`` (K, n) are all 0."""
+    there, out = (weights > 0).any(1), [None] * len(weights)
+    if there.any():
+        rows, numbers = (weights > 0).any(0), there.nonzero().squeeze(1).tolist()
+        told = [logs[k] for k in numbers]
+        found = fit_heads(z[rows], labels[rows], weights[there][:, rows], settings, advance, logs=told)
+        for k, head in zip(numbers, found, strict=True):
+            out[k] = head
+    return out

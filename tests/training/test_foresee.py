@@ -16,9 +16,9 @@ def test_every_head_is_timed_on_the_rows_that_it_is_trained_on(monkeypatch: pyte
         return [Planned(0, Job(Path("a")), 0, trained, readings or None) for _ in range(count)]
 
     fitted: dict[int, set[int]] = {}
-    monkeypatch.setattr(foresee, "fit_head", lambda z, *_: fitted.setdefault(z.shape[1], set()).add(len(z)))
+    monkeypatch.setattr(foresee, "fit_heads", lambda z, y, w, _: fitted.setdefault(z.shape[1], set()).add((*w.shape,)))
     rows = [*planned(5), *planned(7, "native"), *planned(2, "native", "cgp"), *planned(50, trained=False)]
     heads = {"hri": 3, "native": 4, "cgp": 5, DEGRADATION: 12}
 
-    assert foresee.head_seconds(QUICK, heads, rows) >= 0
-    assert fitted == {3: {5}, 4: {14}, 5: {7}, 12: {5}}
+    assert foresee.head_seconds(QUICK, heads, rows, members=6) >= 0
+    assert fitted == {3: {(6, 5)}, 4: {(6, 14)}, 5: {(6, 7)}, 12: {(6, 5)}}

@@ -6,7 +6,8 @@ import torch
 
 from corit_cli import metrics
 from corit_cli.errors import CoritError
-from corit_cli.training.head import balance_weights, fit_head
+from corit_cli.training import head as module
+from corit_cli.training.head import balance_weights, fit_head, fit_heads
 from corit_cli.training.settings import TrainSettings
 
 
@@ -41,6 +42,48 @@ def test_same_seed_same_head() -> None:
     fit = lambda seed: fit_head(z, y, torch.ones(len(y)), TrainSettings(head="mlp:4", epochs=3, seed=seed))  # noqa: E731
     a, b, c = (fit(seed).state_dict()["layers.0.weight"] for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def held_out(n: int, count: int = 3) -> torch.Tensor:
+    """Weights (count, n) of heads from which every count-th row is held out, another each."""
+    weights = torch.rand(count, n, generator=torch.Generator().manual_seed(2)) + 0.5
+    return torch.where(torch.arange(n) % count == torch.arange(count)[:, None], 0, weights)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp:8", "rbf:10"])
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_heads_trained_at_once_are_those_trained_on_their_rows_alone(
+    kind: str, rho: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are one batch here: what else differs is who shares one with whom."""
+    monkeypatch.setattr(module, "MEMBERS_SIZE", 2 * 30 * 8)  # not all of those with a layer between at once
+    z, y = separable(n=90)
+    z[:, 3] = 7.0  # constant
+    z[::3, 4], z[1::3, 4], z[2::3, 4] = 2.0, 2.0, torch.randn(30)  # constant to the last head
+    settings = TrainSettings(head=kind, epochs=30, batch_size=90, lr=0.05, rho=rho)
+    weights = held_out(90)
+    weights /= weights.sum(1, keepdim=True) / 60
+    for own, head in zip(weights, fit_heads(z, y, weights, settings), strict=True):
+        kept = own > 0
+        alone = fit_head(z[kept], y[kept], own[kept], settings)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(head.state_dict()[name], value, atol=2e-4, rtol=1e-4, msg=name)
+        assert not torch.allclose(head.layers[0].weight, fit_head(z, y, torch.ones(90), settings).layers[0].weight)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp:4"])
+def test_what_is_held_out_from_a_head_does_not_reach_it(kind: str) -> None:
+    z, y = separable(n=90)
+    settings = TrainSettings(head=kind, epochs=5, batch_size=16)
+    other, flipped = z.clone(), y.clone()
+    other[::3] = torch.randn(30, 30) * 5 - 4
+    flipped[::3] = 1 - flipped[::3]
+    weights = held_out(90)
+    (one, *_), (two, *_) = fit_heads(z, y, weights, settings), fit_heads(other, flipped, weights, settings)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], value, atol=1e-4, rtol=1e-4)
+    (single,) = fit_heads(z, y, weights[:1], settings)  # nor do others that are trained beside it
+    torch.testing.assert_close(single.layers[0].weight, one.layers[0].weight, atol=1e-4, rtol=1e-4)
 
 
 def test_a_linear_head_without_sam_finds_the_logistic_regression() -> None:

@@ -506,7 +506,7 @@ def test_two_processes_are_one(dataset: Path, samples: list[Sample], tmp_path: P
 def test_a_batch_must_reach_all_processes(samples: list[Sample], tmp_path: Path) -> None:
     assert ALONE.share([1, 2, 3]) == [1, 2, 3]
     crowd = Run(samples, extractor(), HEAD, world=replace(ALONE, size=100))
-    fit = module.TrainingSet([None] * 50, torch.empty(0), torch.empty(0), [], {})
+    fit = module.TrainingSet([None] * 50, torch.empty(0), torch.empty(0), [], [], {})
     with pytest.raises(CoritError, match="100 processes"):
         module.tune(crowd, model_of(), fit, fit, TUNING, tmp_path / "x", {})
 

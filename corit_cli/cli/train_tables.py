@@ -47,6 +47,7 @@ def print_outcome(trained: Trained, folder: Path) -> None:
     from corit_cli.evaluation.peers import Scores, compare
     from corit_cli.evaluation.summary import summarise
     from corit_cli.report.evaluation import grids
+    from corit_cli.report.rates import independent
 
     found = summarise(trained.checkpoint, trained.validation, by=())
     if trained.probe is not None:
@@ -86,9 +87,11 @@ def print_outcome(trained: Trained, folder: Path) -> None:
         ("fake", settings["target_fnr"], "fakes called real"),
     )
     for kind, target, what in promises:
-        if target > 0 and held_out[kind] < fewest(target):
+        count = int(independent(held_out, kind))
+        if target > 0 and count < fewest(target):
+            apart = " that are no frames of one video" if count < held_out[kind] else ""
             err.print(
-                f"[yellow]note:[/] with {held_out[kind]} {kind} images no threshold keeps {what} at {target:.1%}: that "
+                f"[yellow]note:[/] with {count} {kind} images{apart} no threshold keeps {what} at {target:.1%}: that "
                 f"takes {fewest(target)}"
             )
     places = trained.checkpoint.metrics.get("localizer")

@@ -67,7 +67,8 @@ def load_samples(data: Path, warn: Callable[[str], object] = lambda message: Non
       it takes its generator from the first folder below. Images outside are left out, which ``warn`` is told. What is
       an image is told by its first bytes or its suffix.
     * A ``.csv`` with a header, a ``.jsonl``, or a ``.json`` list of objects, with the columns path and label and any
-      of source, generator, split and video_id. Relative paths start from the manifest's folder.
+      of source, generator, split and video_id, which names a video once for all sources (images of the same one are
+      never divided). Relative paths start from the manifest's folder.
     * DeepfakeBench's ``.json``: dataset, label, split, perhaps compression, video, frames.
 
     What is there twice, all columns alike, is taken once, which ``warn`` is told, too.

@@ -55,7 +55,8 @@ class HeldOut:
         out = torch.empty(len(self.labels))
         for fold, head in self.joined().items():
             own = self.folds == fold
-            heard = head.hearing(self.logits[own], readings or head.of_pictures)  # (m, R) or (m, R + 1)
+            said = self.logits[own, : len(head.heads) + (head.degradation is not None)]
+            heard = head.hearing(said, readings or head.of_pictures)  # (m, R) or (m, R + 1)
             there = torch.tensor([name in readings for name in head.names])
             missing = heard[:, : len(there)][:, there].isnan().any(1)
             out[own] = torch.where(missing, float("nan"), head.fuse(heard))

@@ -44,10 +44,14 @@ class OperatingPoint:
         """From held-out ``logits`` (n,) of images with ``labels``, ``sources``, ``units`` and ``folds`` (n,), some of
         which were ``touched`` (n,), for shares of ``targets`` of real images called fake and of fakes called real.
 
-        Where a class would be missing without a fold, this is judged by thresholds that were fitted to all.
+        Where a class would be missing without a fold, this is judged by thresholds that were fitted to all. Within a
+        single source thresholds hold for its units as for sources: frames of a video say little of another.
         """
         calibration = fit_calibration(logits, labels)
-        p, y, names = calibration(logits).double().numpy(), labels.numpy(), np.asarray(sources)
+        p, y = calibration(logits).double().numpy(), labels.numpy()
+        groups = sources if len(set(sources)) > 1 or len(set(units)) == len(units) else units
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        names = np.array([numbers[group] for group in groups])  # (n,)
 
         def thresholds(kept: NDArray[np.bool_]) -> Thresholds:
             return fit_thresholds(p[kept], y[kept], names[kept], *targets, touched.numpy()[kept])

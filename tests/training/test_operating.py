@@ -24,6 +24,24 @@ def point(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, units: list
     )
 
 
+def test_within_one_source_thresholds_hold_for_new_videos() -> None:
+    """Frames of ten videos each: where they passed for independent, more of a new video's would be called fake."""
+    rng = np.random.default_rng(1)
+    targets, called = (0.05, 0.05), {"videos": [], "frames": []}
+    for _ in range(40):
+        of_video, units = rng.standard_normal(20).repeat(32), np.arange(20).repeat(32)
+        labels = units % 2
+        scores, folds = 1.0 * labels + of_video + 0.3 * rng.standard_normal(640), units // 2 % 5
+        new = rng.standard_normal(500).repeat(4) + 0.3 * rng.standard_normal(2000)
+        for name, own in (("videos", units.tolist()), ("frames", list(range(640)))):
+            rest = (["one source"] * 640, own, torch.from_numpy(folds), torch.zeros(640, dtype=torch.bool), targets)
+            verdicts = OperatingPoint.fit(torch.from_numpy(scores), torch.from_numpy(labels), *rest).verdicts
+            p = verdicts.calibration(torch.from_numpy(new)).numpy()
+            called[name].append((p >= verdicts.thresholds.fake).mean())
+    videos, frames = np.mean(called["videos"]), np.mean(called["frames"])
+    assert videos < frames - 0.01
+
+
 def test_a_fold_is_judged_by_thresholds_that_it_had_no_part_in() -> None:
     rng = np.random.default_rng(0)
     labels, folds = np.arange(400) % 2, np.arange(400) // 100

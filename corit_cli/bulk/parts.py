@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from corit_cli.bulk import conditions, parquet
-from corit_cli.bulk.index import Seen
+from corit_cli.bulk.index import Aside, Seen
 from corit_cli.bulk.rows import Row, counted
-from corit_cli.bulk.table import LOOKERS, Present, groups
+from corit_cli.bulk.table import LOOKERS, STALE, STANDS, Present, groups
 from corit_cli.data.urls import file_system, is_url, reason
 from corit_cli.errors import CoritError
 from corit_cli.features.stream import ahead
@@ -85,12 +85,15 @@ class Parts:
         """The parts that are there, in order."""
         return sorted(name for name in self._list("parts") if name.endswith(".parquet") and name[0] != ".")
 
-    def take_up(self, seen: Seen, base: str, retry_errors: bool = False, checksum: bool = False) -> Counter[str]:
+    def take_up(
+        self, seen: Seen, base: str, retry_errors: bool = False, checksum: bool = False, aside: Aside | None = None
+    ) -> Counter[str]:
         """Put the files whose rows stand into ``seen``, and take the other rows out; returns how many stand, by
         verdict.
 
         Rows go when their file has changed (paths start from ``base``) or is gone, was seen before, or had an error and
-        is to be tried again. Raises CoritError, and changes nothing, when all files are gone.
+        is to be tried again; those whose file is there are put ``aside``. Raises CoritError, and changes nothing, when
+        all files are gone.
         """
         counts: Counter[str] = Counter()
         for name in self._list("parts"):
@@ -99,14 +102,17 @@ class Parts:
         self._finish_merging()
         present = Present(checksum, retry_errors, base)
 
-        def standing(rows: list[Row]) -> list[Row]:
-            return [row for row in rows if present.stands(row)]
+        def looked_at(rows: list[Row]) -> list[tuple[Row, str]]:
+            return [(row, present.state(row)) for row in rows]
 
         waiting: list[tuple[str, list[Row]]] = []  # until it is known that the archive is there at all
         for name in self.names():
             rows = list(self.read(name))
-            looked_at = ahead(standing, groups(rows), workers=LOOKERS, window=4 * LOOKERS)
-            left = [row for group in looked_at for row in group if seen.add(row["path"])]
+            left = []
+            for group in ahead(looked_at, groups(rows), workers=LOOKERS, window=4 * LOOKERS):
+                left += [row for row, state in group if state == STANDS and seen.add(row["path"])]
+                for row in (row for row, state in group if state == STALE and aside is not None):
+                    aside.add(row)
             if len(left) < len(rows):
                 waiting.append((name, left))
             if present.found:
@@ -117,8 +123,9 @@ class Parts:
         self._rewrite(waiting)
         return counts
 
-    def merge(self) -> Counter[str]:
-        """Put small parts together, a row a file; returns the number of rows of each verdict."""
+    def merge(self, aside: Aside | None = None) -> Counter[str]:
+        """Put small parts together, a row a file, with the rows put ``aside`` of files that have no other; returns the
+        number of rows of each verdict."""
         counts: Counter[str] = Counter()
         with Seen() as seen:
             waiting: list[Row] = []
@@ -135,8 +142,11 @@ class Parts:
                 if len(waiting) >= MERGED:
                     self._replace(names, waiting)
                     waiting, names, twice = [], [], False
-            if len(names) > 1 or twice:
-                self._replace(names, waiting)
+            back = [] if aside is None else list(aside.missing(seen))
+            for row in back:
+                counts.update(counted(row))
+            if len(names) > 1 or twice or back:
+                self._replace(names, waiting + back)
         return counts
 
     def summarise(self, summary: dict[str, Any]) -> None:

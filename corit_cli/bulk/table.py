@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from corit_cli.bulk import conditions, parquet
-from corit_cli.bulk.index import Seen
+from corit_cli.bulk.index import Aside, Seen
 from corit_cli.bulk.rows import Csv, Form, JsonLines, Row, counted, stamp_of
 from corit_cli.bulk.stamps import Stamp, stamp
 from corit_cli.data.urls import is_url
@@ -38,7 +38,8 @@ class Table(AbstractContextManager["Table"]):
     """Rows in ``path`` (.jsonl, .csv or .parquet), one a file, that were made under the conditions ``about``.
 
     With ``resume`` a table that is there is taken up: rows that are whole, of files that are as they were, are kept;
-    those with errors only unless ``retry_errors``. ``checksum`` tells files by their content. ``counts`` says how many
+    those with errors only unless ``retry_errors``. Others whose file is there stay unless this run lists it: it is
+    scored again then. ``checksum`` tells files by their content. ``counts`` says how many
     rows there are of each verdict, ``error`` among them; ``seen`` has the files that have one or are to get one.
 
     Raises CoritError for another suffix, when something is there and ``resume`` is not given, when it was begun under
@@ -61,6 +62,7 @@ class Table(AbstractContextManager["Table"]):
         self._present = Present(checksum, retry_errors)
         self._stack = ExitStack()
         self._stack.enter_context(self.seen)
+        self._aside = self._stack.enter_context(Aside())
         self._synced = time.monotonic()
         try:
             begin(self.path, about, resume, self._stack)
@@ -71,7 +73,8 @@ class Table(AbstractContextManager["Table"]):
             raise
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+        with self._stack, suppress(CoritError):  # what ended the run matters more
+            self._put_back()
 
     def todo(self, paths: Iterable[str]) -> Iterator[str]:
         """Those of ``paths`` that have no row yet, each once."""
@@ -93,11 +96,17 @@ class Table(AbstractContextManager["Table"]):
 
     def finish(self) -> None:
         """Bring the rows, all of which are there, into the form that was asked for."""
+        self._put_back()
         with suppress(OSError):  # a pipe, or /dev/null
             os.fsync(self._out.fileno())
         if self.path != self._file:
             write_atomically(self.path, self._to_parquet)
             self._file.unlink()
+
+    def _put_back(self) -> None:
+        """Append the rows that were put aside, of files that were not listed."""
+        for row in self._aside.missing(self.seen):
+            self.add(row)
 
     def _to_parquet(self, path: Path) -> None:
         with self._file.open("rb") as text, path.open("wb") as file:
@@ -126,15 +135,21 @@ class Table(AbstractContextManager["Table"]):
 
     def _kept(self, records: Iterable[bytes]) -> Iterator[bytes]:
         for group in ahead(self._look, groups(records), workers=LOOKERS, window=4 * LOOKERS):
-            for record, row in group:
-                if self.seen.add(row["path"]):
+            for record, row, state in group:
+                if state == STALE:
+                    self._aside.add(row)
+                elif state == STANDS and self.seen.add(row["path"]):
                     self.counts.update(counted(row))
                     yield record
 
-    def _look(self, records: list[bytes]) -> list[tuple[bytes, Row]]:
-        """Those of ``records`` that stand, with what they say."""
+    def _look(self, records: list[bytes]) -> list[tuple[bytes, Row, str]]:
+        """Those of ``records`` that are whole, with what they say, and whether they stand."""
         decoded = [(record, self._form.decode(record)) for record in records]
-        return [(record, row) for record, row in decoded if row is not None and self._present.stands(row)]
+        return [(record, row, self._present.state(row)) for record, row in decoded if row is not None]
+
+
+#: A row stands, or its file is to be scored again, or is gone.
+STANDS, STALE, GONE = "stands", "stale", "gone"
 
 
 class Present:
@@ -145,15 +160,17 @@ class Present:
         self.checksum, self.retry_errors, self.base = checksum, retry_errors, base
         self.found, self._lost = False, False
 
-    def stands(self, row: Row) -> bool:
-        """Whether a row is about its file as it is now, and no error that is to be tried again. Where nothing can be
-        known of a file its row stands."""
+    def state(self, row: Row) -> str:
+        """``STANDS`` for a row about its file as it is now, and no error that is to be tried again, else ``STALE``, or
+        ``GONE`` with its file. What nothing can be known of counts as being as it was."""
         kept, now = stamp_of(row), stamp(located(row["path"], self.base), self.checksum)
         if now is not None and now != Stamp():
             self.found = True
         elif now is not None and kept != now:
             self._lost = True
-        return (now is None or kept.same_file(now)) and not (row["error"] and self.retry_errors)
+        if (now is None or kept.same_file(now)) and not (row["error"] and self.retry_errors):
+            return STANDS
+        return GONE if now == Stamp() else STALE
 
     def check(self, table: object) -> None:
         """Raise CoritError when all files are gone: their disk is away, rather."""

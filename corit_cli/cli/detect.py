@@ -112,8 +112,11 @@ def detect(
         raise CoritError("give --json or --jsonl, not both")
     if explain and (as_json or as_jsonl):
         raise CoritError("--explain is for people to read: leave it out with --json and --jsonl")
-    if rate is not None and ctx.get_parameter_source("frames").name == "COMMANDLINE":
-        raise CoritError("give --frames or --rate, not both")
+    said = {name: ctx.get_parameter_source(name).name for name in ("frames", "rate")}
+    if rate is not None and said["frames"] == "COMMANDLINE":
+        if said["rate"] == "COMMANDLINE":
+            raise CoritError("give --frames or --rate, not both")
+        rate = ctx.params["rate"] = None  # which stands in a file: the command line wins
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     if heatmap is not None and str(heatmap) == "-":

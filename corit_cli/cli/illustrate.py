@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corit_cli.cli.console import warn
+from corit_cli.cli.inputs import HEATMAP
 from corit_cli.errors import CoritError
 from corit_cli.report.drawn import FEW, draw
 from corit_cli.report.heatmap import is_overlay_of, save_overlay
@@ -70,6 +71,8 @@ class Illustrator(AbstractContextManager["Illustrator"]):
 
     def add(self, prediction: Prediction) -> None:
         """Draw what there is to draw of one file."""
+        if prediction.video is not None and self.folder is not None:
+            warn(f"{prediction.path}: no heatmap: they are drawn of still pictures alone")
         if prediction.video is not None and self._casebook is None:
             return
         why = f"they are drawn for up to {FEW} files, looked at as a whole, or with --heatmap"
@@ -79,7 +82,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
         if self.folder is not None and drawn.heatmap is not None:
             path = heatmap_path(self.folder, prediction.path, self._taken)
             save_overlay(drawn.image, drawn.heatmap, prediction.probability, prediction.verdict, path, prediction.path)
-            if path.name != f"{Path(prediction.path).stem}.heatmap.png":
+            if path.name != Path(prediction.path).stem + HEATMAP:
                 warn(f"the heatmap of {prediction.path} is {path}")
         if self._casebook is not None:
             self._casebook.add(prediction, drawn.image, drawn.painted, drawn.frames, drawn.no_heatmap)
@@ -89,10 +92,10 @@ def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:
     """``folder/NAME.heatmap.png`` for the image ``NAME.any``, numbered where that place is ``taken``, as it then is, or
     where something is that is no heatmap of this image."""
     stem, number = os.fsencode(Path(image).stem)[:LONGEST_STEM].decode(errors="ignore"), 1
-    path = folder / f"{stem}.heatmap.png"
+    path = folder / f"{stem}{HEATMAP}"
     while _place(path) in taken or (os.path.lexists(path) and not is_overlay_of(path, image)):
         number += 1
-        path = folder / f"{stem}-{number}.heatmap.png"
+        path = folder / f"{stem}-{number}{HEATMAP}"
     taken.add(_place(path))
     return path
 

@@ -28,15 +28,20 @@ _MAYBE_IMAGE = re.compile(rb"[\xff\x89\0-\x1f]|P[1-6f]\s")
 _BINARY = frozenset(range(32)) - set(b"\t\n\r\f\x1b")
 
 
+#: How names of heatmaps end.
+HEATMAP = ".heatmap.png"
+
+
 @dataclass
 class Left:
-    """What was left out of folders: how many files of each kind, which with ``keep``, folders not looked into, links to
-    folders, and hidden files and folders."""
+    """What was left out of folders: how many files of each kind, which with ``keep``, heatmaps of earlier runs, folders
+    not looked into, links to folders, and hidden files and folders."""
 
     keep: bool = False
     kinds: Counter[str] = field(default_factory=Counter)
     files: list[tuple[str, str]] = field(default_factory=list)
     folders: int = 0
+    drawn: int = 0
     links: int = 0
     hidden: int = 0
     searched: list[str] = field(default_factory=list)
@@ -48,6 +53,12 @@ class Left:
             kind = sniff(path)
             self.files.append((path, kind.refusal if kind and kind.remedy else "no image or video"))
 
+    def add_drawn(self, path: str) -> None:
+        """Count a heatmap that corit drew."""
+        self.drawn += 1
+        if self.keep:
+            self.files.append((path, "a heatmap that corit drew"))
+
     def lines(self) -> Iterator[str]:
         """What a user is told, a line each."""
         for folder in self.searched:
@@ -57,7 +68,10 @@ class Left:
             rest = total - sum(count for _, count in self.kinds.most_common(5))
             more = f", {rest} others" if rest else ""
             files = "file that is no image or video" if total == 1 else "files that are no images or videos"
-            yield f"skipped {total} {files}: {most}{more} (--list-skipped names them)"
+            hint = "" if self.keep else " (--list-skipped names them)"
+            yield f"skipped {total} {files}: {most}{more}{hint}"
+        if self.drawn:
+            yield f"left out {self.drawn} {'heatmap' if self.drawn == 1 else 'heatmaps'} that corit drew"
         if self.folders:
             folders = "1 folder" if self.folders == 1 else f"{self.folders} folders"
             yield f"did not look into {folders} (--recursive does)"
@@ -71,6 +85,7 @@ class Left:
         self.kinds += other.kinds
         self.files += other.files
         self.folders += other.folders
+        self.drawn += other.drawn
         self.links += other.links
         self.hidden += other.hidden
 
@@ -82,9 +97,9 @@ def collect(
     to ``left``. Without ``once`` nothing is remembered of those that were given.
 
     A file that is named is taken whatever it is. In folders those are taken that are images or videos by their first
-    bytes or their suffix; hidden files are not. A folder that holds none itself is searched at any depth. One that
-    cannot be read is given as if it were a file, to become an error. For ``-`` names are read from standard input,
-    one a line or, with ``null``, with zero bytes between.
+    bytes or their suffix; hidden files and heatmaps of earlier runs are not. A folder that holds none itself is
+    searched at any depth. One that cannot be read is given as if it were a file, to become an error. For ``-`` names
+    are read from standard input, one a line or, with ``null``, with zero bytes between.
     """
     left = left or Left()
     seen: set[str] = set()
@@ -131,13 +146,24 @@ def _walked(folder: str, recursive: bool, left: Left) -> Iterator[str]:
             if file.startswith("."):
                 continue
             path = os.path.join(here, file)
-            if _wanted(path):
+            if _drawn(path):
+                left.add_drawn(path)
+            elif _wanted(path):
                 yield path
             else:
                 left.add(path)
         yield from unreadable
         unreadable.clear()
     yield from unreadable
+
+
+def _drawn(path: str) -> bool:
+    """Whether it is a heatmap of an earlier run, which is nobody's evidence."""
+    if not path.endswith(HEATMAP):
+        return False
+    from corit_cli.report.heatmap import is_overlay
+
+    return is_overlay(Path(path))
 
 
 def _wanted(path: str) -> bool:

@@ -175,7 +175,7 @@ def findings(p: Prediction) -> list[str]:
     if p.video is not None:
         v = p.video
         lines += [looked_at(v)] if v.kind == "video" else []
-        lines += [f"person {track}: {probability:.1%}" for track, probability in v.tracks.items()]
+        lines += [f"person {track + 1}: {probability:.1%}" for track, probability in v.tracks.items()]
         lines += [f"most suspicious: {place(v, m)}, {peak(m):.1%}" for m in v.suspicious(1)]
         lines += [v.incomplete] if v.incomplete else []
     return lines

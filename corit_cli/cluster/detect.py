@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskP
 from ray.data.block import BlockMetadata
 
 from corit_cli.bulk import parquet
-from corit_cli.bulk.index import Seen
+from corit_cli.bulk.index import Aside, Seen
 from corit_cli.bulk.parts import Parts
 from corit_cli.bulk.rows import Row, number_of
 from corit_cli.bulk.run import Counting, with_stamp
@@ -116,15 +116,15 @@ def detect(
     where no node has room for a worker, where the files cannot be listed, and where rows are missing at the end.
     """
     shipped, eye = Shipped.of(detector, ray), eye or detector.eye(plan.asked)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Aside() as aside:
         for number in range(PASSES):
             known = os.path.join(folder, f"{number}.sqlite")
             with Seen(known) as seen:
-                kept = number_of(parts.take_up(seen, plan.base, retry_errors and not number, plan.checksum))
+                kept = number_of(parts.take_up(seen, plan.base, retry_errors and not number, plan.checksum, aside))
             title = f"detecting ({kept} rows kept)" if kept else "detecting"
             advance = progress(title, Counting(plan.paths(), less=kept).total)
             if _once(ray, shipped, eye, plan, parts, known, advance):
-                return parts.merge()
+                return parts.merge(aside)
     raise CoritError(f"rows are still missing after {PASSES} passes: go on with --resume")
 
 

@@ -38,5 +38,6 @@ def probe_auc(
             rest = np.setdiff1d(everything, fold)
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
             scores[fold] = probe.fit(z[rest], y[rest]).decision_function(z[fold])
-        out[layer] = jackknife_interval(lambda kept, s=scores: metrics.auc(y[kept], s[kept]), groups)
+        found = jackknife_interval(lambda kept, s=scores: metrics.auc(y[kept], s[kept]), groups)
+        out[layer] = Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
     return out

@@ -132,7 +132,8 @@ def proportion(successes: float, total: float) -> Estimate:
     p = successes / total
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = np.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
-    return Estimate(p, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+    # Rounding must not move an end past the share itself, which is 0 or 1 where no, or every, one was a success.
+    return Estimate(p, float(max(0.0, min(p, centre - half))), float(min(1.0, max(p, centre + half))))
 
 
 def ratio(hits: float, total: float, others: float, of: float) -> Estimate:

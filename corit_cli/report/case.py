@@ -20,7 +20,7 @@ from corit_cli.report.drawn import CHANGED, changed
 from corit_cli.report.meaning import meaning, next_steps, of_several_faces
 from corit_cli.report.pictures import Picture, cut_out, outline, picture
 from corit_cli.report.timeline import levels, timeline
-from corit_cli.report.words import clock, file_size, looked_at, percent, place, posterior, together
+from corit_cli.report.words import clock, file_size, has_times, looked_at, percent, place, posterior, together
 from corit_cli.texts import without_secrets
 from corit_cli.version import __version__
 
@@ -180,7 +180,7 @@ def details(
         "faces": faces,
         "copies": [] if p.stability is None or p.probability is None else _copies(p.probability, p.stability, t),
         "survival": "" if p.stability is None else _survival(p.stability, t),
-        "timeline": timeline(p.video, t, frames, about.faces) if p.video and p.video.kind != "pages" else None,
+        "timeline": timeline(p.video, t, frames, about.faces) if p.video and has_times(p.video) else None,
         "facts": _facts(p, p.path if file is None else file, image, t),
     }
 

@@ -70,14 +70,24 @@ def save_overlay(
 
 def is_overlay_of(path: Path, source: str) -> bool:
     """Whether a heatmap of what is in the file ``source`` is at ``path``."""
+    kept = _digest(path)
+    return bool(kept) and kept == content_sha256(Path(source))
+
+
+def is_overlay(path: Path) -> bool:
+    """Whether a heatmap that :func:`save_overlay` wrote is at ``path``."""
+    return _digest(path) is not None
+
+
+def _digest(path: Path) -> str | None:
+    """What a heatmap at ``path`` says of what it was drawn of; None where none is."""
     if not path.is_file():
-        return False
+        return None
     try:
         with Image.open(path, formats=("PNG",)) as there:
-            kept = there.info.get(DIGEST)
-            return bool(kept) and kept == content_sha256(Path(source))
+            return there.info.get(DIGEST)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
+        return None
 
 
 def colourise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -44,9 +44,14 @@ def looked_at(film: VideoVerdict) -> str:
     return f"{of}, {clock(film.duration)}" if film.duration else of
 
 
+def has_times(film: VideoVerdict) -> bool:
+    """Whether its moments have times: pages have none, nor have frames that last no time."""
+    return film.kind == "video" or bool(film.duration)
+
+
 def place(film: VideoVerdict, moment: Moment) -> str:
     """Where a moment of a film is found: its time, or its page."""
-    if film.kind != "video" and not film.duration:
+    if not has_times(film):
         return f"{'page' if film.kind == 'pages' else 'frame'} {moment.frame + 1}"
     return f"at {clock(moment.seconds)}"
 

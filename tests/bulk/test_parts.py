@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corit_cli.bulk import parts as module
-from corit_cli.bulk.index import Seen
+from corit_cli.bulk.index import Aside, Seen
 from corit_cli.bulk.parts import Parts
 from corit_cli.bulk.run import with_stamp
 from corit_cli.bulk.stamps import stamp
@@ -75,6 +75,20 @@ def test_what_stands_is_kept_and_the_rest_is_to_be_done(folder: str, files: Path
     assert set(found) == {"0.jpg", "1.jpg", "2.jpg"} and left == ["3.jpg", "4.jpg", "5.jpg"]
     found, left = take_up(parts, files, retry_errors=True)
     assert set(found) == {"0.jpg", "2.jpg"} and left[0] == "1.jpg"
+
+
+def test_a_row_that_is_to_be_made_anew_stays_until_its_file_is_listed(folder: str, files: Path) -> None:
+    parts = begin(folder)
+    parts.write([row(files, 0), row(files, 1, "bad"), row(files, 2), row(files, 3)])
+    (files / "2.jpg").write_text("changed")
+    (files / "3.jpg").write_text("changed, too")
+    with Seen() as seen, Aside() as aside:
+        parts.take_up(seen, str(files), retry_errors=True, aside=aside)
+        parts.write([row(files, 3, probability=0.9)])  # the one that was listed
+        assert parts.merge(aside) == {"real": 3, "error": 1}
+    rows = {r["path"]: (r["probability"], r["error"]) for r in every_row(parts)}
+    assert rows == {"0.jpg": (0.5, None), "1.jpg": (None, "bad"), "2.jpg": (0.5, None), "3.jpg": (0.9, None)}
+    assert take_up(parts, files)[1] == ["2.jpg", "4.jpg", "5.jpg"]
 
 
 def test_a_part_that_is_written_twice_is_one(folder: str, files: Path) -> None:

@@ -14,7 +14,7 @@ from corit_cli.bulk.rows import Csv
 from corit_cli.bulk.run import with_stamp
 from corit_cli.bulk.sources import listed
 from corit_cli.bulk.stamps import Stamp, stamp
-from corit_cli.bulk.table import Present, Table
+from corit_cli.bulk.table import STANDS, Present, Table
 from corit_cli.cli.inputs import Left, collect
 from corit_cli.data.opening import ImageError
 from corit_cli.data.urls import changed, fetch
@@ -196,7 +196,7 @@ def test_of_what_a_server_refuses_nothing_is_known(memory: str, monkeypatch: pyt
 
     for name in ("info", "cat_file"):
         monkeypatch.setattr(kind, name, refuse)
-    assert stamp(row["path"]) is None and Present(checksum=False).stands(row)
+    assert stamp(row["path"]) is None and Present(checksum=False).state(row) == STANDS
     with pytest.raises(ImageError, match=r"^cannot be read \(403 Forbidden\)$"):
         fetch(row["path"])
 

@@ -75,6 +75,37 @@ def said(table: Path) -> dict[str, tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_row_that_is_to_be_made_anew_stays_until_its_file_is_listed(form: str, stopped: bool, tmp_path: Path) -> None:
+    a, b, bad, gone = paths = fill(tmp_path, {"a.jpg": "0.1", "b.jpg": "0.2", "bad.jpg": "none", "gone.jpg": "0.3"})
+    table = tmp_path / f"out.{form}"
+    run(table, paths)
+    before = said(table)
+    fill(tmp_path, {"b.jpg": "0.8"})
+    os.remove(gone)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt), Table(table, ABOUT, resume=True, retry_errors=True):
+            raise KeyboardInterrupt
+    counts = run(table, [a], resume=True, retry_errors=True)
+    assert said(table) == {path: before[path] for path in (a, b, bad)} and counts == {"real": 2, "error": 1}
+    assert run(table, [b, bad, a], resume=True, retry_errors=True) == {"real": 2, "error": 1}
+    assert said(table)[b] == (0.8, None)
+
+
+def test_a_file_has_one_row_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, {"a.jpg": "0.1", "b.jpg": "0.2"})
+    table = tmp_path / "out.jsonl"
+    run(table, ["a.jpg"])
+    assert run(table, ["./a.jpg", ".//b.jpg", "b.jpg"], resume=True) == {"real": 2}
+    assert list(said(table)) == ["a.jpg", ".//b.jpg"]
+    with Seen() as seen:  # after a link .. may lead elsewhere
+        assert [seen.add(path) for path in ("/a/b", "/a/./b", "a/b", "a/../a/b", "s3://x//y", "s3://x/y")] == [
+            True, False, True, True, True, True,
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_file_has_a_row_and_finished_tables_stay(form: str, tmp_path: Path) -> None:
     paths = fill(tmp_path, {name: f"0.{k}5" for k, name in enumerate(ODD)} | {"bad.jpg": "none"})
     table = tmp_path / f"out.{form}"

@@ -111,6 +111,18 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     assert "not both" in error("--tune", "head", "--no-cgp", "--cgp", "3")
 
 
+def test_frames_on_the_command_line_win_over_a_rate_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("rate = 1.0\n")
+    (tmp_path / "empty").mkdir()
+    asked = ["detect", str(tmp_path / "empty"), "--frames", "4"]
+    for how, words in (
+        (["--config", str(tmp_path / "run.toml")], "no images or videos"),
+        (["--rate", "1"], "not both"),
+    ):
+        result = CliRunner().invoke(app, [*asked, *how])
+        assert result.exit_code == 2 and words in result.stderr
+
+
 def test_sources_of_detect_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('paths = ["gone", "lost"]\n')
     config = ["--config", str(tmp_path / "run.toml"), "--fail-on"]

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from corit_cli.cli.inputs import Left, collect, image_on_stdin
+from corit_cli.detection.heatmap import Heatmap
 from corit_cli.errors import CoritError
+from corit_cli.report.heatmap import save_overlay
 from tests.cli.conftest import one_line_error
 from tests.conftest import photograph
 
@@ -39,6 +43,23 @@ def found(path: Path, recursive: bool = False, keep: bool = False) -> tuple[list
     return [Path(f).name for f in collect([str(path)], recursive, left)], left
 
 
+def test_heatmaps_of_an_earlier_run_are_no_evidence(folder: Path) -> None:
+    source, maps = folder / "a.jpg", folder / "maps"
+    maps.mkdir()
+    with Image.open(source) as image:
+        box = (0, 0, *image.size)
+        heatmap = Heatmap(np.zeros((4, 4), np.float32), np.ones((4, 4), bool), box, image.size, 0.0, 1.0)
+        save_overlay(image.convert("RGB"), heatmap, 0.5, "uncertain", maps / "a.heatmap.png", str(source))
+    photograph(1).save(maps / "mine.heatmap.png")  # somebody's picture
+    names, left = found(maps, keep=True)
+    assert names == ["mine.heatmap.png"]
+    assert list(left.lines()) == ["left out 1 heatmap that corit drew"]
+    assert left.files == [(str(maps / "a.heatmap.png"), "a heatmap that corit drew")]
+    assert list(collect([str(maps / "a.heatmap.png")], recursive=False)) == [
+        str(maps / "a.heatmap.png")
+    ]  # named, it is taken
+
+
 def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
     names, left = found(folder, keep=True)
     assert names == ["=1+1.jpg", "a.jpg", "b.jpe", "c.jpg_large", "d.HEIC", "no-suffix", "фото 日本.jpg"]
@@ -48,7 +69,10 @@ def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
     ]  # fmt: skip
     skipped, folders, hidden = left.lines()
     assert hidden == "left out 1 hidden file or folder"
-    assert skipped.startswith("skipped 3 files that are no images or videos: 1 .pdf") and "--list-skipped" in skipped
+    assert (
+        skipped.startswith("skipped 3 files that are no images or videos: 1 .pdf") and "--list-skipped" not in skipped
+    )
+    assert "(--list-skipped names them)" in next(found(folder)[1].lines())
     assert folders == "did not look into 1 folder (--recursive does)"
     names, left = found(folder, recursive=True)
     assert "d.jpg" in names and left.folders == 0 and left.files == []

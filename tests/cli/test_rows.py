@@ -80,6 +80,12 @@ def test_a_row_in_a_pipe_tells_what_was_found() -> None:
     assert "face at 1,2 to 80,90: fake, 99.0%" in last and "the verdict flips" in last
 
 
+def test_persons_are_numbered_as_in_reports() -> None:
+    film = VideoVerdict(1.0, 1.0, (Moment(0, 0.0, 0.1),), {0: 0.2, 1: 0.7})
+    said = rows.findings(Prediction("a.mp4", 0.1, "real", 0.0, video=film))
+    assert [line for line in said if line.startswith("person")] == ["person 1: 20.0%", "person 2: 70.0%"]
+
+
 def test_csv_has_the_persons_of_a_video_as_its_faces(tmp_path: Path) -> None:
     film = VideoVerdict(1.0, 1.0, (Moment(0, 0.0, 0.1),), {1: 0.2, 2: 0.7})
     found = [Prediction("a.mp4", 0.1, "real", 0.0, video=film), Prediction("b.mp4", 0.1, "real", 0.0, video=NOBODY)]

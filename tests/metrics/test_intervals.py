@@ -24,6 +24,12 @@ def test_intervals_are_as_wide_as_delong_says() -> None:
     assert drawn.estimate == metrics.auc_interval(labels, scores)  # no percentiles for one group
 
 
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_share_lies_in_its_interval(counts: tuple[int, int]) -> None:
+    found = metrics.proportion(*counts)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
 numbers = st.floats(1.01, 500)
 
 

@@ -406,6 +406,17 @@ def test_a_video_without_scores_or_length_is_drawn(path: Path) -> None:
     assert "1 frame from 0:00.0 to 0:00.0. The table" in label_of_timeline(page) and "0:00.0 – –" in page.text
 
 
+def test_frames_that_last_no_time_have_no_axis(path: Path) -> None:
+    """They are told by their numbers, from 1, like pages."""
+    moments = (Moment(0, 0.0, 0.9), Moment(1, 0.0, 0.2))
+    film = VideoVerdict(0.0, 0.0, moments, {}, kind="animation", frames=2)
+    page = written(path, (Prediction("a.webp", 0.5, "uncertain", 0.0, video=film),))
+    assert "Over time" not in page.text and "frame 1" in page.text and "frame 0" not in page.text
+    timed = replace(film, duration=2.0, moments=(moments[0], replace(moments[1], seconds=1.0)))
+    page = written(path, (Prediction("a.webp", 0.5, "uncertain", 0.0, video=timed),))
+    assert "Over time" in page.text and "frame 1" in page.text and "frame 0" not in page.text
+
+
 def label_of_timeline(page: Page) -> str:
     (label,) = (label for label in page.all("svg", "aria-label") if "against time" in label)
     return label

@@ -128,7 +128,9 @@ def fit_heads(
     pooled = Head(z.shape[1])
     pooled.fit_standardiser(z)
     x = (z - pooled.mean).div_(pooled.scale * z.shape[1] ** 0.5)  # (n, F), as Head.standardise has it
+    drawn = torch.get_rng_state()
     for begin in range(0, count, step := max(1, MEMBERS_SIZE // (z.shape[1] * max(1, kind.hidden)))):
+        torch.set_rng_state(drawn)
         some, told = slice(begin, begin + step), advance if begin + step >= count else hush
         own = _own_standardisers(heads[some], pooled, z, x, weights[some] > 0)
         _train(heads[some], x, labels, weights[some], settings, told, after, logs[some], *own)

@@ -55,7 +55,7 @@ class Aside(AbstractContextManager["Aside"]):
         self._file = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115, it is closed with this
 
     def add(self, row: dict[str, Any]) -> None:
-        """Put a row aside."""
+        """Put one aside: whatever JSON holds, with a ``path``."""
         with _told():
             self._file.write(json.dumps(row) + "\n")
 

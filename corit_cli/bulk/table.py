@@ -82,7 +82,9 @@ class Table(AbstractContextManager["Table"]):
 
     def add(self, row: Row) -> None:
         """Append a row, whole or not at all."""
-        record = self._form.encode(row)
+        self._append(self._form.encode(row), row)
+
+    def _append(self, record: bytes, row: Row) -> None:
         try:
             written = self._out.write(record)
         except OSError as error:
@@ -105,8 +107,8 @@ class Table(AbstractContextManager["Table"]):
 
     def _put_back(self) -> None:
         """Append the rows that were put aside, of files that were not listed."""
-        for row in self._aside.missing(self.seen):
-            self.add(row)
+        for kept in self._aside.missing(self.seen):
+            self._append(kept["record"].encode("latin-1"), kept["row"])
 
     def _to_parquet(self, path: Path) -> None:
         with self._file.open("rb") as text, path.open("wb") as file:
@@ -137,7 +139,7 @@ class Table(AbstractContextManager["Table"]):
         for group in ahead(self._look, groups(records), workers=LOOKERS, window=4 * LOOKERS):
             for record, row, state in group:
                 if state == STALE:
-                    self._aside.add(row)
+                    self._aside.add({"path": row["path"], "record": record.decode("latin-1"), "row": row})
                 elif state == STANDS and self.seen.add(row["path"]):
                     self.counts.update(counted(row))
                     yield record

@@ -76,7 +76,12 @@ def said(table: Path) -> dict[str, tuple[Any, Any]]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_row_that_is_to_be_made_anew_stays_until_its_file_is_listed(form: str, stopped: bool, tmp_path: Path) -> None:
+def test_a_row_that_is_to_be_made_anew_stays_until_its_file_is_listed(
+    form: str, stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = describe
+    faces = [{"probability": 0.5}, {"probability": 0.25}]  # of which a CSV file has their number alone
+    monkeypatch.setitem(globals(), "describe", lambda p: plain(p) | {"faces": faces})
     a, b, bad, gone = paths = fill(tmp_path, {"a.jpg": "0.1", "b.jpg": "0.2", "bad.jpg": "none", "gone.jpg": "0.3"})
     table = tmp_path / f"out.{form}"
     run(table, paths)

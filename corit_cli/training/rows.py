@@ -184,7 +184,8 @@ class TrainingSet:
     ) -> list[FusedHead]:
         """As :meth:`fit`, for each of several choices of rows; all their heads are trained at once."""
         several = len(settings.heads_of(self.readings)) > 1
-        joined = [several or self._tells_degraded(settings, self._kept(keep)) for keep in keeps]
+        kept = torch.stack([self._kept(keep) for keep in keeps])  # (K, n)
+        joined = [several or tells for tells in self._tells_degraded(settings, kept)]
         splits = [
             self._splits(self._folds(keep, settings.seed), keep) if join else []
             for keep, join in zip(keeps, joined, strict=True)
@@ -233,19 +234,22 @@ class TrainingSet:
         readings but that of faces; None where these are not there to be told apart."""
         z, degraded = self.z[:, : settings.degradation_width(self.readings)], self.degraded
         chosen, weights = kept & self.whole & z.isfinite().all(1), torch.zeros(kept.shape)
-        for k, own in enumerate(chosen):
-            if self._tells_degraded(settings, kept[k]):
+        for k, (own, tells) in enumerate(zip(chosen, self._tells_degraded(settings, kept), strict=True)):
+            if tells:
                 sources = self._unread.chosen(own).sources
                 weights[k, own] = balance_weights(degraded[own].tolist(), sources, settings.balance)
         told = [partial(log, reading=DEGRADATION) for log in logs]
         return _fit(z, degraded.long(), weights, replace(settings, head="linear"), advance, told)
 
-    def _tells_degraded(self, settings: TrainSettings, kept: Tensor) -> bool:
-        """Whether images as they are and copies of them, both of either class, are among the rows ``kept`` (n,)."""
+    def _tells_degraded(self, settings: TrainSettings, kept: Tensor) -> list[bool]:
+        """For each choice of rows ``kept`` (K, n), whether images as they are and copies of them, both of either class,
+        are among them."""
         width = settings.degradation_width(self.readings)
-        there = kept & self.whole & self.found & self.z[:, :width].isfinite().all(1)
-        kinds = (there & ~self.degraded, there & self.degraded)
-        return bool(width) and min(len(self.labels[kind].unique()) for kind in kinds) == 2
+        if not width:
+            return [False] * len(kept)
+        there, degraded = self.whole & self.found & self.z[:, :width].isfinite().all(1), self.degraded
+        kinds = (there & ~degraded, there & degraded)
+        return [min(len(self.labels[own & kind].unique()) for kind in kinds) == 2 for own in kept]
 
     def cross_fit(
         self, folds: Sequence[Sequence[int]], settings: TrainSettings, advance: Advance = hush, log: Log = unlogged

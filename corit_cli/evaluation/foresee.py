@@ -44,9 +44,9 @@ def foresee(
         planned = plan(samples, range(len(samples)), recipe, detector.extractor)
         rows += planned
         fitted = settings.fitted(detector.extractor.readings, recipe)
-        turns = sum(len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names)
-        turns *= 1 + (INNER_FOLDS if len(fitted) > 1 else 0)
-        heads = turns * len(fitted)
-        fitting = turns * head_seconds(settings, fitted, planned)
+        each = 1 + (INNER_FOLDS if len(fitted) > 1 else 0)
+        members = [each * len(protocols.leave_out(samples, name, settings.seed)[0]) for name in names]
+        heads = sum(members) * len(fitted)
+        fitting = sum(head_seconds(settings, fitted, planned, count) for count in members)
     cost = reading_cost(rows, detector.extractor, cache)
     return replace(cost, fitting=fitting), samples, heads

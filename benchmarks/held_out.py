@@ -23,7 +23,8 @@ from corit_cli.model.fusion import FusedHead
 from corit_cli.model.loading import load_backbone
 from corit_cli.model.settings import CoRITSettings
 from corit_cli.report.evaluation import number
-from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
+from corit_cli.training.plan import Planned, features_of, plan
+from corit_cli.training.rows import TrainingSet
 from corit_cli.training.settings import Recipe, TrainSettings
 
 

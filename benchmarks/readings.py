@@ -31,7 +31,8 @@ from corit_cli.evaluation.protocols import recipe_of
 from corit_cli.features.cache import Job, default_cache_path
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import FACE, baseline
-from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.plan import plan
+from corit_cli.training.rows import TrainingSet
 from corit_cli.training.run import Run, of_probe
 from corit_cli.training.settings import Recipe
 

@@ -15,7 +15,8 @@ from corit_cli.evaluation.evaluate import of_split
 from corit_cli.features.cache import Job
 from corit_cli.features.foresee import Cost
 from corit_cli.training.foresee import head_seconds, reading_cost
-from corit_cli.training.rows import INNER_FOLDS, Planned, plan
+from corit_cli.training.plan import Planned, plan
+from corit_cli.training.rows import INNER_FOLDS
 
 
 def foresee(

@@ -31,7 +31,8 @@ from corit_cli.metrics.resampling import Sampled
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.settings import baseline
 from corit_cli.progress import Advance, Progress, hush, quiet
-from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
+from corit_cli.training.plan import Planned, features_of, plan
+from corit_cli.training.rows import TrainingSet
 from corit_cli.training.run import of_probe
 from corit_cli.training.settings import Recipe, TrainSettings
 

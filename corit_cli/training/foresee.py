@@ -15,7 +15,7 @@ from corit_cli.features.extractor import Extractor
 from corit_cli.features.foresee import BACKWARDS, Cost, lacking, seconds_each
 from corit_cli.model.settings import baseline
 from corit_cli.training.head import fit_heads
-from corit_cli.training.rows import Planned, by_readings, plan
+from corit_cli.training.plan import Planned, by_readings, plan
 from corit_cli.training.run import Run
 from corit_cli.training.settings import DEGRADATION, TrainSettings, TuneSettings
 from corit_cli.training.tower import ASIDE

@@ -28,7 +28,8 @@ from corit_cli.training.distributed import ALONE, World
 from corit_cli.training.fusion import HeldOut
 from corit_cli.training.log import Log, unlogged
 from corit_cli.training.operating import OperatingPoint, has_both
-from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
+from corit_cli.training.plan import Planned, features_of, plan
+from corit_cli.training.rows import TrainingSet
 from corit_cli.training.settings import Recipe, TrainSettings
 
 #: Features that differ by no more than this share of the largest are those of one picture.

@@ -24,7 +24,8 @@ from corit_cli.model.fusion import FusedHead
 from corit_cli.model.loading import Backbone
 from corit_cli.model.settings import CoRITSettings, baseline
 from corit_cli.report.evaluation import _protocol_grid
-from corit_cli.training.rows import TrainingSet, plan
+from corit_cli.training.plan import plan
+from corit_cli.training.rows import TrainingSet
 from corit_cli.training.run import Run, train_head
 from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import photograph, random_tower

@@ -6,7 +6,7 @@ import pytest
 
 from corit_cli.features.cache import Job
 from corit_cli.training import foresee
-from corit_cli.training.rows import Planned
+from corit_cli.training.plan import Planned
 from corit_cli.training.settings import DEGRADATION
 from tests.training.test_run import QUICK
 

@@ -12,7 +12,8 @@ from corit_cli.data.manifest import Sample, load_samples
 from corit_cli.data.variants import ORIGINAL
 from corit_cli.features.cache import Job, extract
 from corit_cli.features.extractor import Extractor
-from corit_cli.training.rows import Planned, TrainingSet, features_of, plan
+from corit_cli.training.plan import Planned, features_of, plan
+from corit_cli.training.rows import TrainingSet
 from corit_cli.training.settings import Recipe, TrainSettings
 from tests.conftest import photograph
 from tests.training.test_run import QUICK, SETTINGS, extractor

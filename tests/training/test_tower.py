@@ -35,8 +35,8 @@ from corit_cli.progress import Advance, Progress, hush
 from corit_cli.training import tower as module
 from corit_cli.training.distributed import ALONE
 from corit_cli.training.head import balance_weights, fit_head
+from corit_cli.training.plan import plan
 from corit_cli.training.resume import State
-from corit_cli.training.rows import plan
 from corit_cli.training.run import Run, Trained
 from corit_cli.training.sam import SAM
 from corit_cli.training.settings import Recipe, TrainSettings, TuneSettings

@@ -95,12 +95,16 @@ def self_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
     return blend(image, _other_view(image, rng, MILD), ratio * region(image.size, rng))
 
 
+class NoFaceError(ImageError):
+    """There is no face to forge."""
+
+
 def face_blend(image: Image.Image, rng: np.random.Generator) -> Forged:
     """Every face blended with another view of itself, as in self-blending, and with as strong a change as swapped faces
-    show. Raises ImageError where there is no face."""
+    show. Raises NoFaceError where there is none."""
     found, mask = finder()(image), np.zeros((image.height, image.width), np.float32)
     if not found:
-        raise ImageError("no face found")
+        raise NoFaceError("no face found")
     out = image.copy()
     for one in found:
         left, top, side = square(image.size, one)

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corit_cli.data.forge import NoFaceError
 from corit_cli.data.images import read_image
 from corit_cli.data.variants import ORIGINAL, Variant
 from corit_cli.data.windows import check_faces, crop_with_face
 from corit_cli.features.extractor import Extractor
 from corit_cli.features.stream import Extracted, R, ahead, stream
 from corit_cli.files import cache_dir, content_sha256
+from corit_cli.model.settings import FACE
 from corit_cli.progress import Advance, hush
 
 #: Seconds after which another use of a cached feature is noted. Noting each would cost more than reading it.
@@ -214,13 +216,20 @@ def extract(
 
 
 def read_jobs(extractor: Extractor, jobs: Sequence[Job]) -> Iterator[Extracted[Job]]:
-    """The readings of one picture a job, in order, or its error."""
+    """The readings of one picture a job, in order, or its error. Where faces alone are read, one that shows none to be
+    forged is a picture without a face, which the cache keeps."""
     picture = lru_cache(maxsize=2)(read_image)  # an image and its copies follow each other
+    faces_alone = all(reader.cls == FACE for reader in extractor.readers)
 
     def load(job: Job) -> tuple[list[list[np.ndarray | None]], None]:
         image = picture(job.path)
         if job.variant != ORIGINAL:  # saving a Pillow image, as JPEG degradation does, keeps the settings in the image
-            image = job.variant.apply(image.copy())
+            try:
+                image = job.variant.apply(image.copy())
+            except NoFaceError:
+                if not faces_alone:
+                    raise
+                return [[None] * len(extractor.crops.windows)], None
         return [crop_with_face(image, extractor.crops)], None
 
     return stream(extractor, jobs, load)

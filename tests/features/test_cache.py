@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from corit_cli.data.forge import parse_forge
 from corit_cli.data.images import read_image
 from corit_cli.data.settings import CropConfig
 from corit_cli.data.variants import Variant
@@ -168,6 +169,17 @@ def test_a_variant_is_another_image(extractor: Extractor, files: list[Path], tmp
     assert torch.equal(z, again)
     assert not torch.allclose(z[0], z[1], atol=1e-3)
     assert len({tuple(row.tolist()) for row in z[2:]}) == 4  # another strength each
+
+
+def test_that_a_picture_has_no_face_to_forge_is_kept(files: list[Path], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, face=(2,))
+    whole = Extractor(Backbone(random_tower(), "tiny", "0" * 64), settings, CROPS)
+    cache, job = FeatureCache(tmp_path / "cache.sqlite"), Job(files[0], Variant(forge=parse_forge("face_blend")))
+    for read in (None, lambda *_: pytest.fail("it was read again")):
+        z, errors = extract(whole.of(["face"]), [job], cache, read=read)
+        assert z.isnan().all() and not errors
+    _, errors = extract(whole, [job], cache)
+    assert errors == {0: "no face found"}  # what else is read would be of the picture as it was
 
 
 def test_an_image_is_decoded_once_for_its_copies(

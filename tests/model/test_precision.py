@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,20 @@ def test_a_pipe_in_place_of_the_note_is_not_waited_for(monkeypatch: pytest.Monke
 def test_the_gains_are_measured() -> None:
     gains = module._measure()
     assert 0.01 < gains["bf16"] < 100 and (gains["int8"] > 0) == available()
+
+
+def test_what_will_not_pay_is_not_timed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        end = time.thread_time() + 0.6
+        while time.thread_time() < end:
+            pass
+        return x
+
+    monkeypatch.setattr(module, "_in_bf16", lambda *_: slow)
+    assert module._measure()["bf16"] < 0.5 and len(seen) == 2
 
 
 def test_a_processor_that_adds_otherwise_is_not_trusted(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,12 @@ def weights_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where what can be had again is kept: ``corit`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corit"
+    """Where what can be had again is kept: ``corit`` in the user's cache folder. Of a user without a home it is a place
+    where nothing can be kept."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corit"
+    except RuntimeError:  # no $HOME, and a user whom the system does not know
+        return Path(os.devnull) / "corit"
 
 
 def model_card() -> Path | None:

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from corit_cli.errors import CoritError
-from corit_cli.files import content_sha256, model_card, write_atomically, write_together
+from corit_cli.files import cache_dir, content_sha256, model_card, write_atomically, write_together
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(OSError):
+        cache_dir().mkdir(parents=True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -37,17 +37,20 @@ def number_of(counts: Mapping[str, int]) -> int:
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of JSON as a table's cells have it: the number of faces, or of persons in a video, and the highest of their
-    probabilities, whether the verdict flips, and the notes in one line. None where there is nothing to tell."""
+    probabilities, whether the verdict flips, and in one line the notes and what of a video could not be read. None
+    where there is nothing to tell."""
     faces, stability, video = row.get("faces"), row.get("stability"), row.get("video")
     scores = None if faces is None else [face["probability"] for face in faces]
+    notes = list(row.get("notes") or ())
     if video is not None:
         scores = list(video["tracks"].values()) or None
+        notes += [video["incomplete"]] if video.get("incomplete") else []
     return {
         **row,
         "faces": None if scores is None else len(scores),
         "face_max": max(scores or (), default=None),
         "flips": None if stability is None else int(stability["flips"]),
-        "notes": "; ".join(row.get("notes") or ()) or None,
+        "notes": "; ".join(notes) or None,
     }
 
 

@@ -108,15 +108,20 @@ def detect(
 
     Exit codes: 0 done; 1 some file could not be scored; 2 wrong usage, output not written; 3 see --fail-on.
     """
+    forms = {name: ctx.params[name] for name in ("as_json", "as_jsonl", "explain")}
+    said = {name: ctx.get_parameter_source(name).name == "COMMANDLINE" for name in (*forms, "frames", "rate")}
+    if any(asked and said[name] for name, asked in forms.items()):  # the command line wins over a file
+        forms = {name: asked and said[name] for name, asked in forms.items()}
+        ctx.params.update(forms)
+        as_json, as_jsonl, explain = forms.values()
     if as_json and as_jsonl:
         raise CoritError("give --json or --jsonl, not both")
     if explain and (as_json or as_jsonl):
         raise CoritError("--explain is for people to read: leave it out with --json and --jsonl")
-    said = {name: ctx.get_parameter_source(name).name for name in ("frames", "rate")}
-    if rate is not None and said["frames"] == "COMMANDLINE":
-        if said["rate"] == "COMMANDLINE":
+    if rate is not None and said["frames"]:
+        if said["rate"]:
             raise CoritError("give --frames or --rate, not both")
-        rate = ctx.params["rate"] = None  # which stands in a file: the command line wins
+        rate = ctx.params["rate"] = None
     if heatmap is not None and faces == "only":
         raise CoritError("a heatmap shows the whole picture: it does not go with --faces only")
     if heatmap is not None and str(heatmap) == "-":
@@ -165,7 +170,9 @@ def detect(
         detector = detector.strictly() if strict else detector
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)
-        return _end(bulk.into_table(many, detector, found, left, workers, looked_at), left, fail_on, summary=True)
+        return _end(
+            bulk.into_table(many, detector, found, left, workers, looked_at), left, fail_on, summary=True, hints=False
+        )
     predictions = detector.predict(files if image is None else image, workers, **looked_at)
     if image is not None:
         predictions = (replace(prediction, path=STDIN) for prediction in predictions)
@@ -174,7 +181,7 @@ def detect(
         rows = [] if alone else [writer(detector, stack, as_json, as_jsonl, explain)]
         if csv_file is not None:
             rows.append(csv_writer(detector.checkpoint, csv_file, stack))
-        write = list(rows)
+        write, illustrator = list(rows), None
         if heatmap is not None or html is not None:
             from corit_cli.cli.illustrate import Illustrator
             from corit_cli.report.drawn import FEW
@@ -193,6 +200,8 @@ def detect(
         for path, reason in left.files:
             for one in rows:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
+        if illustrator is not None:
+            illustrator.leave_out(left.lines(hints=False))
     if beside is not None:
         config_file.save(beside, "detect", config_file.complete(ctx), detector.checkpoint.origin)
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl or alone):
@@ -207,13 +216,14 @@ def _counted(prediction: Prediction) -> Iterator[str]:
         yield prediction.declared.kind
 
 
-def _end(seen: Counter[str], left: Left, fail_on: FailOn | None, summary: bool) -> None:
-    """Sum up how many files got which verdict and what was left out, and exit as it is documented."""
+def _end(seen: Counter[str], left: Left, fail_on: FailOn | None, summary: bool, hints: bool = True) -> None:
+    """Sum up how many files got which verdict and what was left out, with ``hints`` at options that are of use, and
+    exit as it is documented."""
     kinds = {kind: seen[kind] for kind in ("fake", "uncertain", "real", "error") if seen[kind]}
     if summary and sum(kinds.values()) > 1:
         declare = [f"{seen[kind]} declared {kind}" for kind in (AI_GENERATED, AI_EDITED) if seen[kind]]
         err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare), soft_wrap=True)
-    for line in left.lines():
+    for line in left.lines(hints):
         err.print(escape(line), soft_wrap=True)
     fake = seen["fake"] or seen[AI_GENERATED]
     if fail_on and (fake or (fail_on is FailOn.uncertain and (seen["uncertain"] or seen[AI_EDITED]))):

@@ -75,7 +75,7 @@ class Illustrator(AbstractContextManager["Illustrator"]):
             warn(f"{prediction.path}: no heatmap: they are drawn of still pictures alone")
         if prediction.video is not None and self._casebook is None:
             return
-        why = f"they are drawn for up to {FEW} files, looked at as a whole, or with --heatmap"
+        why = f"they are drawn for up to {FEW} files that are named or found, looked at as a whole, or with --heatmap"
         drawn = draw(self.detector, prediction, prediction.path, self.mapped, self.frames, self.rate, why)
         if drawn.fault is not None:
             warn(f"{prediction.path}: {drawn.fault}")
@@ -86,6 +86,11 @@ class Illustrator(AbstractContextManager["Illustrator"]):
                 warn(f"the heatmap of {prediction.path} is {path}")
         if self._casebook is not None:
             self._casebook.add(prediction, drawn.image, drawn.painted, drawn.frames, drawn.no_heatmap)
+
+    def leave_out(self, lines: Iterable[str]) -> None:
+        """Have the report say what was left out of folders."""
+        if self._casebook is not None:
+            self._casebook.leave_out(lines)
 
 
 def heatmap_path(folder: Path, image: str, taken: set[str]) -> Path:

@@ -59,22 +59,23 @@ class Left:
         if self.keep:
             self.files.append((path, "a heatmap that corit drew"))
 
-    def lines(self) -> Iterator[str]:
-        """What a user is told, a line each."""
+    def lines(self, hints: bool = True) -> Iterator[str]:
+        """What a user is told, a line each, with ``hints`` at options."""
         for folder in self.searched:
-            yield f"{folder} itself holds no images or videos: looked into the folders below it, as --recursive does"
+            how = ", as --recursive does" if hints else ""
+            yield f"{folder} itself holds no images or videos: looked into the folders below it{how}"
         if total := self.kinds.total():
             most = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common(5))
             rest = total - sum(count for _, count in self.kinds.most_common(5))
             more = f", {rest} others" if rest else ""
             files = "file that is no image or video" if total == 1 else "files that are no images or videos"
-            hint = "" if self.keep else " (--list-skipped names them)"
+            hint = " (--list-skipped names them)" if hints and not self.keep else ""
             yield f"skipped {total} {files}: {most}{more}{hint}"
         if self.drawn:
             yield f"left out {self.drawn} {'heatmap' if self.drawn == 1 else 'heatmaps'} that corit drew"
         if self.folders:
             folders = "1 folder" if self.folders == 1 else f"{self.folders} folders"
-            yield f"did not look into {folders} (--recursive does)"
+            yield f"did not look into {folders}" + (" (--recursive does)" if hints else "")
         if self.links:
             yield f"did not follow {self.links} {'link to a folder' if self.links == 1 else 'links to folders'}"
         if self.hidden:
@@ -110,7 +111,7 @@ def collect(
         elif os.path.isdir(path):
             found = _folder(path, recursive, left)
         elif not os.path.lexists(path) and GLOB_CHARACTERS & set(path):
-            found = sorted(f for f in glob.iglob(path, recursive=True) if not os.path.isdir(f)) or [path]
+            found = _matched(path) or [path]
         else:
             found = [path]
         for file in found:
@@ -118,6 +119,16 @@ def collect(
                 if several:
                     seen.add(file)
                 yield file
+
+
+def _matched(pattern: str) -> list[str]:
+    """The files that a glob finds, each by one way to its folder: links make a folder its own descendant."""
+    ways: dict[tuple[str, str], str] = {}
+    for file in sorted(glob.iglob(pattern, recursive=True), key=lambda file: (file.count(os.sep), file)):
+        if not os.path.isdir(file):
+            folder, name = os.path.split(file)
+            ways.setdefault((os.path.realpath(folder), name), file)
+    return sorted(ways.values())
 
 
 def _folder(folder: str, recursive: bool, left: Left) -> Iterator[str]:
@@ -197,7 +208,8 @@ def image_on_stdin(null: bool = False) -> bytes | None:
         if len(data) > LARGEST:
             raise CoritError(f"an image on standard input may have up to {LARGEST >> 20} MB: save it first")
         return data
-    what = f"it is {kind.name}" if kind else "give --null for names with zero bytes between"
+    unknown = "give --null for names with zero bytes between; a Targa image, which is known by its end, save first"
+    what = f"it is {kind.name}" if kind else unknown
     raise CoritError(f"standard input holds no list of file names and no image: {what}")
 
 

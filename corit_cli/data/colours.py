@@ -62,9 +62,11 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     """Greyscale (H, W) of any depth as uint8.
 
     Unsigned 16-bit is divided by 257. Wider integers and floats do not say what white is: it is taken to be the first
-    of 1 (floats only), 255 and 65535 that no value exceeds; other values, or negative ones, are stretched to 0..255.
+    of 1 (floats only), 255 and 65535 that no value exceeds, of floats by more than a hundredth; other values, or
+    negative ones, are stretched to 0..255.
     """
     whites = {"u": (65535,), "i": (255, 65535), "f": (1, 255, 65535)}[values.dtype.kind]
+    spare = 1.01 if values.dtype.kind == "f" else 1.0  # filters overshoot
 
     def finite(rows: np.ndarray) -> np.ndarray:
         return np.nan_to_num(rows.astype(np.float64), posinf=0, neginf=0)
@@ -72,7 +74,7 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     # Band by band: as float64 the largest image would take gigabytes.
     bands = np.array_split(values, min(len(values), -(-values.size // 4_000_000)))
     low, high = min(float(finite(b).min()) for b in bands), max(float(finite(b).max()) for b in bands)
-    black, white = 0.0, next((w for w in whites if low >= 0 and high <= w), None)
+    black, white = 0.0, next((w for w in whites if low >= 0 and high <= spare * w), None)
     if white is None:
         black, white = low, (high - low) or 1
-    return np.concatenate([np.rint((finite(b) - black) * (255 / white)).astype(np.uint8) for b in bands])
+    return np.concatenate([np.rint((finite(b) - black) * (255 / white)).clip(0, 255).astype(np.uint8) for b in bands])

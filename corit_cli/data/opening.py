@@ -114,7 +114,7 @@ def _formats(kind: Kind | None) -> tuple[str, ...]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return _too_large(int(re.findall(r"\d+", str(error))[0]))
+        return too_large(int(re.findall(r"\d+", str(error))[0]))
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "no such file"
     if isinstance(error, MemoryError):
@@ -130,11 +130,12 @@ def excess(image: Image.Image) -> str | None:
     """Why an image is too large to be decoded; None where it is not."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
-        return _too_large(pixels)
+        return too_large(pixels)
     if pixels > MAX_RUN_PIXELS and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
-        return f"{_too_large(pixels, MAX_RUN_PIXELS)} for a run-length compressed BMP: save it as PNG first"
+        return f"{too_large(pixels, MAX_RUN_PIXELS)} for a run-length compressed BMP: save it as PNG first"
     return None
 
 
-def _too_large(pixels: int, most: int = MAX_PIXELS) -> str:
-    return f"{pixels / 1e6:.0f} megapixels, more than the limit of {most / 1e6:.0f}"
+def too_large(pixels: int, most: int = MAX_PIXELS) -> str:
+    """That so many pixels are more than ``most``."""
+    return f"{-(-pixels // 1_000_000)} megapixels, more than the limit of {most // 1_000_000}"

@@ -7,12 +7,12 @@ What a file says of the number of its frames is not believed, and of those that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
 from corit_cli.data.images import MIN_SIDE, upright
-from corit_cli.data.opening import MAX_PIXELS, ImageError, Source, open_image
+from corit_cli.data.opening import MAX_PIXELS, ImageError, Source, open_image, too_large
 from corit_cli.data.video import Frame
 
 #: Pixels of all frames together that are decoded, and frames that are walked over; of a longer animation the beginning
@@ -66,7 +66,7 @@ def sample_pages(
         yield from walk.frames(source)
         reach = walk.ended if walk.ended < reach else 0
     if not taken:
-        raise ImageError("no page of it is large enough to judge")
+        raise ImageError(about.warning or "no page of it is large enough to judge")
 
 
 def _count(image: Image.Image) -> int:
@@ -85,7 +85,7 @@ def _count(image: Image.Image) -> int:
 @dataclass
 class _Walk:
     """One way through the first ``reach`` frames of a file, of which as many as ``most`` are ``taken``. ``ended`` says
-    how many there were."""
+    how many there were, ``missed`` which pages, counted from 1, cannot be read."""
 
     about: Pages
     taken: set[int]
@@ -93,12 +93,14 @@ class _Walk:
     most: int
     rate: float | None
     ended: int = 0
+    missed: list[int] = field(default_factory=list)
 
     def frames(self, source: Source) -> Iterator[Frame]:
         wanted = {(2 * i + 1) * self.reach // (2 * self.most) for i in range(self.most)} - self.taken
         pixels, seconds, due = 0, 0.0, 0.0
         with open_image(source) as image:
             for number in range(self.reach):
+                take = False
                 try:
                     image.seek(number)
                     size = image.width * image.height
@@ -107,16 +109,22 @@ class _Walk:
                         take, due = number not in self.taken, due + 1 / self.rate
                     take = take and min(image.size) >= MIN_SIDE and not _is_preview(image)
                     if take or self.about.kind == "animation":  # the next frame may be drawn on this one
+                        if size > MAX_PIXELS:
+                            raise ImageError(too_large(size))
                         pixels += size
-                        if size > MAX_PIXELS or pixels > MOST_PIXELS:
+                        if pixels > MOST_PIXELS:
                             raise ImageError("together they are too large")
                         image.load()
                     shown = upright(image, copy=True) if take else None
                 except Exception as error:  # of a decoder
                     if number == 0:
                         raise
-                    self.about.warning = f"only {number} of {self.about.all} can be read ({error})"
-                    break
+                    if take and self.about.kind == "pages" and pixels <= MOST_PIXELS:  # the next one stands by itself
+                        self._miss(number, error)
+                        shown = None
+                    else:
+                        self.about.warning = f"only {number} of {self.about.all} can be read ({error})"
+                        break
                 if shown is not None:
                     self.taken.add(number)
                     yield Frame(number, round(seconds, 3), shown, _duration(image))
@@ -124,6 +132,15 @@ class _Walk:
                 seconds += _duration(image)
                 self.ended = number + 1
         self.about.seconds = round(seconds, 3)
+
+    def _miss(self, number: int, error: Exception) -> None:
+        """Tell of a page that cannot be read."""
+        self.missed.append(number + 1)
+        if len(self.missed) == 1:
+            self.about.warning = f"page {number + 1} of {self.about.count} cannot be read ({error})"
+        else:
+            pages = ", ".join(map(str, self.missed[:5])) + (" and others" if len(self.missed) > 5 else "")
+            self.about.warning = f"pages {pages} of {self.about.count} cannot be read"
 
 
 def _duration(image: Image.Image) -> float:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from corit_cli.data.kinds import VIDEO, VIDEO_SUFFIXES, sniff
 from corit_cli.data.opencv import load_opencv
-from corit_cli.data.opening import check_file
+from corit_cli.data.opening import check_file, too_large
 from corit_cli.errors import CoritError
 from corit_cli.progress import Stop, never
 
@@ -143,7 +143,7 @@ class _Reader:
         pixels = max(self.size[0] * self.size[1], int(self._get("FRAME_WIDTH")) * int(self._get("FRAME_HEIGHT")))
         if pixels > MAX_PIXELS:
             self._capture.release()
-            raise VideoError(f"frames of {pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}")
+            raise VideoError(f"frames of {too_large(pixels, MAX_PIXELS)}")
 
     def __enter__(self) -> _Reader:
         return self

@@ -20,8 +20,8 @@ MILD = ("jpeg-90", "jpeg-75", "webp-75", "resize-0.75", "resize-0.5", "blur-0.5"
 #: Share of a video's frames left out at either end before their scores are averaged.
 TRIM = 0.1
 #: Of ``AMONG`` frames of a video that were scored so many in a row, all called fake, that no verdict of "real" passes
-#: over; of more as large a share, since their neighbours are more alike.
-STRETCH, AMONG = 3, 32
+#: over; of more as large a share, since their neighbours are more alike, and of few one in ``FEW``, two at least.
+STRETCH, AMONG, FEW = 3, 32, 4
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,11 @@ class VideoVerdict:
 
     def stands_out(self, thresholds: Thresholds) -> bool:
         """Whether too much of it is called fake for the whole to be called real: a stretch of a video, since a frame or
-        two mean nothing, and a single frame or page of others, which are few and need not belong together."""
-        run, enough = 0, max(STRETCH, ceil(len(self.moments) * STRETCH / AMONG)) if self.kind == "video" else 1
+        two of many mean nothing, and a single frame or page of others, which are few and need not belong together."""
+        scored, run, enough = len(self.moments), 0, 1
+        if self.kind == "video":
+            few = min(STRETCH, max(2, ceil(scored / FEW)))
+            enough = max(few, ceil(scored * STRETCH / AMONG))
         for moment in self.moments:
             called = moment.probability is not None and thresholds.verdict(moment.probability) == "fake"
             run = run + 1 if called else 0

@@ -80,6 +80,10 @@ class Casebook:
         except OSError as error:
             raise unwritable(self.path, error) from None
 
+    def leave_out(self, lines: Iterable[str]) -> None:
+        """Say what was found and not looked at, a sentence each."""
+        self._page.left_out += lines
+
     def _write(self, path: Path) -> None:
         with path.open("w", encoding="utf-8") as file:
             file.writelines(self._page.pieces())
@@ -92,6 +96,7 @@ class Page:
         self.about, self._kept = about, kept
         self._environment = _environment()
         self._counts: Counter[str] = Counter()
+        self.left_out: list[str] = []
         self._first = ""
         self._sections: list[_Span] = []
         self._rows: list[tuple[tuple[int, float, int], _Span]] = []
@@ -139,6 +144,7 @@ class Page:
             same=rates.THE_SAME,
             counts=[(kind, self._counts[kind]) for kind in VERDICTS],
             total=len(self._sections),
+            left_out=self.left_out,
             name=self._first,
             rows=self._recall(span for _, span in sorted(self._rows)),
             sections=self._recall(self._sections),

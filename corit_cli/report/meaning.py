@@ -97,9 +97,11 @@ def _errs(p: Prediction, about: About, by_score: str) -> list[str]:
         )
     if p.video is not None:
         whole = any(moment.probability is not None for moment in p.video.moments)
-        parts = "its frames" if whole else "the frames of the face most like a fake"
+        what = {"video": "a video", "animation": "an animation", "pages": "a file"}[p.video.kind]
+        unit = "pages" if p.video.kind == "pages" else "frames"
+        parts = f"its {unit}" if whole else f"the {unit} of the face most like a fake"
         sentences.append(
-            f"These rates were measured on single images; a video's probability comes from a mean over {parts}, "
+            f"These rates were measured on single images; {what}'s probability comes from a mean over {parts}, "
             "without the most extreme ones."
         )
     return sentences

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corit_cli.bulk.rows import COLUMNS, Csv, JsonLines
+from corit_cli.bulk.rows import COLUMNS, Csv, JsonLines, flat
 from corit_cli.bulk.table import Table
 
 ROW = {"path": "a.jpg", "probability": 0.5, "verdict": "real", "error": None, "declared": None}
@@ -21,6 +21,12 @@ ABOUT = {"detector": "d" * 64}
 def test_what_is_written_is_read_back(form: JsonLines | Csv, told: dict) -> None:
     found = form.decode(form.encode(ROW | told))
     assert all(found[name] == (ROW | told)[name] for name in ("path", "verdict", "error", "declared"))
+
+
+def test_what_of_a_video_could_not_be_read_is_a_note() -> None:
+    film = {"tracks": {}, "incomplete": "only 4 of 10 seconds can be read"}
+    assert flat(ROW | {"video": film, "notes": ["cut off"]})["notes"] == "cut off; only 4 of 10 seconds can be read"
+    assert flat(ROW | {"video": film | {"incomplete": None}})["notes"] is None
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,16 @@ def test_frames_on_the_command_line_win_over_a_rate_in_a_file(tmp_path: Path) ->
         assert result.exit_code == 2 and words in result.stderr
 
 
+@pytest.mark.parametrize("form", ["--json", "--jsonl", "--explain"])
+def test_a_form_of_output_on_the_command_line_wins_over_those_in_a_file(tmp_path: Path, form: str) -> None:
+    (tmp_path / "run.toml").write_text("json = true\njsonl = true\nexplain = true\n")
+    (tmp_path / "empty").mkdir()
+    asked = ["detect", str(tmp_path / "empty"), "--config", str(tmp_path / "run.toml")]
+    assert "no images or videos" in CliRunner().invoke(app, [*asked, form]).stderr
+    assert "not both" in CliRunner().invoke(app, asked).stderr
+    assert "not both" in CliRunner().invoke(app, [*asked, "--json", "--jsonl"]).stderr
+
+
 def test_sources_of_detect_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('paths = ["gone", "lost"]\n')
     config = ["--config", str(tmp_path / "run.toml"), "--fail-on"]

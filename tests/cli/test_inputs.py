@@ -60,6 +60,16 @@ def test_heatmaps_of_an_earlier_run_are_no_evidence(folder: Path) -> None:
     ]  # named, it is taken
 
 
+def test_a_glob_goes_round_no_loop(tmp_path: Path) -> None:
+    below = tmp_path / "sub"
+    below.mkdir()
+    photograph(0).save(below / "a.png")
+    (below / "up").symlink_to("..")
+    (below / "b.png").symlink_to("a.png")  # another name of the same file is a name
+    named = list(collect([str(tmp_path / "**" / "*.png")], recursive=False))
+    assert named == [str(below / "a.png"), str(below / "b.png")]
+
+
 def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
     names, left = found(folder, keep=True)
     assert names == ["=1+1.jpg", "a.jpg", "b.jpe", "c.jpg_large", "d.HEIC", "no-suffix", "фото 日本.jpg"]
@@ -73,6 +83,7 @@ def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
         skipped.startswith("skipped 3 files that are no images or videos: 1 .pdf") and "--list-skipped" not in skipped
     )
     assert "(--list-skipped names them)" in next(found(folder)[1].lines())
+    assert not any("--" in line for line in found(folder)[1].lines(hints=False))
     assert folders == "did not look into 1 folder (--recursive does)"
     names, left = found(folder, recursive=True)
     assert "d.jpg" in names and left.folders == 0 and left.files == []

@@ -94,6 +94,7 @@ def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
         (np.array([[0.0, 257.0, 65535.0]]), [0, 1, 255]),
         (np.array([[-1.0, 0.0, 1.0]]), [0, 128, 255]),
         (np.array([[np.nan, np.inf, 1.0]]), [0, 0, 255]),
+        (np.array([[0.0, 0.5, 1.004]]), [0, 128, 255]),  # a filter's overshoot
         (np.array([[-2.0, -2.0, -2.0]]), [0, 0, 0]),
         (np.array([[0, 100, 255]]), [0, 100, 255]),
         (np.array([[0, 1, 1]]), [0, 1, 1]),
@@ -281,8 +282,9 @@ def png_claiming(width: int, height: int) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a drawing, not a photograph: save it as PNG first"),
         (png_claiming(60_000, 60_000), "3600 megapixels, more than the limit of 200"),
         (png_claiming(20_000, 15_000), "300 megapixels, more than the limit of 200"),
+        (png_claiming(20_000, 10_001), "201 megapixels, more than the limit of 200"),
     ],
-    ids=["empty", "text", "eps", "bomb", "large"],
+    ids=["empty", "text", "eps", "bomb", "large", "hardly too large"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the module's own filter
 def test_reason(tmp_path: Path, content: bytes, reason: str) -> None:

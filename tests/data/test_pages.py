@@ -148,6 +148,21 @@ def test_previews_of_a_jpeg_are_no_pages() -> None:
     assert not decode(data.getvalue()).several
 
 
+def test_a_page_that_is_broken_hides_no_other() -> None:
+    data = io.BytesIO()
+    FRAMES[0].save(data, "TIFF", save_all=True, append_images=FRAMES[1:4], compression="tiff_lzw")
+    broken = bytearray(data.getvalue())
+    with Image.open(io.BytesIO(broken)) as image:
+        for number in (1, 2):
+            image.seek(number)
+            (start,), (length,) = image.tag_v2[273], image.tag_v2[279]
+            broken[start : start + length] = b"\xff" * length
+    frames, found = sampled(bytes(broken))
+    assert [frame.number for frame in frames] == [0, 3]
+    assert np.array_equal(np.asarray(frames[1].image), np.asarray(FRAMES[3]))
+    assert found.warning == "pages 2, 3 of 4 cannot be read"
+
+
 def test_small_pages_are_passed_over() -> None:
     assert numbers_of(animated("TIFF", frames=[FRAMES[0].resize((20, 15)), FRAMES[1]])) == [1]
     with pytest.raises(ImageError, match="large enough"):

@@ -46,6 +46,22 @@ def test_frames_in_a_row_that_are_called_fake_leave_a_video_uncertain() -> None:
         assert judged(real * 60 + fake * count + real * (68 - count), "video")[1] == verdict
 
 
+@pytest.mark.parametrize(
+    ("logits", "verdict"),
+    [
+        ([-3, -3, -3, 3], "real"),  # one frame means nothing
+        ([-4, -4, 1, 1], "uncertain"),
+        ([-4] * 5 + [1.2] * 2, "uncertain"),
+        ([-4] * 8 + [1.2] * 2, "real"),
+        ([-4] * 7 + [1.2] * 3, "uncertain"),
+        ([-4] * 17 + [1.2] * 3, "uncertain"),
+    ],
+)
+def test_of_few_frames_a_quarter_in_a_row_leaves_a_video_uncertain(logits: list[float], verdict: str) -> None:
+    probability, found, _ = judged(logits, "video")
+    assert found == verdict and JUDGED.thresholds.verdict(probability) == "real"
+
+
 def test_frames_of_an_animation_count_by_the_time_they_are_shown() -> None:
     for shown, logit, verdict in (((0.1, 9.9), 0.1, "uncertain"), ((0.1, 0.1), -1.95, "real"), ((0, 0), -1.95, "real")):
         times = zip((-4.0, 0.1), shown, strict=True)

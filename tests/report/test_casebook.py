@@ -138,6 +138,26 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "report.html"
 
 
+def test_what_was_left_out_of_folders_is_told(path: Path) -> None:
+    with Casebook(path, ABOUT) as book:
+        book.add(Prediction("a.jpg", 0.1, "real", 0.0))
+        book.leave_out(iter(["skipped 1 file that is no image or video: 1 .pdf", "left out 1 hidden <file>"]))
+    text = Page(path.read_text(encoding="utf-8")).text
+    assert "Not looked at" in text and "1 .pdf" in text and "1 hidden <file>" in text
+    assert "Not looked at" not in written(path, (Prediction("a.jpg", 0.1, "real", 0.0),)).text
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("video", "a video's probability comes from a mean over its frames"),
+    ("animation", "an animation's probability comes from a mean over its frames"),
+    ("pages", "a file's probability comes from a mean over its pages"),
+])  # fmt: skip
+def test_a_file_of_pages_is_called_no_video(path: Path, kind: str, words: str) -> None:
+    film = VideoVerdict(0.0, 0.0, (Moment(0, 0.0, 0.1),), {}, "page 2 of 2 cannot be read", kind, 2)
+    text = written(path, (Prediction("a.tif", 0.1, "real", 0.0, video=film),)).text
+    assert words in text and ("this video" in text) == (kind == "video")
+
+
 def everything(tmp_path: Path) -> list[tuple]:
     image, heatmap = photograph(1), photograph(2)
     file = tmp_path / "photo.png"

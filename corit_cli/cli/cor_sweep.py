@@ -111,7 +111,12 @@ def cor_sweep(
     radii = radii_of(rho)
     names = options.listed(compare, ("baseline", "hri", "corit"), "--compare")
     if theory:
-        said = [f"--{name}" for name in THEORY_SETS if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+        usual = {p.name: p.default for p in ctx.command.params}
+        said = [
+            f"--{name}"
+            for name in THEORY_SETS
+            if ctx.get_parameter_source(name).name == "COMMANDLINE" or ctx.params[name] != usual[name]
+        ]
         if said or reads.flags:
             said = ", ".join([*said, *reads.flags])
             raise CoritError(f"--theory decides what is read, trained and tried, and how: leave out {said}")

@@ -90,6 +90,8 @@ def show_theory(found: Theory) -> None:
         gsnr = f"{c.gsnr.value:.4f} [{c.gsnr.low:.4f}, {c.gsnr.high:.4f}]"
         table.add_row(c.kind, f"{c.level:g}", gsnr, str(c.cor))
     out.print(table)
+    for line in found.left_out:
+        out.print(escape(f"left out: {line}"), soft_wrap=True)
     for kind, e in {"all": found.correlation, **found.by_kind}.items():
         out.print(escape(f"Spearman's correlation of COR with GSNR, {kind}: {e}"), soft_wrap=True)
     out.print(

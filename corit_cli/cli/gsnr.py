@@ -106,7 +106,9 @@ def gsnr(
         if checkpoint is not None:
             detector = Detector.load(checkpoint, device, "fp32").without_faces()
             loaded = detector.extractor.backbone
-            cut = detector.checkpoint.crops if not windows.flags else CropConfig("native")
+            cut = detector.checkpoint.crops
+            if asked.wrt != "head" and windows.over(cut).mode != cut.mode:
+                raise CoritError(f"the checkpoint's head was fitted to --crop {cut.mode}: leave out --crop")
             ours = Compared("corit", detector.checkpoint.settings, detector.head)
             detector_named = detector.checkpoint.identity
         else:

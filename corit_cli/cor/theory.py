@@ -19,6 +19,7 @@ from corit_cli.cor.arms import HeadArm, Split
 from corit_cli.cor.collapse import COR, Criteria, critical_radius, rounded
 from corit_cli.cor.settings import Optimization
 from corit_cli.data.splits import jackknife_groups
+from corit_cli.errors import CoritError
 from corit_cli.metrics import gsnr
 from corit_cli.metrics.correlation import Correlation, spearman
 from corit_cli.metrics.gsnr import GSNREstimate, Moments
@@ -51,7 +52,8 @@ class Condition:
 
 @dataclass(frozen=True)
 class Theory:
-    """All conditions, and Spearman's rank correlation of COR with GSNR over those of a kind and over all of them.
+    """All conditions, those that were left out, and Spearman's rank correlation of COR with GSNR over those of a kind
+    and over all of them.
 
     No test goes with that of layers, whose neighbours are alike, nor with that of all, which share levels. Conditions
     of one kind share images, so that a test of theirs is a guide, no more.
@@ -60,6 +62,7 @@ class Theory:
     conditions: list[Condition]
     correlation: Correlation
     by_kind: dict[str, Correlation]
+    left_out: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -68,6 +71,7 @@ class Theory:
                 {"kind": c.kind, "level": c.level, "gsnr": asdict(c.gsnr), "cor": c.cor.as_dict()}
                 for c in self.conditions
             ],
+            "left_out": self.left_out,
             "spearman": asdict(self.correlation),
             "spearman_by_kind": {kind: asdict(e) for kind, e in self.by_kind.items()},
         }
@@ -86,6 +90,9 @@ def theory(
     ``units`` names, for every image, what it belongs together with. GSNR is that of the head's parameters at their
     initial values, on the training images. Collapse is that of training alone, loss at chance and a flat output: under
     noise, unseen images may be beyond any head, and that says nothing about the radius.
+
+    A data size at which too few independent images are left for a GSNR is left out. Raises CoritError, before anything
+    is trained, where there are too few of them in the first place.
     """
     deepest = max(tokens)
     levels = [
@@ -94,9 +101,8 @@ def theory(
         *(("data size", level) for level in DATA_SIZE),
         *(("layer", float(layer)) for layer in sorted(tokens) if layer != deepest),
     ]
-    found, advance = [], progress("conditions", len(levels))
+    ready, left_out = [], []
     for kind, level in levels:
-        advance(0, f"{kind} {level:g}")
         z, generator = tokens[int(level) if kind == "layer" else deepest], torch.Generator().manual_seed(0)
         labels, train = split.labels, split.train
         if kind == "data size":
@@ -109,23 +115,35 @@ def theory(
             flipped = train[torch.rand(len(train), generator=generator) < level]
             labels = labels.clone()
             labels[flipped] = 1 - labels[flipped]
-        tests = replace(Criteria.of(labels[train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
         # Flipped labels are what heads are trained with; the validation labels stay true.
         arm = HeadArm(kind, z, replace(split, labels=labels, train=train), optimization)
+        try:
+            tests = replace(Criteria.of(labels[train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
+            signal = head_gsnr(arm.x, labels, train, units, optimization)
+        except ValueError:
+            if kind != "data size":
+                raise CoritError(
+                    f"too few independent images to train on ({len(train)}), where those of one source or video may "
+                    "count as one: give more, or more --samples"
+                ) from None
+            left_out.append(f"{kind} {level:g}: too few independent images")
+            continue
+        ready.append((kind, level, arm, tests, signal))
+    found, advance = [], progress("conditions", len(ready))
+    for kind, level, arm, tests, signal in ready:
+        advance(0, f"{kind} {level:g}")
         runs = list(arm.run([(rho, seed, False) for rho in RADII for seed in seeds]))
         ends = critical_radius(runs, tests).bracket
         if ends is not None:
             between = np.geomspace(*ends, BETWEEN + 2)[1:-1]
             runs += arm.run([(rounded(float(rho)), seed, False) for rho in between for seed in seeds])
-        found.append(
-            Condition(kind, level, head_gsnr(arm.x, labels, train, units, optimization), critical_radius(runs, tests))
-        )
+        found.append(Condition(kind, level, signal, critical_radius(runs, tests)))
         advance()
     by_kind = {
         kind: rank_correlation([c for c in found if c.kind == kind], independent=kind != "layer")
         for kind in dict.fromkeys(c.kind for c in found)
     }
-    return Theory(found, rank_correlation(found, independent=False), by_kind)
+    return Theory(found, rank_correlation(found, independent=False), by_kind, left_out)
 
 
 @undisturbed()

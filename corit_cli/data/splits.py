@@ -6,7 +6,7 @@ Whatever is dealt is dealt by :func:`deal`, in whole units.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -28,9 +28,33 @@ def units_of(samples: Sequence[Sample], photographs: bool = False) -> list[Hasha
 
     With ``photographs`` sources as small as single photographs, of which tiles and forgeries are made, stay whole too.
     """
-    sources = {s.source for s in samples}
-    small = "" not in sources and len(sources) >= 2 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * len(sources)
-    return [_by_source(s) if photographs and small else _by_video(s) for s in samples]
+    whole = _whole_sources(samples)
+    count = len(set(whole))
+    named = all(s.source for s in samples)
+    small = photographs and named and count >= 2 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * count
+    return whole if small else [_by_video(s) for s in samples]
+
+
+def tied(groups: Sequence[Hashable], units: Sequence[Hashable]) -> list[Hashable]:
+    """``groups``, of which those that share one of ``units`` are made one: a video whose original is in one source and
+    whose forgeries are in others makes these one to be dealt."""
+    above: dict[Hashable, Hashable] = {}
+    first: dict[Hashable, Hashable] = {}
+
+    def top(group: Hashable) -> Hashable:
+        while above.get(group, group) != group:
+            above[group] = above.get(above[group], above[group])
+            group = above[group]
+        return group
+
+    for group, unit in zip(groups, units, strict=True):
+        above[top(group)] = top(first.setdefault(unit, group))
+    return [top(group) for group in groups]
+
+
+def _whole_sources(samples: Sequence[Sample]) -> list[Hashable]:
+    """The source of each sample, or the sources that videos tie it to."""
+    return tied([_by_source(s) for s in samples], [_by_video(s) for s in samples])
 
 
 def _by_source(sample: Sample) -> Hashable:
@@ -134,37 +158,41 @@ def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0)
         return train, val
     pool = [i for i, s in enumerate(samples) if s.split in LEARNED] or list(range(len(samples)))
     chosen = [samples[i] for i in pool]
-    train, val = _deal_samples(chosen, _by_video_or_source, (1 - fraction, fraction), seed)
+    train, val = _deal_samples(chosen, [_by_video_or_source(s) for s in chosen], (1 - fraction, fraction), seed)
     return [pool[k] for k in train], [pool[k] for k in val]
 
 
 def source_split(samples: Sequence[Sample], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """As :func:`group_split`, whatever splits are named: whole sources stay together where each class comes from at
-    least two, else whole videos do, else each file stands alone."""
-    rest, aside = _deal_samples(samples, _by_source, (1 - fraction, fraction), seed)
+    """As :func:`group_split`, whatever splits are named: whole sources, and those that videos tie together, stay
+    together where each class comes from at least two, else whole videos do, else each file stands alone."""
+    rest, aside = _deal_samples(samples, _whole_sources(samples), (1 - fraction, fraction), seed)
     return rest, aside
 
 
 def group_folds(samples: Sequence[Sample], k: int, seed: int = 0) -> list[list[int]]:
     """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting.
 
-    Whole sources stay together when each class comes from at least two, and there are then no more folds than
-    sources; else whole videos do; else each file stands alone.
+    Whole sources, and those that videos tie together, stay together when each class comes from at least two, and there
+    are then no more folds than sources; else whole videos do; else each file stands alone.
     """
-    return _deal_samples(samples, _by_source, k, seed)
+    return _deal_samples(samples, _whole_sources(samples), k, seed)
 
 
 def _deal_samples(
-    samples: Sequence[Sample], unit: Callable[[Sample], Hashable], shares: int | Sequence[float], seed: int
+    samples: Sequence[Sample], units: Sequence[Hashable], shares: int | Sequence[float], seed: int
 ) -> list[list[int]]:
-    """Deal by ``unit`` where each class has at least two of them, else by video; no more sides than units."""
+    """Deal by ``units`` where each class has at least two of them, else by video; no more sides than units."""
     labels = [s.label for s in samples]
-    if any(len({unit(s) for s in samples if s.label == label}) < 2 for label in (0, 1)):
-        unit = _by_video
-    units = [unit(s) for s in samples]
+    units = two_of_each(labels, units, [_by_video(s) for s in samples])
     if isinstance(shares, int):
         shares = min(shares, len(set(units)))
     return deal(labels, units, shares, seed)
+
+
+def two_of_each(labels: Sequence[int], units: Sequence[Hashable], others: Sequence[Hashable]) -> Sequence[Hashable]:
+    """``units`` where each class has at least two of them, else ``others``."""
+    counts = [len({u for u, own in zip(units, labels, strict=True) if own == label}) for label in (0, 1)]
+    return units if min(counts) >= 2 else others
 
 
 def thin(

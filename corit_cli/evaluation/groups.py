@@ -18,10 +18,12 @@ MINIMUM = 8
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are judged together; ``against`` says which real images a generator's fakes are set against."""
+    """Images that are judged together; ``against`` says which real images a generator's fakes are set against, and
+    ``withheld``, where that is more, all images that who judges them may not have seen."""
 
     mask: Mask
     against: str = ""
+    withheld: Mask | None = None
 
     def two_class(self, labels: NDArray) -> bool:
         """Whether each class has at least ``MINIMUM`` images."""

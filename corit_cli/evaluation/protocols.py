@@ -7,7 +7,7 @@ the tower's last block, trained on the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,28 +120,39 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
     A source is held out whole. A generator's fakes are held out with the real images of their sources, or, where these
     sources hold other generators' fakes too, with a third of them: else what is left of the sources is all fake, and a
     head learns the source. Where there are none, or none would be left to train on, a third of all real images takes
-    their place. Thirds are drawn by whole videos.
+    their place. Where its videos were forged by other generators, too, or their originals stand in other sources, a
+    third of these videos is judged, and its other fakes are seen by nobody. Thirds are drawn by whole videos. Nothing
+    of a video that is judged is trained on.
     """
     labels, sources = np.array([s.label for s in samples]), np.array([s.source for s in samples])
+    numbers: dict[Hashable, int] = {}
+    videos = np.array([numbers.setdefault(unit, len(numbers)) for unit in units_of(samples)])
     found = groups_by(samples, name.removeprefix("leave-").removesuffix("-out"))
     groups, passed_over = {}, {}
     for group, given in found.items():
         fakes, own = given.mask & (labels == 1), given.mask & (labels == 0)
+        withheld = given.mask
         if name == "leave-generator-out":
+            withheld = fakes
+            same = np.isin(videos, videos[fakes]) & ~fakes
+            originals = (own if given.against == "its sources" else False) | (same & (labels == 0))
             borrowed = given.against != "its sources" or own.sum() == (labels == 0).sum()
             others = (labels == 1) & ~fakes & np.isin(sources, np.unique(sources[fakes]))
-            if borrowed:
+            if originals.any() and (same & ((labels == 1) | ~np.isin(sources, sources[fakes]))).any():
+                given = Group(_third(samples, fakes | originals, seed), "a third of its videos")
+            elif borrowed:
                 given = Group(fakes | _third(samples, labels == 0, seed), "a third of all real images")
             elif others.any():
                 given = Group(fakes | _third(samples, own, seed), "a third of its sources")
+        withheld = withheld | np.isin(videos, videos[given.mask])
         held = np.bincount(labels[given.mask], minlength=2)
-        left = np.bincount(labels[~given.mask], minlength=2)
+        left = np.bincount(labels[~withheld], minlength=2)
         if held.min() < MINIMUM:
             passed_over[group] = f"{held[0]} real and {held[1]} fake images, fewer than {MINIMUM} of a class"
         elif left.min() == 0:
             passed_over[group] = f"without it there are no {('real', 'fake')[int(left.argmin())]} images to train on"
         else:
-            groups[group] = given
+            groups[group] = replace(given, withheld=withheld)
     return groups, passed_over
 
 
@@ -159,7 +170,7 @@ def heads_without(
     data: TrainingSet, settings: TrainSettings, groups: Mapping[str, NDArray], advance: Advance = hush
 ) -> dict[str, FusedHead]:
     """For each group, the samples under its mask (n,), a head trained on the rows of all other samples. ``advance`` is
-    told of every epoch of a reading's heads, which are trained at once."""
+    told of every epoch of a reading's heads, which are trained at once, on the same batches."""
     owners = np.array([row.sample for row in data.rows])
     keeps = [torch.from_numpy(~mask[owners]) for mask in groups.values()]
     return dict(zip(groups, data.fit_each(settings, keeps, advance), strict=True))
@@ -223,8 +234,9 @@ def _run(
     advance: Advance,
 ) -> Protocol:
     masks = {group: held.mask for group, held in groups.items()}
+    withheld = {group: held.mask if held.withheld is None else held.withheld for group, held in groups.items()}
     scores = {
-        kind: held_out_logits(heads_without(data, settings, masks, advance), clean, masks)
+        kind: held_out_logits(heads_without(data, settings, withheld, advance), clean, masks)
         for kind, (data, clean, settings) in kinds.items()
     }
     return summed(name, samples, groups, passed_over, scores)

@@ -122,11 +122,11 @@ def study(
     prepared = []
     extractors = {model.name: Extractor(backbone, model.settings, crops, device) for model in models}
     for model in models:
-        if model.settings.contrasted:
+        if set(extractors[model.name].parts) <= set(whole.parts):
+            z = whole.select(tokens[: len(fit)], model.settings)
+        else:
             advance = progress(f"{model.name}: features", len(fit))
             z, _ = extract(extractors[model.name], jobs[: len(fit)], cache, advance)
-        else:
-            z = whole.select(tokens[: len(fit)], model.settings)
         drawn = [replace(TRAINING, seed=seed + draw) for draw in range(settings.heads)]
         if model.head is None:
             states = [settings.states_of(draw) for draw in range(settings.heads)]

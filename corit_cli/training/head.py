@@ -101,8 +101,9 @@ def fit_heads(
     """Train K heads on features ``z`` (n, F) and ``labels`` (n,), each with its own sample ``weights`` (K, n), at once.
 
     Where a head's weight is 0 the row is held out from it: neither its features nor its label reach the head. All see
-    the same batches, so that these are read once, and small steps take hardly longer for many heads than for one; none
-    knows of another. Same inputs, same heads. ``advance`` is told of every epoch, ``after`` its number, from 1, with
+    the same batches, so that these are read once, and small steps take hardly longer for many heads than for one. What
+    one learns from is its own; how its rows fall into batches, and how many steps there are, depends on all rows. Same
+    inputs, same heads. ``advance`` is told of every epoch, ``after`` its number, from 1, with
     the heads as they then are, and ``logs``, one a head, what its steps saw. Raises CoritError where a training
     diverged.
     """

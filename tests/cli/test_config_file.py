@@ -133,6 +133,12 @@ def test_a_form_of_output_on_the_command_line_wins_over_those_in_a_file(tmp_path
     assert "not both" in CliRunner().invoke(app, [*asked, "--json", "--jsonl"]).stderr
 
 
+def test_what_theory_decides_may_not_stand_in_a_file_either(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('rho = "0.1:0.2"\ncompare = "baseline,corit"\nprecision = "bf16"\n')
+    result = CliRunner().invoke(app, ["cor-sweep", "--theory", "--config", str(tmp_path / "run.toml")])
+    assert result.exit_code == 2 and result.stderr.rstrip().endswith("leave out --rho, --precision")
+
+
 def test_sources_of_detect_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('paths = ["gone", "lost"]\n')
     config = ["--config", str(tmp_path / "run.toml"), "--fail-on"]

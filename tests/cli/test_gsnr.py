@@ -137,6 +137,10 @@ def test_a_checkpoint_brings_its_own_head(gsnr, folder: Path):
     assert "checkpoint" in found["notes"][0]
     refused = gsnr(*arguments)
     assert refused.exit_code == 2 and "checkpoint already says" in refused.stderr
+    refused = gsnr(*arguments, "--crop", "resize", reads=(), backbone=False)
+    assert refused.exit_code == 2 and "was fitted to --crop native" in refused.stderr
+    more = json.loads(gsnr(*arguments, "--crops", 2, reads=(), backbone=False).stdout)
+    assert more["crops"] == found["crops"] | {"crops": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from corit_cli.cor.arms import Split
 from corit_cli.cor.collapse import COR
 from corit_cli.cor.settings import Optimization
 from corit_cli.cor.theory import Condition, head_gsnr, rank_correlation, theory
+from corit_cli.errors import CoritError
 from corit_cli.metrics.gsnr import GSNREstimate
 from corit_cli.model.head import Head
 from corit_cli.model.settings import HeadKind
@@ -59,6 +61,20 @@ def test_head_gsnr_equals_a_loop_of_autograd(hidden: int) -> None:
     signal = np.square(mean).sum() - sum(trace / len(own) for trace, own in zip(traces, classes, strict=True)) / 4
     assert found.noise == pytest.approx(sum(traces) / 2, rel=1e-5)
     assert found.value == pytest.approx(signal / (sum(traces) / 2), rel=1e-4)
+
+
+def test_what_is_too_few_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RADII", (0.1,))
+    o, z = Optimization(epochs=1, batch_size=4), torch.randn(60, 4)
+    labels = [i // 4 % 2 for i in range(60)]
+    split = Split.of(labels, list(range(32)), list(range(32, 60)))
+    found = theory({1: z}, split, [i // 4 for i in range(60)], o, [0])  # eight videos to train on
+    assert found.left_out and all(line.startswith("data size") for line in found.left_out)
+    left = {f"data size {c.level:g}" for c in found.conditions if c.kind == "data size"}
+    assert len(left) + len(found.left_out) == len(module.DATA_SIZE)
+    monkeypatch.setattr(module, "HeadArm", lambda *_: SimpleNamespace(x=z, run=lambda _: pytest.fail("it trained")))
+    with pytest.raises(CoritError, match="too few independent images to train on"):
+        theory({1: z}, split, [i // 15 for i in range(60)], o, [0])
 
 
 def test_flipped_labels_weaken_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:

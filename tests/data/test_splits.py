@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from corit_cli.data.manifest import Sample
 from corit_cli.data.splits import (
@@ -18,6 +21,7 @@ from corit_cli.data.splits import (
     source_split,
     source_strata,
     thin,
+    tied,
     units_of,
 )
 
@@ -219,13 +223,42 @@ def test_partitions_keep_videos_whole(rows: list[tuple], seed: int, k: int, frac
     assert 1 <= len(folds) <= k
     assert sorted(chain(*folds)) == list(range(len(data)))
     assert all(folds)
-    by_source = all(len({s.source for s in data if s.label == c}) > 1 for c in (0, 1))
-    homes: dict[tuple, set[int]] = {}
-    for n, fold in enumerate(folds):
-        for s in (data[i] for i in fold):
-            if by_source or s.video_id:
-                homes.setdefault(s.source if by_source else s.video_id, set()).add(n)
-    assert all(len(places) == 1 for places in homes.values())
+    whole = tied([s.source for s in data], units_of(data))
+    by_source = all(len({w for w, s in zip(whole, data, strict=True) if s.label == c}) > 1 for c in (0, 1))
+    for parts in (folds, source_split(data, fraction, seed)):
+        homes: dict[tuple, set[int]] = {}
+        for n, part in enumerate(parts):
+            for s in (data[i] for i in part):
+                if by_source:
+                    homes.setdefault(("source", s.source), set()).add(n)
+                if s.video_id:
+                    homes.setdefault(("video", s.video_id), set()).add(n)
+        assert all(len(places) == 1 for places in homes.values())
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=30))
+def test_what_shares_a_unit_is_tied_however_far(rows: list[tuple[int, int]]) -> None:
+    found = tied([group for group, _ in rows], [unit for _, unit in rows])
+    graph = coo_array((np.ones(len(rows)), ([g for g, _ in rows], [13 + u for _, u in rows])), shape=(26, 26))
+    _, expected = connected_components(graph, directed=False)
+    for (one, own), (other, its) in combinations(zip(rows, found, strict=True), 2):
+        assert (own == its) == (expected[one[0]] == expected[other[0]])
+    assert set(found) <= {group for group, _ in rows}
+
+
+def test_sources_of_the_same_videos_are_no_sources_to_hold_out() -> None:
+    """FaceForensics++ by method: every video is in all of them."""
+    data = [
+        Sample(Path(f"{source}{video}-{frame}"), int(source != "real"), source, video_id=f"v{video}")
+        for source in ("real", "swap", "reenact")
+        for video in range(10)
+        for frame in range(3)
+    ]
+    folds = group_folds(data, 5)
+    assert len(folds) == 5 and all({data[i].label for i in fold} == {0, 1} for fold in folds)
+    small = [replace(s, source=f"{s.source} {s.video_id}") for s in data]  # tiles of a photograph, forged elsewhere
+    units = units_of(small, photographs=True)
+    assert len(set(units)) == 10 and units == [units[i % 30] for i in range(90)]
 
 
 @settings(deadline=None)

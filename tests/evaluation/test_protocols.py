@@ -139,6 +139,37 @@ def test_videos_are_borrowed_whole() -> None:
     assert (chosen == chosen[:, :1]).all() and chosen[:, 0].sum() == 3
 
 
+@pytest.mark.parametrize("by_method", [True, False])
+def test_of_a_video_that_is_judged_nothing_is_trained_on(by_method: bool) -> None:
+    """Originals and two generators' forgeries of the same 30 videos, in sources of their own or in one."""
+    made = [
+        Sample(Path(f"{kind}{i}"), int(kind != "real"), kind if by_method else "all", kind, video_id=str(i // 2))
+        for kind in ("real", "swap", "reenact")
+        for i in range(60)
+    ]
+    groups, passed_over = leave_out(made, "leave-generator-out", 0)
+    assert set(groups) == {"swap", "reenact"} and not passed_over
+    for name, group in groups.items():
+        judged, trained = ([made[i] for i in np.flatnonzero(m)] for m in (group.mask, ~group.withheld))
+        assert group.against == "a third of its videos" and len(judged) == 40 and len(trained) == 80
+        assert not {s.video_id for s in judged} & {s.video_id for s in trained}
+        assert {s.generator for s in trained} == {"real", "swap", "reenact"} - {name}
+        assert {s.generator for s in judged} == {"real", name}
+
+
+def test_a_source_whose_videos_are_in_all_others_is_passed_over() -> None:
+    made = [
+        Sample(Path(f"{source}{i}"), i % 2, source, video_id=f"{'x' if source == 'c' else ''}{i // 2}")
+        for source in "abc"
+        for i in range(40)
+    ]
+    groups, passed_over = leave_out(made, "leave-source-out", 0)
+    assert set(groups) == {"a", "b", "c"} and not passed_over
+    assert groups["a"].mask.sum() == 40 and groups["a"].withheld.sum() == 80  # b holds the same videos
+    _, passed_over = leave_out(made[:80], "leave-source-out", 0)
+    assert set(passed_over) == {"a", "b"} and "to train on" in passed_over["a"]
+
+
 def test_what_groups_share_is_no_certainty() -> None:
     """Ten generators, equally hard, against the same twenty real images: their AUCs rise and fall together."""
     made = [Sample(Path(f"{i}"), int(i >= 20), "a", f"g{i // 20}" if i >= 20 else "") for i in range(220)]

@@ -106,6 +106,15 @@ def test_the_same_as_from_explicit_gradients_of_images_the_head_never_saw(tiles:
     assert "checkpoint" in result.notes[0]
 
 
+def test_a_model_without_contrasts_may_read_more_than_class_tokens(tiles: Path):
+    spread = replace(READS, cgp=(), inject_at=(), spread=(2,))
+    native = replace(READS, cgp=(), inject_at=(), native=(2,))
+    for reads, crops in ((spread, CROPS), (native, CropConfig("both", 32))):
+        found = run(tiles, (Compared("corit", reads),), crops, states=("initial", "fitted"))
+        assert found.losses["corit", "fitted", "all"] < found.losses["corit", "initial", "all"]
+    assert run(tiles, (Compared("corit", spread),), wrt="head").rows
+
+
 def test_the_same_study_gives_the_same_bytes(tiles: Path):
     options = {"samples": 12, "states": ("initial",), "layers": (1,)}
     first, again, other = (

@@ -275,6 +275,20 @@ def test_heads_for_several_choices_are_those_for_each(dataset: Path) -> None:
                 torch.testing.assert_close(head.state_dict()[name], value, atol=2e-3, rtol=1e-3, msg=name)
 
 
+def test_videos_stay_whole_across_sources(dataset: Path) -> None:
+    """Each video's original is in one of two sources and its forgery in one of two others."""
+    samples = load_samples(dataset)
+    seen: Counter[int] = Counter()
+    for k, s in enumerate(samples):
+        video = seen[s.label]
+        seen[s.label] += 1
+        samples[k] = replace(s, source=f"{s.label} {video % 2}", video_id=f"{video}")
+    data = TrainingSet.of(samples, plan(samples, range(len(samples)), Recipe()), torch.zeros(len(samples), 1))
+    folds = data._folds(None, seed=0)
+    assert len(folds) == 2 and all({samples[i].label for i in fold} == {0, 1} for fold in folds)
+    assert not {samples[i].video_id for i in folds[0]} & {samples[i].video_id for i in folds[1]}
+
+
 def test_videos_stay_whole_where_sources_cannot(dataset: Path) -> None:
     samples = [replace(s, source="one", video_id=f"{i // 3}") for i, s in enumerate(load_samples(dataset))]
     data = TrainingSet.of(samples, plan(samples, range(len(samples)), Recipe()), torch.zeros(len(samples), 1))

@@ -15,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["torch", "numpy", "PIL.Image", "cv2", "sklearn.linear_model", "tests.prefork"])
+_LOADED = "torch numpy PIL.Image cv2 sklearn.linear_model safetensors.torch rich.progress rich.table "
+_LOADED += "pydantic.type_adapter pydantic.functional_validators tests.prefork"
+_FORKS.set_forkserver_preload(_LOADED.split())
 #: Of the environment, what an interpreter or a library reads as it starts: a fork has started.
 _READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "OMP_", "KMP_", "MKL_", "TORCH")
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from corit_cli.cli import config_file
 from corit_cli.cli.console import Bars, err, escape, live
 from corit_cli.cli.cor_tables import runs_table
+from corit_cli.errors import CoritError
 
 if TYPE_CHECKING:
     from corit_cli.cor.collapse import Criteria, Run
@@ -74,7 +75,10 @@ def run(
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = resume or kept() / key
     record = config_file.own(folder / config_file.NAME)
-    journal = Journal(folder, about)
+    try:
+        journal = Journal(folder, about)
+    except OSError as error:
+        raise CoritError(f"cannot keep runs in {folder}: {error.strerror or error}; give --resume FOLDER") from None
     config_file.save(record, "cor-sweep", configuration)
     try:
         with _live(tests) as (bars, tell):

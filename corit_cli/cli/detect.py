@@ -170,9 +170,8 @@ def detect(
         detector = detector.strictly() if strict else detector
     if table is not None:
         found = bulk.Found(tuple(paths), recursive, null)
-        return _end(
-            bulk.into_table(many, detector, found, left, workers, looked_at), left, fail_on, summary=True, hints=False
-        )
+        counts = bulk.into_table(many, detector, found, left, workers, looked_at)
+        return _end(counts, left.lines(("--recursive",)), fail_on, summary=True)
     predictions = detector.predict(files if image is None else image, workers, **looked_at)
     if image is not None:
         predictions = (replace(prediction, path=STDIN) for prediction in predictions)
@@ -201,12 +200,12 @@ def detect(
             for one in rows:
                 one(Prediction(path, None, None, 0.0, notes=(reason,)))
         if illustrator is not None:
-            illustrator.leave_out(left.lines(hints=False))
+            illustrator.leave_out(left.lines(()))
     if beside is not None:
         config_file.save(beside, "detect", config_file.complete(ctx), detector.checkpoint.origin)
     if out.is_terminal and not (quiet or explain or as_json or as_jsonl or alone):
         print_footer(detector.checkpoint)
-    _end(seen, left, fail_on, summary=not (as_json or as_jsonl))
+    _end(seen, left.lines(), fail_on, summary=not (as_json or as_jsonl))
 
 
 def _counted(prediction: Prediction) -> Iterator[str]:
@@ -216,14 +215,13 @@ def _counted(prediction: Prediction) -> Iterator[str]:
         yield prediction.declared.kind
 
 
-def _end(seen: Counter[str], left: Left, fail_on: FailOn | None, summary: bool, hints: bool = True) -> None:
-    """Sum up how many files got which verdict and what was left out, with ``hints`` at options that are of use, and
-    exit as it is documented."""
+def _end(seen: Counter[str], left_out: Iterable[str], fail_on: FailOn | None, summary: bool) -> None:
+    """Sum up how many files got which verdict and what was left out, and exit as it is documented."""
     kinds = {kind: seen[kind] for kind in ("fake", "uncertain", "real", "error") if seen[kind]}
     if summary and sum(kinds.values()) > 1:
         declare = [f"{seen[kind]} declared {kind}" for kind in (AI_GENERATED, AI_EDITED) if seen[kind]]
         err.print(", ".join([f"{count} {kind}" for kind, count in kinds.items()] + declare), soft_wrap=True)
-    for line in left.lines(hints):
+    for line in left_out:
         err.print(escape(line), soft_wrap=True)
     fake = seen["fake"] or seen[AI_GENERATED]
     if fail_on and (fake or (fail_on is FailOn.uncertain and (seen["uncertain"] or seen[AI_EDITED]))):

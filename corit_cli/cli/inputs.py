@@ -59,23 +59,24 @@ class Left:
         if self.keep:
             self.files.append((path, "a heatmap that corit drew"))
 
-    def lines(self, hints: bool = True) -> Iterator[str]:
-        """What a user is told, a line each, with ``hints`` at options."""
+    def lines(self, hints: Sequence[str] = ("--recursive", "--list-skipped")) -> Iterator[str]:
+        """What a user is told, a line each, with ``hints`` at options that are of use."""
+        deeper = "--recursive" in hints
         for folder in self.searched:
-            how = ", as --recursive does" if hints else ""
+            how = ", as --recursive does" if deeper else ""
             yield f"{folder} itself holds no images or videos: looked into the folders below it{how}"
         if total := self.kinds.total():
             most = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common(5))
             rest = total - sum(count for _, count in self.kinds.most_common(5))
             more = f", {rest} others" if rest else ""
             files = "file that is no image or video" if total == 1 else "files that are no images or videos"
-            hint = " (--list-skipped names them)" if hints and not self.keep else ""
+            hint = " (--list-skipped names them)" if "--list-skipped" in hints and not self.keep else ""
             yield f"skipped {total} {files}: {most}{more}{hint}"
         if self.drawn:
             yield f"left out {self.drawn} {'heatmap' if self.drawn == 1 else 'heatmaps'} that corit drew"
         if self.folders:
             folders = "1 folder" if self.folders == 1 else f"{self.folders} folders"
-            yield f"did not look into {folders}" + (" (--recursive does)" if hints else "")
+            yield f"did not look into {folders}" + (" (--recursive does)" if deeper else "")
         if self.links:
             yield f"did not follow {self.links} {'link to a folder' if self.links == 1 else 'links to folders'}"
         if self.hidden:
@@ -122,13 +123,20 @@ def collect(
 
 
 def _matched(pattern: str) -> list[str]:
-    """The files that a glob finds, each by one way to its folder: links make a folder its own descendant."""
-    ways: dict[tuple[str, str], str] = {}
-    for file in sorted(glob.iglob(pattern, recursive=True), key=lambda file: (file.count(os.sep), file)):
-        if not os.path.isdir(file):
-            folder, name = os.path.split(file)
-            ways.setdefault((os.path.realpath(folder), name), file)
-    return sorted(ways.values())
+    """The files that a glob finds; ``**`` is any folders but hidden ones and links, which may lead round in circles."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        return sorted(file for file in glob.iglob(pattern) if not os.path.isdir(file))
+    at = parts.index("**")
+    above, below = os.sep.join([*parts[:at], ""]), parts[at + 1 :] or ["*"]
+    found: set[str] = set()
+    for base in glob.iglob(above) if at else [""]:
+        for here, folders, _ in os.walk(base or os.curdir):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            within = os.path.relpath(here, base or os.curdir)
+            folder = base if within == os.curdir else os.path.join(base, within, "")
+            found.update(_matched(glob.escape(folder) + os.sep.join(below)))
+    return sorted(found)
 
 
 def _folder(folder: str, recursive: bool, left: Left) -> Iterator[str]:

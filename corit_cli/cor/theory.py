@@ -120,11 +120,11 @@ def theory(
         try:
             tests = replace(Criteria.of(labels[train].tolist(), split.labels[split.val].tolist()), null_auc=0.0)
             signal = head_gsnr(arm.x, labels, train, units, optimization)
-        except ValueError:
+        except ValueError as error:
             if kind != "data size":
                 raise CoritError(
-                    f"too few independent images to train on ({len(train)}), where those of one source or video may "
-                    "count as one: give more, or more --samples"
+                    f"too few independent images ({error}), where those of one source or video may count as one: give "
+                    "more, or more --samples"
                 ) from None
             left_out.append(f"{kind} {level:g}: too few independent images")
             continue

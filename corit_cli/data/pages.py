@@ -21,6 +21,8 @@ MOST_PIXELS = 1_000_000_000
 MOST_FRAMES = 10_000
 #: Frames that are taken at the most.
 MOST_TAKEN = 512
+#: Times that a file is gone through, where it holds fewer frames than it says, or pages that cannot be read.
+_WALKS = 8
 
 
 @dataclass
@@ -58,14 +60,15 @@ def sample_pages(
         about.count = _count(image)
         frame = 1 if about.kind == "pages" else image.width * image.height  # pages need not be decoded to be passed
         reach = max(1, min(about.count, MOST_FRAMES, MOST_PIXELS // max(frame, 1)))
-    if reach < about.count:
-        about.warning = f"only the first {reach} of {about.all} were looked at"
-    taken: set[int] = set()
-    while reach:
-        walk = _Walk(about, taken, reach, min(frames, MOST_TAKEN), rate)
+    cut = f"only the first {reach} of {about.all} were looked at" if reach < about.count else None
+    walk = _Walk(about, reach, min(frames, MOST_TAKEN), rate)
+    for _ in range(_WALKS):
         yield from walk.frames(source)
-        reach = walk.ended if walk.ended < reach else 0
-    if not taken:
+        if not walk.again:
+            break
+    if walk.reach == reach:
+        about.warning = "; ".join(filter(None, (cut, about.warning))) or None
+    if not walk.taken:
         raise ImageError(about.warning or "no page of it is large enough to judge")
 
 
@@ -84,19 +87,20 @@ def _count(image: Image.Image) -> int:
 
 @dataclass
 class _Walk:
-    """One way through the first ``reach`` frames of a file, of which as many as ``most`` are ``taken``. ``ended`` says
-    how many there were, ``missed`` which pages, counted from 1, cannot be read."""
+    """The ways through the first ``reach`` frames of a file, of which as many as ``most`` are ``taken``. ``missed``
+    says which pages cannot be read, and ``again`` whether another way is wanted, since frames are fewer than was said
+    or others can take the places of these pages."""
 
     about: Pages
-    taken: set[int]
     reach: int
     most: int
     rate: float | None
-    ended: int = 0
+    taken: set[int] = field(default_factory=set)
     missed: list[int] = field(default_factory=list)
+    again: bool = False
 
     def frames(self, source: Source) -> Iterator[Frame]:
-        wanted = {(2 * i + 1) * self.reach // (2 * self.most) for i in range(self.most)} - self.taken
+        wanted, before, ended = self._wanted(), len(self.missed), 0
         pixels, seconds, due = 0, 0.0, 0.0
         with open_image(source) as image:
             for number in range(self.reach):
@@ -119,19 +123,29 @@ class _Walk:
                 except Exception as error:  # of a decoder
                     if number == 0:
                         raise
-                    if take and self.about.kind == "pages" and pixels <= MOST_PIXELS:  # the next one stands by itself
-                        self._miss(number, error)
-                        shown = None
-                    else:
+                    if not take or self.about.kind != "pages" or pixels > MOST_PIXELS:
                         self.about.warning = f"only {number} of {self.about.all} can be read ({error})"
                         break
+                    self._miss(number, error)  # the next one stands by itself
+                    shown = None
                 if shown is not None:
                     self.taken.add(number)
                     yield Frame(number, round(seconds, 3), shown, _duration(image))
                     del shown
                 seconds += _duration(image)
-                self.ended = number + 1
+                ended = number + 1
         self.about.seconds = round(seconds, 3)
+        self.again = 0 < ended < self.reach or len(self.missed) > before
+        self.reach = ended
+
+    def _wanted(self) -> set[int]:
+        """Frames spread evenly over those that there are, or where pages were missed over those that were not tried."""
+        left = range(self.reach)
+        most = self.most
+        if self.missed:
+            left = sorted({*left} - self.taken - {number - 1 for number in self.missed})
+            most -= len(self.taken)
+        return {left[(2 * i + 1) * len(left) // (2 * most)] for i in range(most) if left} - self.taken
 
     def _miss(self, number: int, error: Exception) -> None:
         """Tell of a page that cannot be read."""

@@ -28,10 +28,11 @@ def units_of(samples: Sequence[Sample], photographs: bool = False) -> list[Hasha
 
     With ``photographs`` sources as small as single photographs, of which tiles and forgeries are made, stay whole too.
     """
-    whole = _whole_sources(samples)
-    count = len(set(whole))
-    named = all(s.source for s in samples)
-    small = photographs and named and count >= 2 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * count
+    if not photographs:
+        return [_by_video(s) for s in samples]
+    whole = tied([_by_source(s) for s in samples], [_by_video(s) for s in samples])
+    count, named = len(set(whole)), all(s.source for s in samples)
+    small = named and count >= 2 * FEWEST_UNITS and len(samples) <= PHOTOGRAPH * count
     return whole if small else [_by_video(s) for s in samples]
 
 
@@ -52,9 +53,22 @@ def tied(groups: Sequence[Hashable], units: Sequence[Hashable]) -> list[Hashable
     return [top(group) for group in groups]
 
 
-def _whole_sources(samples: Sequence[Sample]) -> list[Hashable]:
-    """The source of each sample, or the sources that videos tie it to."""
-    return tied([_by_source(s) for s in samples], [_by_video(s) for s in samples])
+def sources_or_videos(
+    labels: Sequence[int], sources: Sequence[Hashable], videos: Sequence[Hashable]
+) -> Sequence[Hashable]:
+    """What is dealt whole, so that nothing of a source is on two sides: sources, as one those that a video ties.
+
+    Where ties leave more than half of a class in one, its videos are dealt by themselves; and so are all where a class
+    comes from a single source.
+    """
+    whole = tied(sources, videos)
+    members: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for unit, source in zip(whole, sources, strict=True):
+        members[unit].add(source)
+    held, total = Counter(zip(whole, labels, strict=True)), Counter(labels)
+    apart = {unit for (unit, label), n in held.items() if len(members[unit]) > 1 and 2 * n > total[label]}
+    units = [video if unit in apart else unit for unit, video in zip(whole, videos, strict=True)]
+    return two_of_each(labels, units, videos)
 
 
 def _by_source(sample: Sample) -> Hashable:
@@ -158,32 +172,35 @@ def group_split(samples: Sequence[Sample], fraction: float = 0.3, seed: int = 0)
         return train, val
     pool = [i for i, s in enumerate(samples) if s.split in LEARNED] or list(range(len(samples)))
     chosen = [samples[i] for i in pool]
-    train, val = _deal_samples(chosen, [_by_video_or_source(s) for s in chosen], (1 - fraction, fraction), seed)
+    units = [_by_video_or_source(s) for s in chosen]
+    units = two_of_each([s.label for s in chosen], units, [_by_video(s) for s in chosen])
+    train, val = _deal_samples(chosen, units, (1 - fraction, fraction), seed)
     return [pool[k] for k in train], [pool[k] for k in val]
 
 
 def source_split(samples: Sequence[Sample], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """As :func:`group_split`, whatever splits are named: whole sources, and those that videos tie together, stay
-    together where each class comes from at least two, else whole videos do, else each file stands alone."""
-    rest, aside = _deal_samples(samples, _whole_sources(samples), (1 - fraction, fraction), seed)
+    """As :func:`group_split`, whatever splits are named, by :func:`sources_or_videos`."""
+    rest, aside = _deal_samples(samples, _wholes(samples), (1 - fraction, fraction), seed)
     return rest, aside
 
 
 def group_folds(samples: Sequence[Sample], k: int, seed: int = 0) -> list[list[int]]:
-    """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting.
+    """At most ``k`` disjoint lists of indices that together hold every sample, for cross-fitting, by
+    :func:`sources_or_videos`: no more than there are of these."""
+    return _deal_samples(samples, _wholes(samples), k, seed)
 
-    Whole sources, and those that videos tie together, stay together when each class comes from at least two, and there
-    are then no more folds than sources; else whole videos do; else each file stands alone.
-    """
-    return _deal_samples(samples, _whole_sources(samples), k, seed)
+
+def _wholes(samples: Sequence[Sample]) -> Sequence[Hashable]:
+    return sources_or_videos(
+        [s.label for s in samples], [_by_source(s) for s in samples], [_by_video(s) for s in samples]
+    )
 
 
 def _deal_samples(
     samples: Sequence[Sample], units: Sequence[Hashable], shares: int | Sequence[float], seed: int
 ) -> list[list[int]]:
-    """Deal by ``units`` where each class has at least two of them, else by video; no more sides than units."""
+    """Deal by ``units``, to no more sides than there are of these."""
     labels = [s.label for s in samples]
-    units = two_of_each(labels, units, [_by_video(s) for s in samples])
     if isinstance(shares, int):
         shares = min(shares, len(set(units)))
     return deal(labels, units, shares, seed)

@@ -120,9 +120,9 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
     A source is held out whole. A generator's fakes are held out with the real images of their sources, or, where these
     sources hold other generators' fakes too, with a third of them: else what is left of the sources is all fake, and a
     head learns the source. Where there are none, or none would be left to train on, a third of all real images takes
-    their place. Where its videos were forged by other generators, too, or their originals stand in other sources, a
-    third of these videos is judged, and its other fakes are seen by nobody. Thirds are drawn by whole videos. Nothing
-    of a video that is judged is trained on.
+    their place. Nothing of a video that is judged is trained on; where that would cost more than what is judged, most
+    of its fakes being of videos that others forged, too, or whose originals are elsewhere or were to be trained on,
+    a third of its videos is judged and its other fakes are seen by nobody. Thirds are drawn by whole videos.
     """
     labels, sources = np.array([s.label for s in samples]), np.array([s.source for s in samples])
     numbers: dict[Hashable, int] = {}
@@ -134,16 +134,18 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
         withheld = given.mask
         if name == "leave-generator-out":
             withheld = fakes
-            same = np.isin(videos, videos[fakes]) & ~fakes
-            originals = (own if given.against == "its sources" else False) | (same & (labels == 0))
+            its_own = np.isin(sources, np.unique(sources[fakes]))
             borrowed = given.against != "its sources" or own.sum() == (labels == 0).sum()
-            others = (labels == 1) & ~fakes & np.isin(sources, np.unique(sources[fakes]))
-            if originals.any() and (same & ((labels == 1) | ~np.isin(sources, sources[fakes]))).any():
-                given = Group(_third(samples, fakes | originals, seed), "a third of its videos")
+            others = (labels == 1) & ~fakes & its_own
+            same = np.isin(videos, videos[fakes]) & ~fakes
+            originals = (own & its_own) | (same & (labels == 0))
+            lost = same & ((labels == 1) | ~its_own | borrowed | others.any())
+            if originals.any() and np.isin(videos[fakes], videos[lost]).mean() > 0.5:
+                given = Group(_third(labels, videos, fakes | originals, seed), "a third of its videos")
             elif borrowed:
-                given = Group(fakes | _third(samples, labels == 0, seed), "a third of all real images")
+                given = Group(fakes | _third(labels, videos, labels == 0, seed), "a third of all real images")
             elif others.any():
-                given = Group(fakes | _third(samples, own, seed), "a third of its sources")
+                given = Group(fakes | _third(labels, videos, own, seed), "a third of its sources")
         withheld = withheld | np.isin(videos, videos[given.mask])
         held = np.bincount(labels[given.mask], minlength=2)
         left = np.bincount(labels[~withheld], minlength=2)
@@ -156,12 +158,11 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
     return groups, passed_over
 
 
-def _third(samples: Sequence[Sample], real: np.ndarray, seed: int) -> np.ndarray:
-    """A mask (n,) of about a third of the images ``real`` (n,), whole videos together."""
-    numbers = np.flatnonzero(real)
-    units = units_of([samples[i] for i in numbers])
-    chosen, _ = deal([0] * len(units), units, (BORROWED, 1 - BORROWED), seed)
-    mask = np.zeros(len(samples), bool)
+def _third(labels: np.ndarray, videos: np.ndarray, some: np.ndarray, seed: int) -> np.ndarray:
+    """A mask (n,) of about a third of the images ``some`` (n,), of either class, whole ``videos`` (n,) together."""
+    numbers = np.flatnonzero(some)
+    chosen, _ = deal(labels[numbers].tolist(), videos[numbers].tolist(), (BORROWED, 1 - BORROWED), seed)
+    mask = np.zeros(len(labels), bool)
     mask[numbers[chosen]] = True
     return mask
 

@@ -122,7 +122,7 @@ def study(
     prepared = []
     extractors = {model.name: Extractor(backbone, model.settings, crops, device) for model in models}
     for model in models:
-        if set(extractors[model.name].parts) <= set(whole.parts):
+        if not model.settings.inject_at and set(extractors[model.name].parts) <= set(whole.parts):
             z = whole.select(tokens[: len(fit)], model.settings)
         else:
             advance = progress(f"{model.name}: features", len(fit))

@@ -161,7 +161,7 @@ def _protocol_grid(protocol: Protocol) -> Grid:
         return [name, "", "", *(ends(e, signed=figure == "difference") for figure, e in of.items())]
 
     rows = [line(g.name, str(g.real), str(g.fake), g) for g in protocol.groups]
-    notes = ["Each group is scored by a head trained as this detector's was, on all the others."]
+    notes = ["Each group is scored by a head trained as this detector's was, on the others, but on none of its videos."]
     rows.append(line(f"mean of {len(protocol.groups)}", "", "", protocol))
     if len(protocol.groups) > 1:
         kind = protocol.name.removeprefix("leave-").removesuffix("-out")
@@ -177,9 +177,12 @@ def _protocol_grid(protocol: Protocol) -> Grid:
                 "Groups share real images, which both allow for by the variance that drawing images anew gives the "
                 "mean: they are wider than need be."
             )
-    borrowed = [g.name for g in protocol.groups if g.against == "a third of all real images"]
-    if borrowed:
-        notes.append(f"Against a third of all real images, held out as well: {', '.join(borrowed)}.")
+    for against, words in {
+        "a third of all real images": "Against a third of all real images, held out as well",
+        "a third of its videos": "By a third of its videos; its fakes of the others are not trained on either",
+    }.items():
+        if names := [g.name for g in protocol.groups if g.against == against]:
+            notes.append(f"{words}: {', '.join(names)}.")
     notes += [f"Not held out: {name} ({why})." for name, why in protocol.passed_over.items()]
     notes += [
         f"This detector also learned from forgeries that cannot be made here: {name}." for name in protocol.untaught

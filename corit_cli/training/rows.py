@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corit_cli.data.manifest import Sample
-from corit_cli.data.splits import deal, tied, two_of_each, units_of
+from corit_cli.data.splits import deal, sources_or_videos, units_of
 from corit_cli.data.variants import ORIGINAL
 from corit_cli.model.fusion import FusedHead
 from corit_cli.model.head import Head
@@ -140,12 +140,11 @@ class TrainingSet:
         return head, held_out
 
     def _folds(self, keep: Tensor | None, seed: int) -> list[list[int]]:
-        """The originals among the rows to be used, as lists of sample numbers, whole sources together, and those that
-        videos tie together, where each class comes from at least two, else whole videos."""
+        """The originals among the rows to be used, as lists of sample numbers, by :func:`sources_or_videos`."""
         usable = (self.originals if keep is None else self.originals & keep).tolist()
         rows = [(row.sample, row.label) for row in compress(self.rows, usable)]
         labels, videos = [label for _, label in rows], list(compress(self.units, usable))
-        units = two_of_each(labels, tied(list(compress(self.sources, usable)), videos), videos)
+        units = sources_or_videos(labels, list(compress(self.sources, usable)), videos)
         return [[rows[k][0] for k in fold] for fold in deal(labels, units, min(INNER_FOLDS, len(set(units))), seed)]
 
     def weights(self, settings: TrainSettings) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,14 +61,22 @@ def test_heatmaps_of_an_earlier_run_are_no_evidence(folder: Path) -> None:
     ]  # named, it is taken
 
 
-def test_a_glob_goes_round_no_loop(tmp_path: Path) -> None:
+def test_a_glob_goes_round_no_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     below = tmp_path / "sub"
     below.mkdir()
     photograph(0).save(below / "a.png")
-    (below / "up").symlink_to("..")
+    for name in ("up", "over", "beyond"):  # more ways round than can be gone
+        (below / name).symlink_to("..")
     (below / "b.png").symlink_to("a.png")  # another name of the same file is a name
-    named = list(collect([str(tmp_path / "**" / "*.png")], recursive=False))
-    assert named == [str(below / "a.png"), str(below / "b.png")]
+    (tmp_path / "[1]").mkdir()
+    shutil.copy(below / "a.png", tmp_path / "[1]" / "c.png")
+    every = [str(tmp_path / "[1]" / "c.png"), str(below / "a.png"), str(below / "b.png")]
+    for pattern in ("**/*.png", "**", "*/*.png", "**/**/*.png", "*/**"):
+        assert list(collect([str(tmp_path / pattern)], recursive=False)) == every
+    assert list(collect([str(below / "u*" / "[[]1]" / "*")], recursive=False)) == [str(below / "up" / "[1]" / "c.png")]
+    monkeypatch.chdir(tmp_path)
+    assert list(collect(["**/a.png"], recursive=False)) == ["sub/a.png"]
+    assert list(collect(["**"], recursive=False)) == ["[1]/c.png", "sub/a.png", "sub/b.png"]
 
 
 def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
@@ -83,7 +92,7 @@ def test_what_is_in_a_file_counts_and_the_rest_is_counted(folder: Path) -> None:
         skipped.startswith("skipped 3 files that are no images or videos: 1 .pdf") and "--list-skipped" not in skipped
     )
     assert "(--list-skipped names them)" in next(found(folder)[1].lines())
-    assert not any("--" in line for line in found(folder)[1].lines(hints=False))
+    assert not any("--" in line for line in found(folder)[1].lines(()))
     assert folders == "did not look into 1 folder (--recursive does)"
     names, left = found(folder, recursive=True)
     assert "d.jpg" in names and left.folders == 0 and left.files == []

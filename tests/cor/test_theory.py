@@ -73,7 +73,7 @@ def test_what_is_too_few_is_told_before_anything_is_trained(monkeypatch: pytest.
     left = {f"data size {c.level:g}" for c in found.conditions if c.kind == "data size"}
     assert len(left) + len(found.left_out) == len(module.DATA_SIZE)
     monkeypatch.setattr(module, "HeadArm", lambda *_: SimpleNamespace(x=z, run=lambda _: pytest.fail("it trained")))
-    with pytest.raises(CoritError, match="too few independent images to train on"):
+    with pytest.raises(CoritError, match="too few independent images"):
         theory({1: z}, split, [i // 15 for i in range(60)], o, [0])
 
 

@@ -161,6 +161,10 @@ def test_a_page_that_is_broken_hides_no_other() -> None:
     assert [frame.number for frame in frames] == [0, 3]
     assert np.array_equal(np.asarray(frames[1].image), np.asarray(FRAMES[3]))
     assert found.warning == "pages 2, 3 of 4 cannot be read"
+    for most, numbers in ((1, [3]), (2, [0, 3]), (3, [0, 3])):  # others are taken in their places
+        found = Pages()
+        assert sorted(frame.number for frame in sample_pages(bytes(broken), most, None, found)) == numbers
+        assert found.warning.startswith("page")
 
 
 def test_small_pages_are_passed_over() -> None:

@@ -223,13 +223,13 @@ def test_partitions_keep_videos_whole(rows: list[tuple], seed: int, k: int, frac
     assert 1 <= len(folds) <= k
     assert sorted(chain(*folds)) == list(range(len(data)))
     assert all(folds)
-    whole = tied([s.source for s in data], units_of(data))
-    by_source = all(len({w for w, s in zip(whole, data, strict=True) if s.label == c}) > 1 for c in (0, 1))
+    named = {s.source for s in data if s.video_id}
+    by_source = all(len({s.source for s in data if s.label == c} - named) > 1 for c in (0, 1))
     for parts in (folds, source_split(data, fraction, seed)):
         homes: dict[tuple, set[int]] = {}
         for n, part in enumerate(parts):
             for s in (data[i] for i in part):
-                if by_source:
+                if by_source and s.source not in named:  # those may be tied to others
                     homes.setdefault(("source", s.source), set()).add(n)
                 if s.video_id:
                     homes.setdefault(("video", s.video_id), set()).add(n)
@@ -256,6 +256,11 @@ def test_sources_of_the_same_videos_are_no_sources_to_hold_out() -> None:
     ]
     folds = group_folds(data, 5)
     assert len(folds) == 5 and all({data[i].label for i in fold} == {0, 1} for fold in folds)
+    some = [Sample(Path(f"other {i}"), i % 2, f"other {i % 4}") for i in range(40)]
+    folds = group_folds([*data, *some], 5)  # beside them others are, which stay whole
+    assert len(folds) == 5 and max(map(len, folds)) < 2 * min(map(len, folds))
+    homes = {(s.source, n) for n, fold in enumerate(folds) for s in ([*data, *some][i] for i in fold)}
+    assert Counter(source for source, _ in homes if source.startswith("other")) == {f"other {i}": 1 for i in range(4)}
     small = [replace(s, source=f"{s.source} {s.video_id}") for s in data]  # tiles of a photograph, forged elsewhere
     units = units_of(small, photographs=True)
     assert len(set(units)) == 10 and units == [units[i % 30] for i in range(90)]

@@ -157,6 +157,33 @@ def test_of_a_video_that_is_judged_nothing_is_trained_on(by_method: bool) -> Non
         assert {s.generator for s in judged} == {"real", name}
 
 
+@pytest.mark.parametrize(("gan", "more"), [("B", 0), ("A", 0), ("A", 60)])
+def test_originals_are_left_where_a_source_holds_them_with_their_forgeries(gan: str, more: int) -> None:
+    """Source A has originals and their forgeries by swap; somewhere is a generator that forged no video."""
+    made = [
+        Sample(Path(f"{kind}{i}"), int(kind == "swap"), "A", kind, video_id=str(i))
+        for kind in ("real", "swap")
+        for i in range(60)
+    ]
+    made += [Sample(Path(f"gan{i}"), 1, gan, "gan") for i in range(60)]
+    made += [Sample(Path(f"b{i}"), 0, "B") for i in range(more)]
+    groups, _ = leave_out(made, "leave-generator-out", 0)
+    group = groups["swap"]
+    left = [made[i] for i in np.flatnonzero(~group.withheld)]
+    assert group.against == "a third of its videos" and group.mask.sum() == 40
+    assert sum(s.source == "A" and not s.label for s in left) == 40 and not any(s.generator == "swap" for s in left)
+
+
+def test_a_video_that_two_generators_share_costs_no_others() -> None:
+    made = [Sample(Path(f"{i}"), i % 2, "A", "swap" if i % 2 else "", video_id=f"{i}") for i in range(40)]
+    made += [
+        Sample(Path(f"o{i}"), i % 2, "B", "other" if i % 2 else "", video_id=f"{i if i == 1 else f'o{i}'}")
+        for i in range(40)
+    ]
+    groups, _ = leave_out(made, "leave-generator-out", 0)
+    assert groups["swap"].mask.sum() == 40 and groups["swap"].withheld.sum() == 41
+
+
 def test_a_source_whose_videos_are_in_all_others_is_passed_over() -> None:
     made = [
         Sample(Path(f"{source}{i}"), i % 2, source, video_id=f"{'x' if source == 'c' else ''}{i // 2}")

@@ -15,6 +15,8 @@ from corit_cli.data.settings import CropConfig
 from corit_cli.data.splits import jackknife_groups
 from corit_cli.data.windows import crop
 from corit_cli.errors import CoritError
+from corit_cli.features.cache import Job, extract
+from corit_cli.features.extractor import Extractor
 from corit_cli.gsnr import layers
 from corit_cli.gsnr.gradients import layer_of
 from corit_cli.gsnr.layers import study
@@ -113,6 +115,17 @@ def test_a_model_without_contrasts_may_read_more_than_class_tokens(tiles: Path):
         found = run(tiles, (Compared("corit", reads),), crops, states=("initial", "fitted"))
         assert found.losses["corit", "fitted", "all"] < found.losses["corit", "initial", "all"]
     assert run(tiles, (Compared("corit", spread),), wrt="head").rows
+
+
+def test_heads_are_fitted_to_what_an_injected_tower_reads(tiles: Path, monkeypatch):
+    reads, seen = replace(READS, cgp=()), []
+    fitted = layers.heads_at
+    monkeypatch.setattr(layers, "heads_at", lambda wanted, z, *rest: (seen.append(z), fitted(wanted, z, *rest))[1])
+    run(tiles, (Compared("corit", reads),))
+    samples = load_samples(tiles)
+    fit, _ = layers.chosen_of(samples, StudySettings(samples=24))
+    own = Extractor(Backbone(random_tower(), "tiny", "0" * 64), reads, CROPS)
+    torch.testing.assert_close(seen[0], extract(own, [Job(samples[i].path) for i in fit])[0])
 
 
 def test_the_same_study_gives_the_same_bytes(tiles: Path):

@@ -74,8 +74,8 @@ def run(
 
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = resume or kept() / key
-    record = config_file.own(folder / config_file.NAME)
     try:
+        record = config_file.own(folder / config_file.NAME)
         journal = Journal(folder, about)
     except OSError as error:
         raise CoritError(f"cannot keep runs in {folder}: {error.strerror or error}; give --resume FOLDER") from None

@@ -122,20 +122,21 @@ def collect(
                 yield file
 
 
-def _matched(pattern: str) -> list[str]:
-    """The files that a glob finds; ``**`` is any folders but hidden ones and links, which may lead round in circles."""
-    parts = pattern.split(os.sep)
+def _matched(pattern: str, root: str = "") -> list[str]:
+    """The files that a glob finds below ``root``; ``**`` is any folders but hidden ones and links, which may lead round
+    in circles."""
+    parts, found = pattern.split(os.sep), set()
     if "**" not in parts:
-        return sorted(file for file in glob.iglob(pattern) if not os.path.isdir(file))
+        files = (os.path.join(root, name) for name in glob.iglob(pattern, root_dir=root or None))
+        return sorted(file for file in files if not os.path.isdir(file))
     at = parts.index("**")
-    above, below = os.sep.join([*parts[:at], ""]), parts[at + 1 :] or ["*"]
-    found: set[str] = set()
-    for base in glob.iglob(above) if at else [""]:
+    above, below = os.sep.join([*parts[:at], ""]), os.sep.join(filter(None, parts[at + 1 :])) or "*"
+    for base in glob.iglob(above, root_dir=root or None) if at else [""]:
+        base = os.path.join(root, base)
         for here, folders, _ in os.walk(base or os.curdir):
             folders[:] = [name for name in folders if not name.startswith(".")]
             within = os.path.relpath(here, base or os.curdir)
-            folder = base if within == os.curdir else os.path.join(base, within, "")
-            found.update(_matched(glob.escape(folder) + os.sep.join(below)))
+            found.update(_matched(below, base if within == os.curdir else os.path.join(base, within, "")))
     return sorted(found)
 
 

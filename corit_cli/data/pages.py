@@ -51,8 +51,8 @@ def sample_pages(
     1 / ``rate`` seconds as well: short ones and pages, which have no time, would else be judged by their first.
 
     A frame counts as shown from the time on that the ones before it take. Pages smaller than ``MIN_SIDE`` are passed
-    over. Where the file ends early the frames are spread anew over those that are there, so that they may come out of
-    order. ``about`` is filled in on the way. Raises ImageError when not one can be read.
+    over. Where the file ends early, or pages cannot be read, frames are spread anew over those that are there, so that
+    they may come out of order. ``about`` is filled in on the way. Raises ImageError when not one can be read.
     """
     about = about or Pages()
     with open_image(source) as image:
@@ -66,8 +66,7 @@ def sample_pages(
         yield from walk.frames(source)
         if not walk.again:
             break
-    if walk.reach == reach:
-        about.warning = "; ".join(filter(None, (cut, about.warning))) or None
+    about.warning = "; ".join(filter(None, (cut if walk.reach == reach else None, walk.stopped, walk.lacking))) or None
     if not walk.taken:
         raise ImageError(about.warning or "no page of it is large enough to judge")
 
@@ -87,20 +86,22 @@ def _count(image: Image.Image) -> int:
 
 @dataclass
 class _Walk:
-    """The ways through the first ``reach`` frames of a file, of which as many as ``most`` are ``taken``. ``missed``
-    says which pages cannot be read, and ``again`` whether another way is wanted, since frames are fewer than was said
-    or others can take the places of these pages."""
+    """The ways through the first ``reach`` frames of a file, of which as many as ``most`` are ``taken``. Small ones are
+    ``passed`` over, pages ``missed`` that cannot be read; ``stopped`` says why nothing behind was looked at. ``again``
+    is whether another way is wanted, since frames are fewer than was said or others can take the places of these."""
 
     about: Pages
     reach: int
     most: int
     rate: float | None
     taken: set[int] = field(default_factory=set)
-    missed: list[int] = field(default_factory=list)
+    passed: set[int] = field(default_factory=set)
+    missed: dict[int, Exception] = field(default_factory=dict)
+    stopped: str | None = None
     again: bool = False
 
     def frames(self, source: Source) -> Iterator[Frame]:
-        wanted, before, ended = self._wanted(), len(self.missed), 0
+        wanted, before, ended = self._wanted(), len(self.passed) + len(self.missed), 0
         pixels, seconds, due = 0, 0.0, 0.0
         with open_image(source) as image:
             for number in range(self.reach):
@@ -111,7 +112,9 @@ class _Walk:
                     take = number in wanted
                     if self.rate is not None and seconds >= due - 1e-6 and len(self.taken) < MOST_TAKEN:
                         take, due = number not in self.taken, due + 1 / self.rate
-                    take = take and min(image.size) >= MIN_SIDE and not _is_preview(image)
+                    if take and (min(image.size) < MIN_SIDE or _is_preview(image)):
+                        self.passed.add(number)
+                        take = False
                     if take or self.about.kind == "animation":  # the next frame may be drawn on this one
                         if size > MAX_PIXELS:
                             raise ImageError(too_large(size))
@@ -124,9 +127,9 @@ class _Walk:
                     if number == 0:
                         raise
                     if not take or self.about.kind != "pages" or pixels > MOST_PIXELS:
-                        self.about.warning = f"only {number} of {self.about.all} can be read ({error})"
+                        self.stopped = f"only {number} of {self.about.all} can be read ({error})"
                         break
-                    self._miss(number, error)  # the next one stands by itself
+                    self.missed[number] = error  # the next one stands by itself
                     shown = None
                 if shown is not None:
                     self.taken.add(number)
@@ -135,26 +138,29 @@ class _Walk:
                 seconds += _duration(image)
                 ended = number + 1
         self.about.seconds = round(seconds, 3)
-        self.again = 0 < ended < self.reach or len(self.missed) > before
+        fewer, left_out = 0 < ended < self.reach, len(self.passed) + len(self.missed) > before
+        self.again = fewer or (left_out and len(self.taken) < self.most)
         self.reach = ended
 
     def _wanted(self) -> set[int]:
-        """Frames spread evenly over those that there are, or where pages were missed over those that were not tried."""
-        left = range(self.reach)
-        most = self.most
-        if self.missed:
-            left = sorted({*left} - self.taken - {number - 1 for number in self.missed})
-            most -= len(self.taken)
-        return {left[(2 * i + 1) * len(left) // (2 * most)] for i in range(most) if left} - self.taken
+        """Frames spread evenly over those that there are, or over those that were not tried where some were left out,
+        with the first of them while nothing could be taken."""
+        left, most = list(range(self.reach)), self.most
+        if tried := self.passed | self.missed.keys():
+            left, most = [number for number in left if number not in self.taken | tried], most - len(self.taken)
+        first = left[:1] if tried and not self.taken else []
+        most -= len(first)
+        return {left[(2 * i + 1) * len(left) // (2 * most)] for i in range(most) if left}.union(first) - self.taken
 
-    def _miss(self, number: int, error: Exception) -> None:
-        """Tell of a page that cannot be read."""
-        self.missed.append(number + 1)
+    @property
+    def lacking(self) -> str | None:
+        """Which pages cannot be read, in words."""
         if len(self.missed) == 1:
-            self.about.warning = f"page {number + 1} of {self.about.count} cannot be read ({error})"
-        else:
-            pages = ", ".join(map(str, self.missed[:5])) + (" and others" if len(self.missed) > 5 else "")
-            self.about.warning = f"pages {pages} of {self.about.count} cannot be read"
+            ((number, error),) = self.missed.items()
+            return f"page {number + 1} of {self.about.count} cannot be read ({error})"
+        first = [str(number + 1) for number in sorted(self.missed)[:5]]
+        others = " and others" if len(self.missed) > len(first) else ""
+        return f"pages {', '.join(first)}{others} of {self.about.count} cannot be read" if first else None
 
 
 def _duration(image: Image.Image) -> float:

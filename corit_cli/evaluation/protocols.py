@@ -136,12 +136,14 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
             withheld = fakes
             its_own = np.isin(sources, np.unique(sources[fakes]))
             borrowed = given.against != "its sources" or own.sum() == (labels == 0).sum()
-            others = (labels == 1) & ~fakes & its_own
+            others = (labels == 1) & ~fakes & (its_own | np.isin(videos, videos[own]))
             same = np.isin(videos, videos[fakes]) & ~fakes
             originals = (own & its_own) | (same & (labels == 0))
             lost = same & ((labels == 1) | ~its_own | borrowed | others.any())
-            if originals.any() and np.isin(videos[fakes], videos[lost]).mean() > 0.5:
-                given = Group(_third(labels, videos, fakes | originals, seed), "a third of its videos")
+            part = _third(labels, videos, fakes | (originals if originals.any() else labels == 0), seed)
+            enough = np.bincount(labels[part], minlength=2).min() >= MINIMUM
+            if enough and np.isin(videos[fakes], videos[lost]).mean() > 0.5:
+                given = Group(part, "a third of its videos")
             elif borrowed:
                 given = Group(fakes | _third(labels, videos, labels == 0, seed), "a third of all real images")
             elif others.any():

@@ -71,7 +71,7 @@ def test_a_glob_goes_round_no_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "[1]").mkdir()
     shutil.copy(below / "a.png", tmp_path / "[1]" / "c.png")
     every = [str(tmp_path / "[1]" / "c.png"), str(below / "a.png"), str(below / "b.png")]
-    for pattern in ("**/*.png", "**", "*/*.png", "**/**/*.png", "*/**"):
+    for pattern in ("**/*.png", "**", "*/*.png", "**/**/*.png", "*/**", "**//*.png", "**/"):
         assert list(collect([str(tmp_path / pattern)], recursive=False)) == every
     assert list(collect([str(below / "u*" / "[[]1]" / "*")], recursive=False)) == [str(below / "up" / "[1]" / "c.png")]
     monkeypatch.chdir(tmp_path)

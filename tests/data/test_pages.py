@@ -161,10 +161,24 @@ def test_a_page_that_is_broken_hides_no_other() -> None:
     assert [frame.number for frame in frames] == [0, 3]
     assert np.array_equal(np.asarray(frames[1].image), np.asarray(FRAMES[3]))
     assert found.warning == "pages 2, 3 of 4 cannot be read"
-    for most, numbers in ((1, [3]), (2, [0, 3]), (3, [0, 3])):  # others are taken in their places
+    for most, numbers in ((1, [0]), (2, [0, 3]), (3, [0, 3])):  # others are taken in their places
         found = Pages()
         assert sorted(frame.number for frame in sample_pages(bytes(broken), most, None, found)) == numbers
         assert found.warning.startswith("page")
+
+
+def test_where_pages_cannot_be_read_or_are_small_others_are_found() -> None:
+    data = io.BytesIO()
+    FRAMES[0].save(data, "TIFF", save_all=True, append_images=[FRAMES[1]] * 19, compression="tiff_lzw")
+    broken = bytearray(data.getvalue())
+    with Image.open(io.BytesIO(broken)) as image:
+        for number in range(1, 20):
+            image.seek(number)
+            (start,), (length,) = image.tag_v2[273], image.tag_v2[279]
+            broken[start : start + length] = b"\xff" * length
+    assert numbers_of(bytes(broken), 2) == [0]
+    small = FRAMES[0].resize((20, 15))
+    assert len(numbers_of(animated("TIFF", frames=[FRAMES[0], small] * 8), 4)) == 4
 
 
 def test_small_pages_are_passed_over() -> None:

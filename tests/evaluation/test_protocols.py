@@ -174,6 +174,38 @@ def test_originals_are_left_where_a_source_holds_them_with_their_forgeries(gan: 
     assert sum(s.source == "A" and not s.label for s in left) == 40 and not any(s.generator == "swap" for s in left)
 
 
+def layout(*parts: tuple[str, str, int, str]) -> list[Sample]:
+    """(source, generator, images, what their videos are called) each; generator "" for real ones."""
+    return [
+        Sample(
+            Path(f"{source} {generator}{i}"),
+            int(generator != ""),
+            source,
+            generator,
+            video_id=f"{video}{i}" * (video != ""),
+        )
+        for source, generator, count, video in parts
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("made", "judged", "left"), [
+    (layout(("R", "", 60, "r"), ("x", "x", 60, "v"), ("y", "y", 60, "v")), [20, 20], [40, 40]),
+    (layout(("A", "", 60, "a"), ("A", "x", 60, ""), ("B", "y", 60, "a")), [20, 60], [40, 40]),
+    (layout(("A", "", 100, "a"), ("x", "x", 20, "a"), ("y", "y", 20, "a"), ("z", "z", 60, "")), [33, 20], None),
+], ids=["forgeries tied to each other", "originals tied to forgeries elsewhere", "few forgeries"])  # fmt: skip
+def test_a_generator_is_judged_whatever_its_videos_tie_it_to(
+    made: list[Sample], judged: list[int], left: list[int] | None
+) -> None:
+    groups, passed_over = leave_out(made, "leave-generator-out", 0)
+    labels = np.array([s.label for s in made])
+    group = groups["x"]
+    assert not passed_over and np.bincount(labels[group.mask]).tolist() == judged
+    assert left is None or (np.bincount(labels[~group.withheld]) >= left).all()
+    seen, kept = ({made[i].video_id for i in np.flatnonzero(m)} - {""} for m in (group.mask, ~group.withheld))
+    assert not seen & kept and "x" not in {made[i].generator for i in np.flatnonzero(~group.withheld)}
+
+
 def test_a_video_that_two_generators_share_costs_no_others() -> None:
     made = [Sample(Path(f"{i}"), i % 2, "A", "swap" if i % 2 else "", video_id=f"{i}") for i in range(40)]
     made += [

@@ -62,7 +62,7 @@ class Theory:
     conditions: list[Condition]
     correlation: Correlation
     by_kind: dict[str, Correlation]
-    left_out: list[str]
+    left_out: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -71,7 +71,7 @@ class Theory:
                 {"kind": c.kind, "level": c.level, "gsnr": asdict(c.gsnr), "cor": c.cor.as_dict()}
                 for c in self.conditions
             ],
-            "left_out": self.left_out,
+            "left_out": list(self.left_out),
             "spearman": asdict(self.correlation),
             "spearman_by_kind": {kind: asdict(e) for kind, e in self.by_kind.items()},
         }

@@ -139,8 +139,8 @@ class _Walk:
                 ended = number + 1
         self.about.seconds = round(seconds, 3)
         fewer, left_out = 0 < ended < self.reach, len(self.passed) + len(self.missed) > before
-        self.again = fewer or (left_out and len(self.taken) < self.most)
         self.reach = ended
+        self.again = (fewer or left_out) and bool(self._wanted())
 
     def _wanted(self) -> set[int]:
         """Frames spread evenly over those that there are, or over those that were not tried where some were left out,

@@ -140,9 +140,10 @@ def leave_out(samples: Sequence[Sample], name: str, seed: int) -> tuple[dict[str
             same = np.isin(videos, videos[fakes]) & ~fakes
             originals = (own & its_own) | (same & (labels == 0))
             lost = same & ((labels == 1) | ~its_own | borrowed | others.any())
-            part = _third(labels, videos, fakes | (originals if originals.any() else labels == 0), seed)
-            enough = np.bincount(labels[part], minlength=2).min() >= MINIMUM
-            if enough and np.isin(videos[fakes], videos[lost]).mean() > 0.5:
+            part = np.zeros(len(labels), bool)
+            if np.isin(videos[fakes], videos[lost]).mean() > 0.5:
+                part = _third(labels, videos, fakes | (originals if originals.any() else labels == 0), seed)
+            if np.bincount(labels[part], minlength=2).min() >= MINIMUM:
                 given = Group(part, "a third of its videos")
             elif borrowed:
                 given = Group(fakes | _third(labels, videos, labels == 0, seed), "a third of all real images")

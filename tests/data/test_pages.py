@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from corit_cli.data import pages
 from corit_cli.data.images import decode
 from corit_cli.data.opening import ImageError
 from corit_cli.data.pages import Pages, sample_pages
@@ -165,6 +166,14 @@ def test_a_page_that_is_broken_hides_no_other() -> None:
         found = Pages()
         assert sorted(frame.number for frame in sample_pages(bytes(broken), most, None, found)) == numbers
         assert found.warning.startswith("page")
+
+
+@pytest.mark.parametrize("small", [0, 1])
+def test_a_file_is_gone_through_once_where_nothing_is_left_to_take(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, way = [], pages.open_image
+    monkeypatch.setattr(pages, "open_image", lambda source: (opened.append(source), way(source))[1])
+    data = animated("TIFF", frames=[FRAMES[0], *[FRAMES[1].resize((20, 15))] * small, FRAMES[2]])
+    assert numbers_of(data) == [0, 1 + small] and len(opened) == 2  # to count them, and to look
 
 
 def test_where_pages_cannot_be_read_or_are_small_others_are_found() -> None:
